@@ -1,0 +1,233 @@
+//! The graph itself: vertices in topological order, each known by a digest.
+//!
+//! Vertices are only ever added after their inputs, so a graph cannot have cycles.
+
+use std::collections::HashMap;
+
+use sha2::Digest as _;
+
+use crate::digest::Digest;
+use crate::op::{Op, Part};
+use crate::platform::Platform;
+use crate::source::{SourceFile, Span};
+
+/// Names a vertex within its graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VertexId(u32);
+
+impl VertexId {
+    /// Returns the position in [`Graph::vertices`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One output of a vertex, as somebody's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Edge {
+    /// The vertex.
+    pub vertex: VertexId,
+    /// Which of its outputs; most have only 0.
+    pub output: u32,
+}
+
+impl From<VertexId> for Edge {
+    fn from(vertex: VertexId) -> Self {
+        Self { vertex, output: 0 }
+    }
+}
+
+/// A place in one of the graph's source files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Location {
+    /// The index in [`Graph::sources`].
+    pub file: u32,
+    /// The place within it.
+    pub span: Span,
+}
+
+/// What is known about a vertex but does not identify it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// What progress shows, for example `[build 2/5] RUN make`.
+    pub name: String,
+    /// Where it stands in the sources.
+    pub location: Option<Location>,
+    /// Whether an existing result may not be used (the new one is kept).
+    pub no_cache: bool,
+    /// Whether progress leaves it out (fetching the Dockerfile, for example).
+    pub internal: bool,
+}
+
+/// One step.
+#[derive(Clone, Debug)]
+pub struct Vertex {
+    /// What it does.
+    pub op: Op,
+    /// What it works on; operations refer to these by position.
+    pub inputs: Vec<Edge>,
+    /// The platform it is for.
+    pub platform: Platform,
+    /// Everything else.
+    pub meta: Meta,
+    digest: Digest,
+}
+
+impl Vertex {
+    /// Returns the digest of the operation, its platform and its inputs' digests: equal digests mean equal work.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
+/// Steps in topological order: inputs come before what uses them.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    vertices: Vec<Vertex>,
+    by_digest: HashMap<Digest, VertexId>,
+    sources: Vec<SourceFile>,
+}
+
+impl Graph {
+    /// Makes an empty graph.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a source file and returns its index for [`Location::file`].
+    pub fn add_source(&mut self, file: SourceFile) -> u32 {
+        self.sources.push(file);
+        u32::try_from(self.sources.len() - 1).expect("a graph has few source files")
+    }
+
+    /// Adds a vertex, or returns the equal one that is there already (its own name and place are kept).
+    ///
+    /// # Panics
+    /// When an input is not a vertex of this graph, or an operation refers to an input that was not given.
+    pub fn add(&mut self, op: Op, inputs: Vec<Edge>, platform: Platform, meta: Meta) -> VertexId {
+        assert!(inputs.iter().all(|edge| edge.vertex.index() < self.vertices.len()), "inputs are added first");
+        let digest = self.digest_of(&op, &inputs, &platform);
+        if let Some(existing) = self.by_digest.get(&digest) {
+            let known = &mut self.vertices[existing.index()].meta;
+            known.no_cache |= meta.no_cache;
+            return *existing;
+        }
+        let id = VertexId(u32::try_from(self.vertices.len()).expect("a graph has less than 2^32 vertices"));
+        self.by_digest.insert(digest, id);
+        self.vertices.push(Vertex { op, inputs, platform, meta, digest });
+        id
+    }
+
+    fn digest_of(&self, op: &Op, inputs: &[Edge], platform: &Platform) -> Digest {
+        let mut hash = sha2::Sha256::new();
+        let mut frame = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        frame(platform.to_string().as_bytes());
+        for Part { name, value } in op.parts() {
+            frame(name.as_bytes());
+            frame(value.as_bytes());
+        }
+        frame(b"");
+        for edge in inputs {
+            frame(self.vertices[edge.vertex.index()].digest.as_bytes());
+            frame(&edge.output.to_le_bytes());
+        }
+        Digest::sha256(hash.finalize().into())
+    }
+
+    /// Returns all vertices; a vertex's inputs come before it.
+    #[must_use]
+    pub fn vertices(&self) -> &[Vertex] {
+        &self.vertices
+    }
+
+    /// Returns one vertex.
+    #[must_use]
+    pub fn vertex(&self, id: VertexId) -> &Vertex {
+        &self.vertices[id.index()]
+    }
+
+    /// Returns a vertex's metadata for change, for example to name it after all stages are known.
+    pub fn meta_mut(&mut self, id: VertexId) -> &mut Meta {
+        &mut self.vertices[id.index()].meta
+    }
+
+    /// Returns the ids of all vertices in order.
+    pub fn ids(&self) -> impl Iterator<Item = VertexId> + use<> {
+        (0..self.vertices.len()).map(|index| VertexId(u32::try_from(index).expect("checked when the vertex was added")))
+    }
+
+    /// Returns the source files.
+    #[must_use]
+    pub fn sources(&self) -> &[SourceFile] {
+        &self.sources
+    }
+
+    /// Returns the vertices that `roots` need, themselves included, in topological order.
+    #[must_use]
+    pub fn reachable(&self, roots: impl IntoIterator<Item = VertexId>) -> Vec<VertexId> {
+        let mut needed = vec![false; self.vertices.len()];
+        for root in roots {
+            needed[root.index()] = true;
+        }
+        for index in (0..self.vertices.len()).rev() {
+            if needed[index] {
+                for edge in &self.vertices[index].inputs {
+                    needed[edge.vertex.index()] = true;
+                }
+            }
+        }
+        self.ids().filter(|id| needed[id.index()]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::{Exec, FileAction, FileOp};
+
+    fn exec(command: &str) -> Op {
+        Op::Exec(Box::new(Exec { args: vec![command.to_owned()], ..Exec::default() }))
+    }
+
+    fn add(graph: &mut Graph, op: Op, inputs: &[VertexId]) -> VertexId {
+        let edges = inputs.iter().map(|id| Edge::from(*id)).collect();
+        graph.add(op, edges, Platform::new("linux", "amd64", ""), Meta::default())
+    }
+
+    #[test]
+    fn equal_steps_are_one_vertex_and_different_ones_are_not() {
+        let mut graph = Graph::new();
+        let a = add(&mut graph, exec("a"), &[]);
+        assert_eq!(add(&mut graph, exec("a"), &[]), a);
+        let b = add(&mut graph, exec("b"), &[a]);
+        assert_ne!(add(&mut graph, exec("b"), &[]), b);
+        assert_eq!(graph.vertices().len(), 3);
+    }
+
+    #[test]
+    fn adjacent_values_cannot_be_shifted_into_each_other() {
+        let mut graph = Graph::new();
+        let args = |args: &[&str]| {
+            Op::Exec(Box::new(Exec { args: args.iter().map(|s| (*s).to_owned()).collect(), ..Exec::default() }))
+        };
+        let one = add(&mut graph, args(&["ab", "c"]), &[]);
+        let two = add(&mut graph, args(&["a", "bc"]), &[]);
+        assert_ne!(graph.vertex(one).digest(), graph.vertex(two).digest());
+    }
+
+    #[test]
+    fn only_what_the_target_needs_is_reachable() {
+        let mut graph = Graph::new();
+        let a = add(&mut graph, exec("a"), &[]);
+        let _unused = add(&mut graph, exec("unused"), &[a]);
+        let mkdir = FileAction::Mkdir { path: "/x".to_owned(), mode: 0o755, parents: true, owner: None };
+        let b = add(&mut graph, Op::File(FileOp { base: Some(0), actions: vec![mkdir] }), &[a]);
+        assert_eq!(graph.reachable([b]), [a, b]);
+    }
+}

@@ -1,0 +1,652 @@
+//! Operations: what a vertex does, in types that mirror BuildKit's LLB without its wire form.
+//!
+//! Every operation can list its [`Part`]s: the named, ordered values that identify it. Digests and cache keys are made of
+//! parts, and a cache miss is explained by comparing them. Values that must not cause a miss (proxies, addresses of extra
+//! hosts, resource limits) are no parts.
+
+use crate::digest::Digest;
+use crate::reference::Reference;
+
+/// The index of a vertex input within [`crate::Vertex::inputs`].
+pub type InputIndex = u32;
+
+/// One named value that belongs to an operation's identity.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Part {
+    /// What the value is, in words for people, for example `build argument GIT_SHA`.
+    pub name: String,
+    /// The value.
+    pub value: String,
+}
+
+/// What a vertex does.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Brings something in from outside.
+    Source(Source),
+    /// Runs a process.
+    Exec(Box<Exec>),
+    /// Copies and makes files.
+    File(FileOp),
+    /// Stacks all inputs, the last on top.
+    Merge,
+    /// Keeps what input 1 changes over input 0; an absent side is empty.
+    Diff {
+        /// The lower side.
+        lower: Option<InputIndex>,
+        /// The upper side.
+        upper: Option<InputIndex>,
+    },
+}
+
+/// Something that comes from outside the graph.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// An image's root filesystem, for the vertex's platform.
+    Image(ImageSource),
+    /// A directory of the client.
+    Local(LocalSource),
+    /// A git checkout.
+    Git(GitSource),
+    /// A file fetched by HTTP.
+    Http(HttpSource),
+    /// An image in an OCI layout of the client.
+    OciLayout(OciLayoutSource),
+}
+
+/// Whether a registry is asked for an image that exists locally.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ResolveMode {
+    /// The local image when there is one, else the registry.
+    #[default]
+    PreferLocal,
+    /// Always the registry (`--pull`).
+    Pull,
+}
+
+/// An image's root filesystem.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ImageSource {
+    /// The name.
+    pub reference: Reference,
+    /// The image id (configuration digest) the frontend saw when it resolved the name, so that graph and build agree.
+    pub image_id: Option<Digest>,
+    /// How the name is resolved.
+    pub resolve: ResolveMode,
+}
+
+/// A directory the client offers under a name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LocalSource {
+    /// The name, for example `context`.
+    pub name: String,
+    /// `.dockerignore` patterns; what they match is not there.
+    pub exclude: Vec<String>,
+    /// Patterns of what may be needed at all; empty means everything.
+    pub include: Vec<String>,
+    /// Paths (with wildcards) that operations read, symlinks followed: limits what is transferred. Empty means everything.
+    pub follow: Vec<String>,
+}
+
+/// A git checkout.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct GitSource {
+    /// The remote.
+    pub remote: String,
+    /// Branch, tag, commit or full ref; empty means the default branch.
+    pub reference: String,
+    /// A directory within the checkout.
+    pub subdir: String,
+    /// Whether `.git` stays.
+    pub keep_git_dir: bool,
+    /// The commit that `reference` must resolve to (a prefix is enough).
+    pub checksum: String,
+    /// Whether submodules are left out.
+    pub skip_submodules: bool,
+    /// Whether files get the commit's time instead of the checkout's.
+    pub commit_mtime: bool,
+    /// Whether the commit is fetched by its id.
+    pub fetch_by_commit: bool,
+}
+
+/// A file fetched by HTTP.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HttpSource {
+    /// The address.
+    pub url: String,
+    /// What its content must hash to.
+    pub checksum: Option<Digest>,
+    /// The name of the file; empty means from the address.
+    pub filename: String,
+    /// The file's permission bits.
+    pub mode: Option<u32>,
+    /// The file's owner.
+    pub uid: u32,
+    /// The file's group.
+    pub gid: u32,
+}
+
+/// An image in an OCI layout that the client offers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OciLayoutSource {
+    /// The name of the layout.
+    pub name: String,
+    /// The manifest or index.
+    pub digest: Digest,
+}
+
+/// Which network a process sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum NetworkMode {
+    /// A network of its own with access to the outside.
+    #[default]
+    Sandbox,
+    /// The host's network.
+    Host,
+    /// Loopback only.
+    None,
+}
+
+/// How much a process may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SecurityMode {
+    /// The default profile.
+    #[default]
+    Sandbox,
+    /// Everything; needs an entitlement.
+    Insecure,
+}
+
+/// A process and the file systems it sees.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Exec {
+    /// The argument vector.
+    pub args: Vec<String>,
+    /// Environment as `KEY=value`, in order.
+    pub env: Vec<String>,
+    /// The names of those variables that are build arguments (for messages only).
+    pub build_args: Vec<String>,
+    /// The working directory; made when missing.
+    pub cwd: String,
+    /// `user[:group]`, looked up in the root file system; empty means root.
+    pub user: String,
+    /// The host name; empty means the default.
+    pub hostname: String,
+    /// The root file system.
+    pub root: Root,
+    /// Further mounts, in order.
+    pub mounts: Vec<Mount>,
+    /// The network.
+    pub network: NetworkMode,
+    /// The privileges.
+    pub security: SecurityMode,
+    /// Secrets passed as environment variables.
+    pub secret_env: Vec<SecretEnv>,
+    /// Proxy settings added to the environment; not part of the identity.
+    pub proxy: Proxy,
+    /// Additional lines of `/etc/hosts`: name and address (or `host-gateway`). Only the names are part of the identity.
+    pub extra_hosts: Vec<(String, String)>,
+    /// Resource limits of processes.
+    pub ulimits: Vec<Ulimit>,
+    /// The size of `/dev/shm` in bytes.
+    pub shm_size_bytes: Option<u64>,
+    /// The parent control group; not part of the identity.
+    pub cgroup_parent: String,
+    /// CDI devices.
+    pub devices: Vec<Device>,
+    /// Exit codes that count as success; empty means 0.
+    pub valid_exit_codes: Vec<i32>,
+}
+
+/// The root file system of an exec.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Root {
+    /// Which input; `None` is an empty directory.
+    pub input: Option<InputIndex>,
+    /// Whether writing is refused.
+    pub readonly: bool,
+    /// Which output receives the changed file system; `None` drops the changes.
+    pub output: Option<u32>,
+}
+
+impl Default for Root {
+    fn default() -> Self {
+        Self { input: None, readonly: false, output: Some(0) }
+    }
+}
+
+/// A mount other than the root.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Mount {
+    /// The absolute mount point.
+    pub target: String,
+    /// Whether writing is refused.
+    pub readonly: bool,
+    /// What is mounted.
+    pub kind: MountKind,
+}
+
+/// What a mount shows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum MountKind {
+    /// A path of an input.
+    Bind {
+        /// Which input; `None` is an empty directory.
+        input: Option<InputIndex>,
+        /// The path within it; empty means all of it.
+        selector: String,
+        /// Which output receives the changes; `None` drops them.
+        output: Option<u32>,
+    },
+    /// A directory that survives between builds.
+    Cache {
+        /// The directory's name.
+        id: String,
+        /// Who may use it at the same time.
+        sharing: Sharing,
+        /// Its initial content.
+        input: Option<InputIndex>,
+        /// A path within it.
+        selector: String,
+    },
+    /// Memory.
+    Tmpfs {
+        /// The largest size in bytes; `None` is the kernel's default.
+        size_bytes: Option<u64>,
+    },
+    /// A secret as a file.
+    Secret(SecretFile),
+    /// The client's SSH agent as a socket.
+    Ssh(SecretFile),
+}
+
+/// Who may use a cache directory at the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// Everybody.
+    #[default]
+    Shared,
+    /// One step each; a second gets another directory.
+    Private,
+    /// One step; others wait.
+    Locked,
+}
+
+/// A secret (or an agent) shown as a file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SecretFile {
+    /// Its name in the session.
+    pub id: String,
+    /// The file's owner.
+    pub uid: u32,
+    /// The file's group.
+    pub gid: u32,
+    /// The file's permission bits.
+    pub mode: u32,
+    /// Whether the step runs without it.
+    pub optional: bool,
+}
+
+/// A secret passed as an environment variable.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SecretEnv {
+    /// Its name in the session.
+    pub id: String,
+    /// The variable.
+    pub name: String,
+    /// Whether the step runs without it.
+    pub optional: bool,
+}
+
+/// Proxy settings: variable names and values, for example `HTTP_PROXY`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Proxy {
+    /// The variables, in order.
+    pub env: Vec<(String, String)>,
+}
+
+/// A limit as `ulimit` sets it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Ulimit {
+    /// The limit's name, for example `nofile`.
+    pub name: String,
+    /// The soft limit; -1 is unlimited.
+    pub soft: i64,
+    /// The hard limit; -1 is unlimited.
+    pub hard: i64,
+}
+
+/// A CDI device.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Device {
+    /// `vendor/class=device`, `vendor/class` or a class annotation.
+    pub name: String,
+    /// Whether the step runs without it.
+    pub optional: bool,
+}
+
+/// A sequence of changes to a file system, giving one layer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FileOp {
+    /// The file system that is changed; `None` is empty.
+    pub base: Option<InputIndex>,
+    /// The changes, in order.
+    pub actions: Vec<FileAction>,
+}
+
+/// One change to a file system.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum FileAction {
+    /// Copies from an input.
+    Copy(Box<Copy>),
+    /// Makes a file.
+    Mkfile {
+        /// The absolute path.
+        path: String,
+        /// The content.
+        data: Vec<u8>,
+        /// The permission bits.
+        mode: u32,
+        /// The owner; `None` is root.
+        owner: Option<Owner>,
+    },
+    /// Makes a directory.
+    Mkdir {
+        /// The absolute path.
+        path: String,
+        /// The permission bits.
+        mode: u32,
+        /// Whether missing parents are made (and an existing directory is accepted).
+        parents: bool,
+        /// The owner of what is made; `None` is root.
+        owner: Option<Owner>,
+    },
+    /// Makes a symbolic link.
+    Symlink {
+        /// The absolute path of the link.
+        path: String,
+        /// Where it points.
+        target: String,
+        /// The owner; `None` is root.
+        owner: Option<Owner>,
+    },
+    /// Removes a path.
+    Remove {
+        /// The absolute path.
+        path: String,
+        /// Whether a missing path is accepted.
+        allow_missing: bool,
+        /// Whether the path is a pattern.
+        wildcard: bool,
+    },
+}
+
+/// A copy from an input into the changed file system.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Copy {
+    /// The input copied from; `None` is an empty file system.
+    pub from: Option<InputIndex>,
+    /// The path within it; `..` and a leading `/` are relative to its root.
+    pub source: String,
+    /// The absolute destination; a trailing `/` means "into this directory".
+    pub dest: String,
+    /// The owner given to everything copied; `None` keeps the source's.
+    pub owner: Option<Owner>,
+    /// The permissions given to everything copied; `None` keeps the source's.
+    pub mode: Option<Mode>,
+    /// Whether `source` may be a symbolic link to what is meant.
+    pub follow_symlinks: bool,
+    /// Whether a directory's content is copied rather than the directory.
+    pub contents_only: bool,
+    /// Whether archives are unpacked.
+    pub unpack: bool,
+    /// Whether missing parents of the destination are made.
+    pub create_dest_path: bool,
+    /// Whether `source` is a pattern.
+    pub wildcard: bool,
+    /// Whether a pattern that matches nothing is accepted.
+    pub allow_empty_wildcard: bool,
+    /// Whether an existing destination of another kind is replaced.
+    pub replace_existing: bool,
+    /// Patterns, relative to `source`, of what is copied; empty means everything.
+    pub include: Vec<String>,
+    /// Patterns, relative to `source`, of what is left out.
+    pub exclude: Vec<String>,
+    /// Paths, relative to `source`, that must exist.
+    pub required: Vec<String>,
+    /// The modification time in nanoseconds since 1970 given to everything copied; `None` keeps the source's.
+    pub mtime_ns: Option<i64>,
+}
+
+impl Default for Copy {
+    fn default() -> Self {
+        Self {
+            from: None,
+            source: "/".to_owned(),
+            dest: "/".to_owned(),
+            owner: None,
+            mode: None,
+            follow_symlinks: true,
+            contents_only: true,
+            unpack: false,
+            create_dest_path: true,
+            wildcard: true,
+            allow_empty_wildcard: true,
+            replace_existing: false,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            required: Vec::new(),
+            mtime_ns: None,
+        }
+    }
+}
+
+/// Who owns a file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// The user.
+    pub user: OwnerId,
+    /// The group; `None` takes the primary group of a named user, the same number for a numeric one.
+    pub group: Option<OwnerId>,
+}
+
+/// A user or a group.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum OwnerId {
+    /// A number.
+    Id(u32),
+    /// A name, looked up in the changed file system.
+    Name(String),
+}
+
+impl Owner {
+    /// Says whether the root file system's user database is needed.
+    #[must_use]
+    pub fn needs_lookup(&self) -> bool {
+        let named = |id: &OwnerId| matches!(id, OwnerId::Name(name) if name != "root");
+        named(&self.user) || self.group.as_ref().is_some_and(named)
+    }
+}
+
+/// Permissions given to copied files.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// The bits, up to `0o7777`.
+    Octal(u32),
+    /// As `chmod` reads it, for example `u=rwX,go=rX`.
+    Symbolic(String),
+}
+
+/// Collects parts.
+#[derive(Debug, Default)]
+struct Parts(Vec<Part>);
+
+impl Parts {
+    fn add(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.0.push(Part { name: name.into(), value: value.into() });
+    }
+
+    fn add_if(&mut self, condition: bool, name: &str, value: impl Into<String>) {
+        if condition {
+            self.add(name, value);
+        }
+    }
+
+    fn list(&mut self, name: &str, values: &[String]) {
+        for value in values {
+            self.add(name, value.as_str());
+        }
+    }
+}
+
+impl Op {
+    /// Returns the values that identify the operation, in a fixed order. Inputs are not among them.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Part> {
+        let mut parts = Parts::default();
+        match self {
+            Self::Source(source) => source.collect(&mut parts),
+            Self::Exec(exec) => exec.collect(&mut parts),
+            Self::File(file) => file.collect(&mut parts),
+            Self::Merge => parts.add("operation", "merge"),
+            Self::Diff { lower, upper } => {
+                parts.add("operation", "diff");
+                parts.add("lower", format!("{lower:?}"));
+                parts.add("upper", format!("{upper:?}"));
+            }
+        }
+        parts.0
+    }
+}
+
+impl Source {
+    fn collect(&self, parts: &mut Parts) {
+        match self {
+            Self::Image(image) => {
+                parts.add("operation", "image");
+                parts.add("reference", image.reference.to_string());
+                parts.add("image", format!("{:?}", image.image_id));
+                parts.add("resolve", format!("{:?}", image.resolve));
+            }
+            Self::Local(local) => {
+                parts.add("operation", "local");
+                parts.add("name", local.name.as_str());
+                parts.list("ignore pattern", &local.exclude);
+                parts.list("include pattern", &local.include);
+                parts.list("path", &local.follow);
+            }
+            Self::Git(git) => {
+                parts.add("operation", "git");
+                parts.add("options", format!("{git:?}"));
+            }
+            Self::Http(http) => {
+                parts.add("operation", "http");
+                parts.add("options", format!("{http:?}"));
+            }
+            Self::OciLayout(layout) => {
+                parts.add("operation", "oci-layout");
+                parts.add("name", layout.name.as_str());
+                parts.add("digest", layout.digest.to_string());
+            }
+        }
+    }
+}
+
+impl Exec {
+    fn collect(&self, parts: &mut Parts) {
+        parts.add("operation", "exec");
+        parts.list("command", &self.args);
+        for entry in &self.env {
+            let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+            let kind = if self.build_args.iter().any(|arg| arg == name) { "build argument" } else { "variable" };
+            parts.add(format!("{kind} {name}"), value);
+        }
+        parts.add("working directory", self.cwd.as_str());
+        parts.add_if(!self.user.is_empty(), "user", self.user.as_str());
+        parts.add_if(!self.hostname.is_empty(), "host name", self.hostname.as_str());
+        parts.add("root", format!("{:?}", self.root));
+        parts.add_if(self.network != NetworkMode::Sandbox, "network", format!("{:?}", self.network));
+        parts.add_if(self.security != SecurityMode::Sandbox, "security", format!("{:?}", self.security));
+        for mount in &self.mounts {
+            parts.add(format!("mount {}", mount.target), format!("{:?} {}", mount.kind, mount.readonly));
+        }
+        for secret in &self.secret_env {
+            parts.add(format!("secret variable {}", secret.name), format!("{} {}", secret.id, secret.optional));
+        }
+        for (host, _) in &self.extra_hosts {
+            parts.add("extra host", host.as_str());
+        }
+        for limit in &self.ulimits {
+            parts.add(format!("ulimit {}", limit.name), format!("{}:{}", limit.soft, limit.hard));
+        }
+        for device in &self.devices {
+            parts.add("device", format!("{} {}", device.name, device.optional));
+        }
+        parts.add_if(self.shm_size_bytes.is_some(), "size of /dev/shm", format!("{:?}", self.shm_size_bytes));
+        for code in &self.valid_exit_codes {
+            parts.add("valid exit code", code.to_string());
+        }
+    }
+}
+
+impl FileOp {
+    fn collect(&self, parts: &mut Parts) {
+        parts.add("operation", "file");
+        parts.add("base", format!("{:?}", self.base));
+        for action in &self.actions {
+            action.collect(parts);
+        }
+    }
+}
+
+impl FileAction {
+    fn collect(&self, parts: &mut Parts) {
+        match self {
+            Self::Copy(copy) => copy.collect(parts),
+            Self::Mkfile { path, data, mode, owner } => {
+                parts.add("file", path.as_str());
+                parts.add(format!("content of {path}"), Digest::of(data).to_string());
+                parts.add(format!("mode of {path}"), format!("{mode:o}"));
+                parts.add(format!("owner of {path}"), format!("{owner:?}"));
+            }
+            Self::Mkdir { path, mode, parents, owner } => {
+                parts.add("directory", path.as_str());
+                parts.add(format!("mode of {path}"), format!("{mode:o}"));
+                parts.add(format!("owner of {path}"), format!("{owner:?} {parents}"));
+            }
+            Self::Symlink { path, target, owner } => {
+                parts.add("symbolic link", path.as_str());
+                parts.add(format!("target of {path}"), target.as_str());
+                parts.add(format!("owner of {path}"), format!("{owner:?}"));
+            }
+            Self::Remove { path, allow_missing, wildcard } => {
+                parts.add("removed path", path.as_str());
+                parts.add(format!("removal of {path}"), format!("{allow_missing} {wildcard}"));
+            }
+        }
+    }
+}
+
+impl Copy {
+    fn collect(&self, parts: &mut Parts) {
+        parts.add("copy from", format!("{:?}", self.from));
+        parts.add("source", self.source.as_str());
+        parts.add("destination", self.dest.as_str());
+        parts.add_if(self.owner.is_some(), "--chown", format!("{:?}", self.owner));
+        parts.add_if(self.mode.is_some(), "--chmod", format!("{:?}", self.mode));
+        let flags = [
+            self.follow_symlinks,
+            self.contents_only,
+            self.unpack,
+            self.create_dest_path,
+            self.wildcard,
+            self.allow_empty_wildcard,
+            self.replace_existing,
+        ];
+        parts.add("copy options", flags.map(|flag| if flag { '1' } else { '0' }).iter().collect::<String>());
+        parts.list("--include", &self.include);
+        parts.list("--exclude", &self.exclude);
+        parts.list("required path", &self.required);
+        parts.add_if(self.mtime_ns.is_some(), "time", format!("{:?}", self.mtime_ns));
+    }
+}

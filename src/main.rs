@@ -1,0 +1,3 @@
+//! The `kiln` binary: chooses the role it plays before any thread exists.
+
+fn main() {}

@@ -1,0 +1,179 @@
+//! The SQLite database: connections, transactions and schema upgrades.
+//!
+//! `synchronous=NORMAL` in WAL mode: a commit waits for no disk. After a power cut the last transactions may be missing, but
+//! the database is whole; [`super::durable`] deals with records that outlived what they describe.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use crate::error::{Error, Result, ResultExt as _};
+
+/// The tables of one module: a list of SQL scripts, each run once, in order. Scripts are only ever appended.
+#[derive(Clone, Copy, Debug)]
+pub struct Schema {
+    /// The module's name.
+    pub module: &'static str,
+    /// The scripts.
+    pub scripts: &'static [&'static str],
+}
+
+/// How long a transaction waits for another process's.
+const BUSY: Duration = Duration::from_secs(60);
+
+/// A database and its idle connections. Each connection serves one operation at a time.
+#[derive(Debug)]
+pub struct Db {
+    path: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl Db {
+    /// Opens the database and runs the scripts it has not seen. Blocking.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or is no database, or a newer Kiln has added scripts this one does not know.
+    pub fn open(path: &Path, schemas: &[Schema]) -> Result<Self> {
+        let mut connection = connect(path)?;
+        upgrade(&mut connection, schemas).context(|| format!("open {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), idle: Mutex::new(vec![connection]) })
+    }
+
+    /// Runs an operation that only reads; several statements may see different states. Blocking.
+    ///
+    /// # Errors
+    /// Those of `operation`.
+    pub fn read<T>(&self, operation: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        let connection = self.take()?;
+        let result = operation(&connection);
+        self.put(connection);
+        result
+    }
+
+    /// Runs an operation in a write transaction: it alone writes, and its changes appear together or, on error, not at all.
+    /// Blocking; waits for other processes' transactions.
+    ///
+    /// # Errors
+    /// Those of `operation`; `Timeout` when another process holds the database for a minute.
+    pub fn write<T>(&self, operation: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        let mut connection = self.take()?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let value = operation(&transaction)?;
+        transaction.commit()?;
+        self.put(connection);
+        Ok(value)
+    }
+
+    fn take(&self) -> Result<Connection> {
+        let idle = self.idle.lock().expect("no panic happens while the lock is held").pop();
+        idle.map_or_else(|| connect(&self.path), Ok)
+    }
+
+    fn put(&self, connection: Connection) {
+        self.idle.lock().expect("no panic happens while the lock is held").push(connection);
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags).context(|| format!("open {}", path.display()))?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // Setting the mode again on a database that has it costs one read.
+    connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
+    connection.execute_batch("PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY;")?;
+    Ok(connection)
+}
+
+/// Runs missing scripts. `user_version` counts all scripts ever run, so that the usual case reads one number.
+fn upgrade(connection: &mut Connection, schemas: &[Schema]) -> Result<()> {
+    let wanted: usize = schemas.iter().map(|schema| schema.scripts.len()).sum();
+    let version =
+        |connection: &Connection| connection.query_row("PRAGMA user_version", [], |row| row.get::<_, usize>(0));
+    if wanted != 0 && version(connection)? == wanted {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction
+        .execute_batch("CREATE TABLE IF NOT EXISTS schema (module TEXT PRIMARY KEY, scripts INTEGER NOT NULL)")?;
+    for schema in schemas {
+        let done = transaction
+            .prepare_cached("SELECT scripts FROM schema WHERE module = ?1")?
+            .query_row([schema.module], |row| row.get::<_, usize>(0));
+        let done = match done {
+            Err(rusqlite::Error::QueryReturnedNoRows) => 0,
+            other => other?,
+        };
+        let missing = schema.scripts.get(done..).ok_or_else(|| {
+            Error::unsupported(format!("the tables of `{}` were made by a newer version of Kiln", schema.module))
+        })?;
+        for script in missing {
+            transaction.execute_batch(script).context(|| format!("upgrade the tables of `{}`", schema.module))?;
+        }
+        transaction
+            .prepare_cached("INSERT INTO schema VALUES (?1, ?2) ON CONFLICT (module) DO UPDATE SET scripts = ?2")?
+            .execute((schema.module, schema.scripts.len()))?;
+    }
+    let total: usize = transaction.query_row("SELECT coalesce(sum(scripts), 0) FROM schema", [], |row| row.get(0))?;
+    transaction.pragma_update(None, "user_version", total)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Schema = Schema { module: "a", scripts: &["CREATE TABLE a (n INTEGER)"] };
+    const TWO: Schema = Schema { module: "a", scripts: &["CREATE TABLE a (n INTEGER)", "ALTER TABLE a ADD m INTEGER"] };
+
+    fn open(dir: &tempfile::TempDir, schema: Schema) -> Result<Db> {
+        Db::open(&dir.path().join("kiln.db"), &[schema])
+    }
+
+    #[test]
+    fn an_upgrade_runs_only_the_missing_scripts() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(&dir, ONE).unwrap());
+        let db = open(&dir, TWO).unwrap();
+        db.write(|tx| Ok(tx.execute("INSERT INTO a VALUES (1, 2)", [])?)).unwrap();
+        drop(open(&dir, TWO).unwrap());
+        let error = open(&dir, ONE).unwrap_err();
+        assert_eq!(error.kind(), crate::error::Kind::Unsupported);
+    }
+
+    #[test]
+    fn a_failed_write_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = open(&dir, ONE).unwrap();
+        let result = db.write(|tx| {
+            tx.execute("INSERT INTO a VALUES (1)", [])?;
+            Err::<(), _>(Error::invalid("stop"))
+        });
+        assert!(result.is_err());
+        let rows: usize = db.read(|c| Ok(c.query_row("SELECT count(*) FROM a", [], |row| row.get(0))?)).unwrap();
+        assert_eq!(rows, 0);
+    }
+
+    #[test]
+    fn writers_of_several_handles_take_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let handles: Vec<_> = (0..4).map(|_| open(&dir, ONE).unwrap()).collect();
+        std::thread::scope(|scope| {
+            for db in &handles {
+                scope.spawn(|| {
+                    for n in 0..50 {
+                        db.write(|tx| Ok(tx.execute("INSERT INTO a VALUES (?1)", [n])?)).unwrap();
+                    }
+                });
+            }
+        });
+        let rows: usize = handles[0].read(|c| Ok(c.query_row("SELECT count(*) FROM a", [], |r| r.get(0))?)).unwrap();
+        assert_eq!(rows, 200);
+    }
+}
