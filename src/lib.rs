@@ -3,10 +3,15 @@
 //! The modules form layers; `src/tidy.rs` holds the table of who may import whom, and `docs/architecture.md` the map.
 //! The library exists for the binary, the tests and the benches; it is not an API for others.
 
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod engine;
 pub mod error;
 pub mod state;
 pub mod sys;
 pub mod task;
+pub mod types;
 
 #[cfg(test)]
 mod tidy;

@@ -1,3 +1,45 @@
 //! The `kiln` binary: chooses the role it plays before any thread exists.
+//!
+//! The command line is the usual role. The others are this binary started by itself: an engine child serves the command that
+//! started it.
 
-fn main() {}
+use std::ffi::OsString;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use kiln::api::Server;
+use kiln::client::ENGINE_ROLE;
+use kiln::engine::{Control, Engine};
+use kiln::error::Result;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    match (args.get(1).and_then(|arg| arg.to_str()), args.get(2)) {
+        (Some(ENGINE_ROLE), Some(root)) => exit(engine(Path::new(root))),
+        _ => kiln::cli::main(args),
+    }
+}
+
+fn exit(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kiln: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves the parent over the socket on standard input until it closes it.
+fn engine(root: &Path) -> Result<()> {
+    let engine = Engine::open(root)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let control = Control::new(std::io::stdin().as_fd().try_clone_to_owned()?)?;
+        Server::new(engine.clone()).serve_control(control).await?;
+        engine.shutdown(Duration::from_secs(10)).await;
+        Ok(())
+    })
+}

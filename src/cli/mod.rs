@@ -1,0 +1,47 @@
+//! The command line: commands, progress and tables.
+//!
+//! Every command is a client of the Engine API; what it prints is docker's output unless that can be bettered.
+
+mod args;
+mod system;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Cli, Command, Context};
+
+use crate::error::Result;
+
+/// Runs the command line and returns the exit code.
+#[must_use]
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Broken pipes while printing help are nobody's error.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 125 } else { 0 });
+        }
+    };
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            anstream::eprintln!("{}: {error}", anstyle::AnsiColor::Red.on_default().render());
+            ExitCode::from(error.kind().codes().2)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let context = Context::new(&cli.global)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Version(args) => system::version(&context, args).await,
+        }
+    });
+    context.close();
+    result
+}

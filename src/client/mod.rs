@@ -1,0 +1,10 @@
+//! Typed Engine API calls over one transport.
+//!
+//! The command line only ever holds byte streams that speak the Engine API: to a daemon's socket, or to an engine child it
+//! started itself. This module opens such streams, sends requests over them, and upgrades them for attach, sessions and gRPC.
+
+mod dial;
+mod http;
+
+pub use dial::{Dialer, ENGINE_ROLE, Endpoint};
+pub use http::{Client, Hijacked, Lines};
