@@ -8,6 +8,7 @@ pub mod cli;
 pub mod client;
 pub mod engine;
 pub mod error;
+pub mod solver;
 pub mod state;
 pub mod sys;
 pub mod task;

@@ -1,0 +1,3 @@
+//! The solver: scheduler, cache, content hash, operations, exporters, sessions and frontends of builds.
+
+pub mod scheduler;
