@@ -6,6 +6,7 @@
 pub mod api;
 pub mod cli;
 pub mod client;
+pub mod container;
 pub mod engine;
 pub mod error;
 pub mod solver;

@@ -1,0 +1,3 @@
+//! Containers: their records, lifecycle, input and output, logs, and the shim that keeps each of them.
+
+pub mod log;
