@@ -1,3 +1,6 @@
 //! Containers: their records, lifecycle, input and output, logs, and the shim that keeps each of them.
 
+pub mod config;
 pub mod log;
+pub mod name;
+pub mod record;

@@ -1,0 +1,363 @@
+//! Container records: one row each, every change of state a transaction.
+//!
+//! A record that says `running` is believed only while the container's shim lives, which its lock file tells: a shim that was
+//! killed left no note.
+
+use kiln_graph::Digest;
+use rusqlite::{Connection, OptionalExtension as _, Row};
+
+use super::config::Config;
+use crate::error::{Error, Result};
+use crate::state::Schema;
+
+/// The table of containers.
+pub const SCHEMA: Schema = Schema {
+    module: "container",
+    scripts: &["CREATE TABLE containers (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        created_ns INTEGER NOT NULL,
+        config TEXT NOT NULL,
+        image_id TEXT NOT NULL,
+        snapshot INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        pid INTEGER,
+        started_ns INTEGER,
+        finished_ns INTEGER,
+        exit_code INTEGER NOT NULL DEFAULT 0,
+        oom_killed INTEGER NOT NULL DEFAULT 0,
+        memory_peak_bytes INTEGER,
+        error TEXT NOT NULL DEFAULT '',
+        address TEXT
+    );
+    CREATE INDEX containers_by_image ON containers (image_id);"],
+};
+
+/// A container's id: 64 hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContainerId(String);
+
+impl ContainerId {
+    /// Makes an id out of 32 random bytes.
+    #[must_use]
+    pub fn from_random(bytes: [u8; 32]) -> Self {
+        Self(Digest::sha256(bytes).hex())
+    }
+
+    /// Takes an id that this program made earlier.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it is not 64 hexadecimal digits.
+    pub fn parse(text: &str) -> Result<Self> {
+        let valid = text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if valid { Ok(Self(text.to_owned())) } else { Err(Error::invalid(format!("invalid container id {text:?}"))) }
+    }
+
+    /// Returns all 64 digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns the first 12 digits.
+    #[must_use]
+    pub fn short(&self) -> &str {
+        &self.0[..12]
+    }
+}
+
+impl std::fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a container is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing yet. An attempt to start it may have failed.
+    Created {
+        /// The exit code and the reason of the last attempt.
+        failure: Option<(i32, String)>,
+    },
+    /// It runs.
+    Running {
+        /// Its first process, as the host sees it.
+        pid: i32,
+        /// When it was started, in nanoseconds since 1970.
+        started_ns: i64,
+    },
+    /// It has ended.
+    Exited(Exited),
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exited {
+    /// The exit code; 128 + n for signal n.
+    pub code: i32,
+    /// When it was started, in nanoseconds since 1970.
+    pub started_ns: i64,
+    /// When it ended, in nanoseconds since 1970.
+    pub finished_ns: i64,
+    /// Whether the kernel killed a process of it because memory ran out.
+    pub oom_killed: bool,
+    /// The most memory it used, in bytes.
+    pub memory_peak_bytes: Option<u64>,
+    /// What went wrong besides.
+    pub error: String,
+}
+
+/// A container's record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its name, without a slash.
+    pub name: String,
+    /// When it was created, in nanoseconds since 1970.
+    pub created_ns: i64,
+    /// Its settings.
+    pub config: Config,
+    /// Its writable layer.
+    pub snapshot: i64,
+    /// What it is doing.
+    pub state: State,
+    /// Its address on the default bridge, as JSON of the shim's making; `None` when it has none now.
+    pub address: Option<String>,
+}
+
+const COLUMNS: &str = "id, name, created_ns, config, snapshot, state, pid, started_ns, finished_ns, exit_code, oom_killed, \
+                       memory_peak_bytes, error, address";
+
+fn from_row(row: &Row<'_>) -> Result<Record> {
+    let (exit_code, error): (i32, String) = (row.get(9)?, row.get(12)?);
+    let state: String = row.get(5)?;
+    let state = match state.as_str() {
+        "created" if exit_code == 0 => State::Created { failure: None },
+        "created" => State::Created { failure: Some((exit_code, error)) },
+        "running" => State::Running { pid: row.get(6)?, started_ns: row.get(7)? },
+        "exited" => State::Exited(Exited {
+            code: exit_code,
+            started_ns: row.get(7)?,
+            finished_ns: row.get(8)?,
+            oom_killed: row.get(10)?,
+            memory_peak_bytes: row.get(11)?,
+            error,
+        }),
+        other => return Err(Error::corrupt(format!("a container's record has the unknown state {other:?}"))),
+    };
+    Ok(Record {
+        id: ContainerId::parse(&row.get::<_, String>(0)?)?,
+        name: row.get(1)?,
+        created_ns: row.get(2)?,
+        config: serde_json::from_str(&row.get::<_, String>(3)?)?,
+        snapshot: row.get(4)?,
+        state,
+        address: row.get(13)?,
+    })
+}
+
+/// Inserts a new record, in the state `Created`.
+///
+/// # Errors
+/// `Conflict`, in docker's words, when the name is taken.
+pub fn insert(tx: &Connection, record: &Record) -> Result<()> {
+    if let Some(holder) = id_of_name(tx, &record.name)? {
+        return Err(Error::conflict(format!(
+            "Conflict. The container name \"/{}\" is already in use by container \"{holder}\". You have to remove (or rename) \
+             that container to be able to reuse that name.",
+            record.name
+        )));
+    }
+    let sql = "INSERT INTO containers (id, name, created_ns, config, image_id, snapshot, state)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'created')";
+    tx.prepare_cached(sql)?.execute((
+        record.id.as_str(),
+        &record.name,
+        record.created_ns,
+        serde_json::to_string(&record.config)?,
+        record.config.image_id.to_string(),
+        record.snapshot,
+    ))?;
+    Ok(())
+}
+
+fn id_of_name(connection: &Connection, name: &str) -> Result<Option<String>> {
+    let mut statement = connection.prepare_cached("SELECT id FROM containers WHERE name = ?1")?;
+    Ok(statement.query_row([name], |row| row.get(0)).optional()?)
+}
+
+/// Finds a container by full id, name, or unambiguous beginning of the id, in this order.
+///
+/// # Errors
+/// `NotFound` in docker's words; `InvalidArgument` when several ids begin so.
+pub fn find(connection: &Connection, reference: &str) -> Result<Record> {
+    let bare = reference.strip_prefix('/').unwrap_or(reference);
+    let sql = format!("SELECT {COLUMNS} FROM containers WHERE id = ?1 OR name = ?1");
+    if let Some(record) = connection.prepare_cached(&sql)?.query_map([bare], |row| Ok(from_row(row)))?.next() {
+        return record?;
+    }
+    let missing = || Error::not_found(format!("No such container: {reference}"));
+    if bare.is_empty() || !bare.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(missing());
+    }
+    let sql = format!("SELECT {COLUMNS} FROM containers WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut found = statement.query_map([bare], |row| Ok(from_row(row)))?;
+    match (found.next(), found.next()) {
+        (None, _) => Err(missing()),
+        (Some(record), None) => record?,
+        (Some(_), Some(_)) => Err(Error::invalid(format!("multiple containers match the id prefix {reference:?}"))),
+    }
+}
+
+/// Returns all records, newest first.
+///
+/// # Errors
+/// When the database fails.
+pub fn all(connection: &Connection) -> Result<Vec<Record>> {
+    let sql = format!("SELECT {COLUMNS} FROM containers ORDER BY created_ns DESC, id");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let rows = statement.query_map([], |row| Ok(from_row(row)))?;
+    rows.map(|record| record?).collect()
+}
+
+/// Stores what a container is doing now.
+///
+/// # Errors
+/// `NotFound` when the record has gone meanwhile.
+pub fn set_state(tx: &Connection, id: &ContainerId, state: &State) -> Result<()> {
+    let mut exit = Exited {
+        code: 0,
+        started_ns: 0,
+        finished_ns: 0,
+        oom_killed: false,
+        memory_peak_bytes: None,
+        error: String::new(),
+    };
+    let (name, pid, started) = match state {
+        State::Created { failure } => {
+            if let Some((code, error)) = failure {
+                exit.code = *code;
+                exit.error.clone_from(error);
+            }
+            ("created", None, None)
+        }
+        State::Running { pid, started_ns } => ("running", Some(*pid), Some(*started_ns)),
+        State::Exited(exited) => {
+            exit = exited.clone();
+            ("exited", None, Some(exited.started_ns))
+        }
+    };
+    let finished = matches!(state, State::Exited(_)).then_some(exit.finished_ns);
+    let sql = "UPDATE containers SET state = ?2, pid = ?3, started_ns = ?4, finished_ns = ?5, exit_code = ?6,
+               oom_killed = ?7, memory_peak_bytes = ?8, error = ?9 WHERE id = ?1";
+    let changed = tx.prepare_cached(sql)?.execute((
+        id.as_str(),
+        name,
+        pid,
+        started,
+        finished,
+        exit.code,
+        exit.oom_killed,
+        exit.memory_peak_bytes,
+        &exit.error,
+    ))?;
+    if changed == 0 { Err(Error::not_found(format!("No such container: {id}"))) } else { Ok(()) }
+}
+
+/// Stores a container's address, or that it has none.
+///
+/// # Errors
+/// When the database fails.
+pub fn set_address(tx: &Connection, id: &ContainerId, address: Option<&str>) -> Result<()> {
+    tx.prepare_cached("UPDATE containers SET address = ?2 WHERE id = ?1")?.execute((id.as_str(), address))?;
+    Ok(())
+}
+
+/// Deletes a record.
+///
+/// # Errors
+/// When the database fails.
+pub fn delete(tx: &Connection, id: &ContainerId) -> Result<()> {
+    tx.prepare_cached("DELETE FROM containers WHERE id = ?1")?.execute([id.as_str()])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::config::tests::config;
+    use crate::error::Kind;
+    use crate::state::Root;
+
+    fn root() -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path(), &[SCHEMA]).unwrap();
+        (dir, root)
+    }
+
+    fn record(number: u8, name: &str) -> Record {
+        Record {
+            id: ContainerId::from_random([number; 32]),
+            name: name.to_owned(),
+            created_ns: i64::from(number),
+            config: config(),
+            snapshot: 1,
+            state: State::Created { failure: None },
+            address: None,
+        }
+    }
+
+    #[test]
+    fn a_container_is_found_by_name_id_and_prefix() {
+        let (_dir, root) = root();
+        let (one, two) = (record(0xab, "web"), record(0xac, "db"));
+        root.db().write(|tx| insert(tx, &one).and_then(|()| insert(tx, &two))).unwrap();
+        let find = |text: &str| root.db().read(|c| find(c, text)).map(|record| record.name);
+        assert_eq!(find("web").unwrap(), "web");
+        assert_eq!(find("/web").unwrap(), "web");
+        assert_eq!(find(one.id.as_str()).unwrap(), "web");
+        assert_eq!(find("aba").unwrap(), "web");
+        assert_eq!(find("a").unwrap_err().kind(), Kind::InvalidArgument);
+        assert_eq!(find("").unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(find("nope").unwrap_err().to_string(), "No such container: nope");
+    }
+
+    #[test]
+    fn a_name_is_given_once() {
+        let (_dir, root) = root();
+        root.db().write(|tx| insert(tx, &record(1, "web"))).unwrap();
+        let error = root.db().write(|tx| insert(tx, &record(2, "web"))).unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict);
+        assert!(error.to_string().contains("is already in use by container \"0101"), "{error}");
+    }
+
+    #[test]
+    fn every_state_survives_the_database() {
+        let (_dir, root) = root();
+        let one = record(1, "web");
+        root.db().write(|tx| insert(tx, &one)).unwrap();
+        let exited = Exited {
+            code: 137,
+            started_ns: 1,
+            finished_ns: 2,
+            oom_killed: true,
+            memory_peak_bytes: Some(3),
+            error: "x".to_owned(),
+        };
+        for state in [
+            State::Created { failure: Some((127, "no such file".to_owned())) },
+            State::Running { pid: 42, started_ns: 7 },
+            State::Exited(exited),
+            State::Created { failure: None },
+        ] {
+            root.db().write(|tx| set_state(tx, &one.id, &state)).unwrap();
+            assert_eq!(root.db().read(|c| find(c, "web")).unwrap().state, state);
+        }
+        root.db().write(|tx| delete(tx, &one.id)).unwrap();
+        let gone = root.db().write(|tx| set_state(tx, &one.id, &State::Created { failure: None }));
+        assert_eq!(gone.unwrap_err().kind(), Kind::NotFound);
+    }
+}
