@@ -3,6 +3,7 @@
 //! REST, gRPC (`moby.buildkit.v1`) and the `/grpc` and `/session` upgrades share one router, which any byte stream can be
 //! connected to: a socket of a daemon, the socket pair of an engine child, or memory in tests. No behaviour lives here.
 
+mod containers;
 mod error;
 mod serve;
 mod system;

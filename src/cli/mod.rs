@@ -3,7 +3,9 @@
 //! Every command is a client of the Engine API; what it prints is docker's output unless that can be bettered.
 
 mod args;
+mod container;
 mod system;
+mod value;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

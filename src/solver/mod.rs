@@ -1,3 +1,4 @@
 //! The solver: scheduler, cache, content hash, operations, exporters, sessions and frontends of builds.
 
+pub mod progress;
 pub mod scheduler;
