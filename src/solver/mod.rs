@@ -1,4 +1,6 @@
 //! The solver: scheduler, cache, content hash, operations, exporters, sessions and frontends of builds.
 
+pub mod cache;
+pub mod key;
 pub mod progress;
 pub mod scheduler;

@@ -1,0 +1,253 @@
+//! The build cache: which step gave which snapshot.
+//!
+//! A record names a snapshot of the store; the collector of the store keeps what a record names. Records are small and kept
+//! for explanations as well: the parts of the key stand beside it.
+
+use kiln_graph::Digest;
+use kiln_graph::op::Part;
+use rusqlite::{Connection, OptionalExtension as _};
+
+use super::key::Key;
+use crate::error::Result;
+use crate::state::Schema;
+
+/// The tables of the build cache.
+pub const SCHEMA: Schema = Schema {
+    module: "solver",
+    scripts: &["CREATE TABLE steps (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        key BLOB NOT NULL UNIQUE,
+        op BLOB NOT NULL,
+        snapshot INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        parts TEXT NOT NULL,
+        created_ns INTEGER NOT NULL,
+        used_ns INTEGER NOT NULL,
+        uses INTEGER NOT NULL DEFAULT 0,
+        boot TEXT
+    );
+    CREATE INDEX steps_by_op ON steps (op, id);
+    CREATE INDEX steps_by_snapshot ON steps (snapshot);
+    CREATE INDEX steps_not_durable ON steps (boot) WHERE boot IS NOT NULL;
+    CREATE TABLE contents (
+        chain TEXT NOT NULL,
+        selector TEXT NOT NULL,
+        hash BLOB NOT NULL,
+        PRIMARY KEY (chain, selector)
+    ) WITHOUT ROWID;"],
+};
+
+/// A step's record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Names the record.
+    pub id: i64,
+    /// The snapshot with the result.
+    pub snapshot: i64,
+    /// What progress showed.
+    pub name: String,
+    /// When it ran, in nanoseconds since 1970.
+    pub created_ns: i64,
+    /// When it was last needed.
+    pub used_ns: i64,
+    /// How often it was found.
+    pub uses: u64,
+}
+
+/// What is recorded of a step that ran.
+#[derive(Clone, Debug)]
+pub struct NewStep<'a> {
+    /// Identifies the result.
+    pub key: Key,
+    /// Identifies the operation without its inputs.
+    pub op: Key,
+    /// The snapshot with the result.
+    pub snapshot: i64,
+    /// What progress showed.
+    pub name: &'a str,
+    /// The parts of the key, as [`super::key::Parts::stored`] makes them.
+    pub parts: &'a [Part],
+    /// When it ran, in nanoseconds since 1970.
+    pub now_ns: i64,
+    /// The id of this boot; see [`crate::state::drop_lost`].
+    pub boot: &'a str,
+}
+
+fn step(row: &rusqlite::Row<'_>) -> rusqlite::Result<Step> {
+    Ok(Step {
+        id: row.get(0)?,
+        snapshot: row.get(1)?,
+        name: row.get(2)?,
+        created_ns: row.get(3)?,
+        used_ns: row.get(4)?,
+        uses: row.get(5)?,
+    })
+}
+
+const COLUMNS: &str = "id, snapshot, name, created_ns, used_ns, uses";
+
+/// Finds the result of a step.
+///
+/// # Errors
+/// When the database fails.
+pub fn find(connection: &Connection, key: &Key) -> Result<Option<Step>> {
+    let sql = format!("SELECT {COLUMNS} FROM steps WHERE key = ?1");
+    Ok(connection.prepare_cached(&sql)?.query_row([key.as_bytes()], step).optional()?)
+}
+
+/// Notes that records were needed, so that pruning spares them.
+///
+/// # Errors
+/// When the database fails.
+pub fn touch(tx: &Connection, ids: &[i64], now_ns: i64) -> Result<()> {
+    let mut statement = tx.prepare_cached("UPDATE steps SET used_ns = ?2, uses = uses + 1 WHERE id = ?1")?;
+    for id in ids {
+        statement.execute((id, now_ns))?;
+    }
+    Ok(())
+}
+
+/// Says whether this operation ever ran, on whatever inputs.
+///
+/// # Errors
+/// When the database fails.
+pub fn knows(connection: &Connection, op: &Key) -> Result<bool> {
+    Ok(connection.prepare_cached("SELECT 1 FROM steps WHERE op = ?1 LIMIT 1")?.exists([op.as_bytes()])?)
+}
+
+/// Returns the parts of the last run of this operation.
+///
+/// # Errors
+/// When the database fails or the record is malformed.
+pub fn last_parts(connection: &Connection, op: &Key) -> Result<Option<Vec<Part>>> {
+    let sql = "SELECT parts FROM steps WHERE op = ?1 ORDER BY id DESC LIMIT 1";
+    let text: Option<String> =
+        connection.prepare_cached(sql)?.query_row([op.as_bytes()], |row| row.get(0)).optional()?;
+    let Some(text) = text else { return Ok(None) };
+    let pairs: Vec<(String, String)> = serde_json::from_str(&text)?;
+    Ok(Some(pairs.into_iter().map(|(name, value)| Part { name, value }).collect()))
+}
+
+/// Records the result of a step; a result of the same key is replaced.
+///
+/// # Errors
+/// When the database fails.
+pub fn record(tx: &Connection, new: &NewStep<'_>) -> Result<()> {
+    let pairs: Vec<(&str, &str)> = new.parts.iter().map(|part| (part.name.as_str(), part.value.as_str())).collect();
+    tx.prepare_cached("DELETE FROM steps WHERE key = ?1")?.execute([new.key.as_bytes()])?;
+    let sql = "INSERT INTO steps (key, op, snapshot, name, parts, created_ns, used_ns, boot)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7)";
+    tx.prepare_cached(sql)?.execute((
+        new.key.as_bytes(),
+        new.op.as_bytes(),
+        new.snapshot,
+        new.name,
+        serde_json::to_string(&pairs)?,
+        new.now_ns,
+        new.boot,
+    ))?;
+    Ok(())
+}
+
+/// Returns all records, the longest unused first.
+///
+/// # Errors
+/// When the database fails.
+pub fn all(connection: &Connection) -> Result<Vec<Step>> {
+    let sql = format!("SELECT {COLUMNS} FROM steps ORDER BY used_ns, id");
+    let mut statement = connection.prepare_cached(&sql)?;
+    Ok(statement.query_map([], step)?.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Deletes a record; its snapshot goes with the next collection unless something else needs it.
+///
+/// # Errors
+/// When the database fails.
+pub fn forget(tx: &Connection, id: i64) -> Result<()> {
+    tx.prepare_cached("DELETE FROM steps WHERE id = ?1")?.execute([id])?;
+    Ok(())
+}
+
+/// Finds the content hash of a selection of paths of a file system.
+///
+/// # Errors
+/// When the database fails.
+pub fn find_content(connection: &Connection, chain: &Digest, selector: &str) -> Result<Option<[u8; 32]>> {
+    let sql = "SELECT hash FROM contents WHERE chain = ?1 AND selector = ?2";
+    Ok(connection.prepare_cached(sql)?.query_row((chain.to_string(), selector), |row| row.get(0)).optional()?)
+}
+
+/// Remembers the content hash of a selection of paths of a file system.
+///
+/// # Errors
+/// When the database fails.
+pub fn record_content(tx: &Connection, chain: &Digest, selector: &str, hash: &[u8; 32]) -> Result<()> {
+    let sql = "INSERT OR REPLACE INTO contents VALUES (?1, ?2, ?3)";
+    tx.prepare_cached(sql)?.execute((chain.to_string(), selector, hash))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Root;
+
+    fn key(n: u8) -> Key {
+        Key::from_bytes([n; 32])
+    }
+
+    #[test]
+    fn a_recorded_step_is_found_by_its_key_and_known_by_its_operation() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path(), &[SCHEMA]).unwrap();
+        let parts = [Part { name: "command".to_owned(), value: "make".to_owned() }];
+        let new =
+            NewStep { key: key(1), op: key(9), snapshot: 7, name: "RUN make", parts: &parts, now_ns: 5, boot: "b" };
+        root.db().write(|tx| record(tx, &new)).unwrap();
+        root.db().write(|tx| record(tx, &NewStep { snapshot: 8, ..new.clone() })).unwrap();
+        root.db()
+            .read(|c| {
+                let found = find(c, &key(1))?.unwrap();
+                assert_eq!((found.snapshot, found.name.as_str(), found.uses), (8, "RUN make", 0));
+                assert!(find(c, &key(2))?.is_none() && knows(c, &key(9))? && !knows(c, &key(1))?);
+                assert_eq!(last_parts(c, &key(9))?.unwrap(), parts);
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn what_was_needed_last_is_listed_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path(), &[SCHEMA]).unwrap();
+        root.db()
+            .write(|tx| {
+                for n in 1..=3 {
+                    let new =
+                        NewStep { key: key(n), op: key(n), snapshot: 1, name: "x", parts: &[], now_ns: 5, boot: "b" };
+                    record(tx, &new)?;
+                }
+                touch(tx, &[1], 9)?;
+                forget(tx, 2)?;
+                let ids: Vec<i64> = all(tx)?.iter().map(|step| step.id).collect();
+                assert_eq!(ids, [3, 1]);
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn content_hashes_are_remembered_by_chain_and_selector() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path(), &[SCHEMA]).unwrap();
+        let chain = Digest::of(b"c");
+        root.db().write(|tx| record_content(tx, &chain, "/a", &[1; 32])).unwrap();
+        root.db()
+            .read(|c| {
+                assert_eq!(find_content(c, &chain, "/a")?, Some([1; 32]));
+                assert_eq!(find_content(c, &chain, "/b")?, None);
+                Ok(())
+            })
+            .unwrap();
+    }
+}
