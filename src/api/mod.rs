@@ -3,6 +3,7 @@
 //! REST, gRPC (`moby.buildkit.v1`) and the `/grpc` and `/session` upgrades share one router, which any byte stream can be
 //! connected to: a socket of a daemon, the socket pair of an engine child, or memory in tests. No behaviour lives here.
 
+mod build;
 mod containers;
 mod error;
 mod serve;
@@ -14,7 +15,7 @@ pub use serve::{Peer, Server};
 pub use version::ApiVersion;
 
 use axum::Router;
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 
 use crate::engine::Engine;
 use crate::error::Error;
@@ -28,6 +29,7 @@ pub fn router(engine: Engine) -> Router {
         .route("/_ping", get(system::ping).head(system::ping))
         .route("/version", get(system::version))
         .route("/info", get(system::info))
+        .route("/session", post(build::session::session))
         .fallback(any(page_not_found))
         .method_not_allowed_fallback(page_not_found)
         .with_state(engine)

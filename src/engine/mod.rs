@@ -10,6 +10,7 @@ use std::time::Duration;
 pub use control::Control;
 
 use crate::error::Result;
+use crate::solver::session::Sessions;
 use crate::state::Root;
 use crate::task::{Clock, Tasks};
 
@@ -22,6 +23,7 @@ struct Inner {
     root: Root,
     tasks: Tasks,
     clock: Clock,
+    sessions: Sessions,
 }
 
 impl Engine {
@@ -31,7 +33,7 @@ impl Engine {
     /// When the root cannot be opened; see [`Root::open`].
     pub fn open(root: &Path) -> Result<Self> {
         let root = Root::open(root, &[])?;
-        Ok(Self(Arc::new(Inner { root, tasks: Tasks::new(), clock: Clock::system() })))
+        Ok(Self(Arc::new(Inner { root, tasks: Tasks::new(), clock: Clock::system(), sessions: Sessions::default() })))
     }
 
     /// Returns the root directory.
@@ -44,6 +46,12 @@ impl Engine {
     #[must_use]
     pub fn clock(&self) -> Clock {
         self.0.clock
+    }
+
+    /// Returns the open build sessions.
+    #[must_use]
+    pub fn sessions(&self) -> &Sessions {
+        &self.0.sessions
     }
 
     /// Returns the tasks that are joined before the engine exits.

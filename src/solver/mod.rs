@@ -4,3 +4,4 @@ pub mod cache;
 pub mod key;
 pub mod progress;
 pub mod scheduler;
+pub mod session;
