@@ -9,6 +9,7 @@ pub mod client;
 pub mod container;
 pub mod engine;
 pub mod error;
+pub mod image;
 pub mod solver;
 pub mod state;
 pub mod sys;
