@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::error::{Error, Result};
 
 /// An IPv4 network in CIDR notation; its host bits are zero.
@@ -98,8 +100,19 @@ impl MacAddress {
     pub fn random() -> Result<Self> {
         let mut bytes = [0; 6];
         getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("make a hardware address: {error}")))?;
+        Ok(Self::local(bytes))
+    }
+
+    /// Makes the address that belongs to a name: always the same, unicast, locally administered.
+    #[must_use]
+    pub fn derived(name: &str) -> Self {
+        let hash: [u8; 32] = Sha256::digest(name).into();
+        Self::local(*hash.first_chunk().expect("a SHA-256 hash has 32 bytes"))
+    }
+
+    fn local(mut bytes: [u8; 6]) -> Self {
         bytes[0] = bytes[0] & !1 | 2;
-        Ok(Self(bytes))
+        Self(bytes)
     }
 
     /// Returns the six bytes, first byte first.
@@ -181,7 +194,10 @@ mod tests {
     }
 
     #[test]
-    fn random_hardware_addresses_are_local_and_unicast() {
+    fn generated_hardware_addresses_are_local_and_unicast() {
+        assert_eq!(MacAddress::derived("a").bytes()[0] & 3, 2);
+        assert_eq!(MacAddress::derived("a"), MacAddress::derived("a"));
+        assert_ne!(MacAddress::derived("a"), MacAddress::derived("b"));
         for _ in 0..64 {
             let mac = MacAddress::random().unwrap();
             assert_eq!(mac.bytes()[0] & 3, 2);

@@ -37,12 +37,12 @@ impl Bridge {
     }
 
     /// Makes the bridge, or what it lacks.
-    pub(super) fn make(kernel: &mut Netlink, name: &str, subnet: Ipv4Subnet) -> Result<Self> {
+    ///
+    /// `mac` should stay the same for the network's life: containers that lived when the bridge was deleted remember it.
+    pub(super) fn make(kernel: &mut Netlink, name: &str, mac: MacAddress, subnet: Ipv4Subnet) -> Result<Self> {
         if bridge_link(kernel, name)?.is_none() {
             let mtu = outgoing_mtu(kernel)?.map_or(MTU, |mtu| mtu.min(MTU));
-            // Without an address of its own a bridge takes its ports', and changes it when they change.
-            let made = kernel.add_bridge(name, MacAddress::random()?.bytes(), mtu);
-            unless_exists(made).context(|| format!("make bridge {name}"))?;
+            unless_exists(kernel.add_bridge(name, mac.bytes(), mtu)).context(|| format!("make bridge {name}"))?;
         }
         let link = bridge_link(kernel, name)?
             .ok_or_else(|| Error::internal(format!("bridge {name} vanished while it was being set up")))?;

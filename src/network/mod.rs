@@ -151,7 +151,7 @@ pub struct NetworkInfo {
     pub driver: Driver,
     /// When it was made, in nanoseconds since 1970.
     pub created_ns: i64,
-    /// The bridge and its addresses; `None` for other drivers, and for a bridge network that has not been used.
+    /// The bridge and its addresses; `None` for other drivers.
     pub bridge: Option<BridgeInfo>,
     /// What is connected, by address.
     pub endpoints: Vec<Endpoint>,
@@ -289,7 +289,7 @@ impl Network {
     /// # Errors
     /// When the database or the kernel fails.
     pub fn list(&self) -> Result<Vec<NetworkInfo>> {
-        self.sweep()?;
+        self.settle()?;
         self.db().read(|connection| {
             records::networks(connection)?.into_iter().map(|network| self.info(connection, network)).collect()
         })
@@ -300,8 +300,19 @@ impl Network {
     /// # Errors
     /// `NotFound`; `InvalidArgument` when the term is the start of several ids.
     pub fn inspect(&self, term: &str) -> Result<NetworkInfo> {
-        self.sweep()?;
+        self.settle()?;
         self.db().read(|connection| self.info(connection, records::find_network(connection, term)?))
+    }
+
+    /// Brings the records up to date before they are shown: without dead endpoints, and with a subnet for the bridge network.
+    fn settle(&self) -> Result<()> {
+        self.sweep()?;
+        let bridge = self.db().read(|connection| records::find_network(connection, "bridge"))?;
+        if bridge.subnet.is_none() {
+            let _alone = FileLock::acquire(&self.0.lock, LockMode::Exclusive)?;
+            self.settle_subnet(&mut Netlink::new(), &bridge.id, 0)?;
+        }
+        Ok(())
     }
 
     fn info(&self, connection: &Connection, network: NetworkRecord) -> Result<NetworkInfo> {
@@ -460,7 +471,8 @@ impl Network {
         self.sweep_alone(alone)?;
         for attempt in 0..ATTEMPTS {
             let subnet = self.settle_subnet(kernel, network, attempt)?;
-            let bridge = Bridge::make(kernel, &self.0.bridge, subnet)?;
+            let mac = MacAddress::derived(network.as_str());
+            let bridge = Bridge::make(kernel, &self.0.bridge, mac, subnet)?;
             // Of two claimants the one that claims last sees the other, so never do both keep the same subnet.
             if !self.host_uses(kernel, subnet)? {
                 self.reconnect(kernel, network, bridge)?;
