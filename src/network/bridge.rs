@@ -143,6 +143,7 @@ pub(super) fn connect(kernel: &mut Netlink, bridge: Bridge, wire: &Wire<'_>) -> 
     kernel
         .add_veth(&Veth {
             name: wire.host_interface,
+            mac: MacAddress::derived(wire.host_interface).bytes(),
             master: bridge.index,
             mtu: bridge.mtu,
             peer_name: wire.interface,

@@ -388,16 +388,20 @@ impl Network {
         if all.is_empty() {
             return Ok(0);
         }
-        let interfaces: HashSet<String> = Netlink::new().veths()?.into_iter().map(|link| link.name).collect();
-        let is_dead = |endpoint: &EndpointRecord| match endpoint.host.split_once(' ') {
-            Some((boot, _)) if boot != self.0.root.boot_id() => true,
-            _ => endpoint.host == self.0.host && !interfaces.contains(&endpoint.id.host_interface()),
-        };
-        let dead: Vec<_> = all.into_iter().filter(is_dead).collect();
+        let mut kernel = Netlink::new();
+        let interfaces: HashSet<String> = kernel.veths()?.into_iter().map(|link| link.name).collect();
+        let mut dead = Vec::new();
+        for endpoint in all {
+            let interface = endpoint.id.host_interface();
+            let earlier_boot = !endpoint.host.starts_with(self.0.root.boot_id());
+            let unseen = endpoint.host == self.0.host && !interfaces.contains(&interface);
+            // A list that was made while interfaces came and went may lack one, so absence is asked for by name.
+            if earlier_boot || unseen && kernel.link(&interface)?.is_none() {
+                dead.push(endpoint.id);
+            }
+        }
         if !dead.is_empty() {
-            self.db().write(|tx| {
-                dead.iter().try_for_each(|endpoint| records::delete_endpoint(tx, &endpoint.id).map(drop))
-            })?;
+            self.db().write(|tx| dead.iter().try_for_each(|id| records::delete_endpoint(tx, id).map(drop)))?;
         }
         Ok(dead.len())
     }

@@ -57,6 +57,8 @@ pub struct Link {
 pub struct Veth<'a> {
     /// The name of the end that stays.
     pub name: &'a str,
+    /// The hardware address of that end. One the kernel chose would be changed by systemd's udev.
+    pub mac: [u8; 6],
     /// The bridge that end becomes a port of, by index.
     pub master: u32,
     /// Bytes of payload a frame may carry.
@@ -190,6 +192,7 @@ impl Netlink {
         let mut info = request
             .encode()
             .push_ifname(&c_name(veth.name)?)
+            .push_address(&veth.mac)
             .push_mtu(veth.mtu)
             .push_master(veth.master)
             .push_num_tx_queues(1)

@@ -344,6 +344,7 @@ fn privileged_a_foreign_interface_of_the_bridges_name_is_left_alone() {
         let netns = namespace::create().unwrap();
         let veth = crate::sys::netlink::Veth {
             name: "kiln0",
+            mac: [2, 0, 0, 0, 0, 2],
             master,
             mtu: 1500,
             peer_name: "eth0",
@@ -575,5 +576,38 @@ fn privileged_connecting_is_fast() {
         eprintln!("connect: p50 {:?}, p90 {:?}", connects[50], connects[90]);
         // Far above what it takes, far below what a helper process or an interface's removal would cost.
         assert!(connects[50].as_millis() < 10, "{:?}", connects[50]);
+    });
+}
+
+#[test]
+fn privileged_engines_of_many_roots_that_start_at_once_take_different_subnets() {
+    const ROOTS: usize = 6;
+    on_host(|world| {
+        let pool = AddressPool::new("10.66.0.0/21".parse().unwrap(), 24).unwrap();
+        let config = || Config { naming: Naming::ByPath, pools: vec![pool], ..Config::default() };
+        let dirs: Vec<_> = (0..ROOTS).map(|_| tempfile::tempdir().unwrap()).collect();
+        let containers: Vec<Container> = std::thread::scope(|scope| {
+            let start = |dir: &tempfile::TempDir| Container::start(&open(dir.path(), config()));
+            let engines: Vec<_> = dirs.iter().map(|dir| scope.spawn(move || start(dir))).collect();
+            engines.into_iter().map(|engine| engine.join().unwrap()).collect()
+        });
+        let gateways: BTreeSet<_> = containers.iter().map(|container| container.endpoint.gateway).collect();
+        assert_eq!(gateways.len(), ROOTS);
+        let server = world.outside(|| Server::start(OUTSIDE.into()));
+        assert!(containers.iter().all(|container| container.calls(&server) == Some(HOST.into())));
+    });
+}
+
+#[test]
+fn privileged_who_may_not_make_networks_is_told_what_to_do() {
+    on_host(|world| {
+        let network = world.network();
+        let netns = namespace::create().unwrap();
+        let mut mine = rustix::thread::capabilities(None).unwrap();
+        mine.effective.remove(rustix::thread::CapabilitySet::NET_ADMIN);
+        rustix::thread::set_capabilities(None, mine).unwrap();
+        let error = network.connect(&attach(netns.as_fd(), "x")).unwrap_err();
+        assert_eq!(error.kind(), Kind::Forbidden);
+        assert!(error.to_string().contains("--network=host"), "{error}");
     });
 }

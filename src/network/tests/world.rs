@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::*;
 use crate::sys::netlink::{Address, Veth};
@@ -50,6 +50,7 @@ impl World {
         kernel
             .add_veth(&Veth {
                 name: "port",
+                mac: MacAddress::random().unwrap().bytes(),
                 master: uplink,
                 mtu: 1450,
                 peer_name: "eth0",
@@ -153,11 +154,9 @@ pub(super) fn call(address: SocketAddr) -> Option<IpAddr> {
 
 /// Waits for something to become true; the test fails when it does not within ten seconds.
 pub(super) fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    for _ in 0..2000 {
-        if condition() {
-            return;
-        }
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
-    panic!("waited in vain: {what}");
 }
