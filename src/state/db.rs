@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+use super::lock::{FileLock, LockMode};
 use crate::error::{Error, Result, ResultExt as _};
 
 /// The tables of one module: a list of SQL scripts, each run once, in order. Scripts are only ever appended.
@@ -36,7 +37,10 @@ impl Db {
     /// # Errors
     /// When the file cannot be opened or is no database, or a newer Kiln has added scripts this one does not know.
     pub fn open(path: &Path, schemas: &[Schema]) -> Result<Self> {
+        // SQLite does not wait when two connections make a database a WAL one at the same time: the second fails at once.
+        let turn = FileLock::acquire(&path.with_extension("db-open"), LockMode::Exclusive)?;
         let mut connection = connect(path)?;
+        drop(turn);
         upgrade(&mut connection, schemas).context(|| format!("open {}", path.display()))?;
         Ok(Self { path: path.to_owned(), idle: Mutex::new(vec![connection]) })
     }
