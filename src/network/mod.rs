@@ -46,6 +46,7 @@ use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::state::{FileLock, LockMode, Root};
 use crate::sys::netlink::Netlink;
 use crate::sys::netlink_nft::Table;
+use crate::sys::xtables;
 use crate::task::Clock;
 use bridge::{Bridge, Wire};
 use records::{EndpointRecord, NetworkRecord};
@@ -355,12 +356,16 @@ impl Network {
 
     /// Says in words, with the remedy, what on this host will keep containers from reaching the outside. Blocking.
     ///
-    /// Looks at nftables and iptables-nft; rules made by the legacy iptables are not seen.
+    /// Looks for policies that drop forwarded packets, of nftables and of both kinds of iptables, without a rule that mentions the
+    /// bridge.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// `Forbidden` without CAP_NET_ADMIN.
     pub fn obstacles(&self) -> Result<Vec<String>> {
-        let tables = Netlink::new().tables_that_drop_forwarded(&self.0.bridge)?;
+        let mut tables = Netlink::new().tables_that_drop_forwarded(&self.0.bridge)?;
+        if xtables::drops_forwarded(&self.0.bridge)? {
+            tables.push("ip filter".to_owned());
+        }
         Ok(tables.iter().map(|table| firewall::obstacle(table, &self.0.bridge)).collect())
     }
 

@@ -4,3 +4,4 @@
 
 pub mod netlink;
 pub mod netlink_nft;
+pub mod xtables;

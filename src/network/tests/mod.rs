@@ -473,6 +473,27 @@ fn privileged_a_firewall_that_drops_forwarded_packets_is_pointed_out() {
     });
 }
 
+#[test]
+fn privileged_a_policy_of_legacy_iptables_is_pointed_out() {
+    let iptables = |arguments: &[&str]| {
+        Command::new("iptables-legacy").args(arguments).status().is_ok_and(|status| status.success())
+    };
+    on_host(move |world| {
+        let network = world.network();
+        assert_eq!(network.obstacles().unwrap(), Vec::<String>::new());
+        if !iptables(&["-P", "FORWARD", "DROP"]) {
+            eprintln!("skipped: needs the program iptables-legacy and its kernel modules");
+            return;
+        }
+        assert!(iptables(&["-A", "INPUT", "-i", "eth7", "-j", "ACCEPT"]));
+        assert_eq!(network.obstacles().unwrap().len(), 1);
+        assert!(iptables(&["-I", "FORWARD", "-i", "kiln0", "-j", "ACCEPT"]));
+        assert_eq!(network.obstacles().unwrap(), Vec::<String>::new(), "somebody thought of the bridge");
+        assert!(iptables(&["-D", "FORWARD", "1"]) && iptables(&["-P", "FORWARD", "ACCEPT"]));
+        assert_eq!(network.obstacles().unwrap(), Vec::<String>::new());
+    });
+}
+
 /// Makes the table and chain `iptables -P FORWARD DROP` makes, or adds a rule that accepts what comes from an interface.
 fn write_dropping_table(accept_from: Option<&str>) {
     let ip = nft::Nfgenmsg { nfgen_family: 2, ..Default::default() };
