@@ -119,9 +119,11 @@ pub(super) fn is_forwarding() -> Result<bool> {
     Ok(std::fs::read_to_string(&path).context(|| format!("read {path}"))?.trim() != "0")
 }
 
-/// Makes the host forward IPv4 packets.
-pub(super) fn start_forwarding() -> Result<()> {
+/// Makes the host forward IPv4 packets, also those that come from the bridge: an administrator who decides for each interface may have
+/// decided otherwise for new ones.
+pub(super) fn start_forwarding(bridge: &str) -> Result<()> {
     namespace::write_sysctl(FORWARDING, "1")
+        .and_then(|()| namespace::write_sysctl(&format!("net/ipv4/conf/{bridge}/forwarding"), "1"))
         .context(|| "a bridge network needs IP forwarding (sysctl -w net.ipv4.ip_forward=1)")
 }
 

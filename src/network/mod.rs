@@ -24,11 +24,11 @@ mod ipam;
 pub mod namespace;
 mod pool;
 mod records;
+mod upkeep;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
@@ -43,13 +43,15 @@ pub use pool::{Pool, PooledNetns};
 pub use records::{Driver, EndpointId, NetworkId, SCHEMA};
 
 use crate::error::{Error, Kind, Result, ResultExt as _};
-use crate::state::{FileLock, LockMode, Root};
+use crate::state::{Db, LockMode, Root};
 use crate::sys::netlink::Netlink;
-use crate::sys::netlink_nft::Table;
 use crate::sys::xtables;
 use crate::task::Clock;
-use bridge::{Bridge, Wire};
+use bridge::Wire;
 use records::{EndpointRecord, NetworkRecord};
+
+/// The name of the network that is used when none is named.
+pub const DEFAULT: &str = "bridge";
 
 /// How networks are set up on this host.
 #[derive(Clone, Debug)]
@@ -203,33 +205,29 @@ impl Network {
     /// `Forbidden` without CAP_NET_ADMIN and CAP_SYS_ADMIN; `Unsupported` when the kernel lacks bridges or nftables.
     /// On error nothing is left of the endpoint.
     pub fn connect(&self, attach: &Attach<'_>) -> Result<Endpoint> {
-        self.try_connect(attach).map_err(|error| match error.kind() {
-            Kind::Forbidden => error.context(
-                "connecting to a bridge network needs root or CAP_NET_ADMIN and CAP_SYS_ADMIN (--network=host and none need \
-                 less)",
-            ),
-            _ => error,
-        })
-    }
-
-    fn try_connect(&self, attach: &Attach<'_>) -> Result<Endpoint> {
         let network = self.db().read(|connection| records::find_network(connection, attach.network))?;
         if network.driver != Driver::Bridge {
             let name = &network.name;
             return Err(Error::invalid(format!("network {name} has no addresses, so nothing can be connected to it")));
         }
-        let mut kernel = Netlink::new();
-        let (connecting, bridge) = self.ready(&mut kernel, &network)?;
-        let reserve = || self.db().write(|tx| self.reserve(tx, &network, bridge.subnet, attach));
-        let (_connecting, record) = match reserve() {
+        let connected = match self.try_connect(&network, attach) {
             Err(error) if error.kind() == Kind::Exhausted => {
-                drop(connecting);
-                self.sweep_alone(&FileLock::acquire(&self.0.lock, LockMode::Exclusive)?)?;
-                let connecting = FileLock::acquire(&self.0.lock, LockMode::Shared)?;
-                (connecting, reserve()?)
+                self.sweep_alone(&self.lock(LockMode::Exclusive)?)?;
+                self.try_connect(&network, attach)
             }
-            reserved => (connecting, reserved?),
+            result => result,
         };
+        connected.context(|| format!("connect to network {}", network.name)).map_err(|error| match error.kind() {
+            Kind::Forbidden => error
+                .context("bridge networks need root, or CAP_NET_ADMIN and CAP_SYS_ADMIN; --network=host needs neither"),
+            _ => error,
+        })
+    }
+
+    fn try_connect(&self, network: &NetworkRecord, attach: &Attach<'_>) -> Result<Endpoint> {
+        let mut kernel = Netlink::new();
+        let (_connecting, bridge) = self.ready(&mut kernel, network)?;
+        let record = self.db().write(|tx| self.reserve(tx, network, bridge.subnet, attach))?;
         let wire = Wire {
             host_interface: &record.id.host_interface(),
             interface: &record.interface,
@@ -238,7 +236,7 @@ impl Network {
             netns: attach.netns,
         };
         match bridge::connect(&mut kernel, bridge, &wire) {
-            Ok(()) => Ok(endpoint(&network, bridge.subnet, record)),
+            Ok(()) => Ok(endpoint(network, bridge.subnet, record)),
             Err(error) => Err(error.and_cleanup(self.release(&record.id))),
         }
     }
@@ -305,17 +303,6 @@ impl Network {
         self.db().read(|connection| self.info(connection, records::find_network(connection, term)?))
     }
 
-    /// Brings the records up to date before they are shown: without dead endpoints, and with a subnet for the bridge network.
-    fn settle(&self) -> Result<()> {
-        self.sweep()?;
-        let bridge = self.db().read(|connection| records::find_network(connection, "bridge"))?;
-        if bridge.subnet.is_none() {
-            let _alone = FileLock::acquire(&self.0.lock, LockMode::Exclusive)?;
-            self.settle_subnet(&mut Netlink::new(), &bridge.id, 0)?;
-        }
-        Ok(())
-    }
-
     fn info(&self, connection: &Connection, network: NetworkRecord) -> Result<NetworkInfo> {
         let mut endpoints = Vec::new();
         if let Some(subnet) = network.subnet {
@@ -337,13 +324,6 @@ impl Network {
     /// As [`Self::connect`].
     pub fn host_gateway(&self) -> Result<IpAddr> {
         Ok(self.prepare()?.subnet.gateway().into())
-    }
-
-    /// Makes the default bridge network complete: bridge, forwarding, packet filter; and puts ports back on a bridge that was deleted
-    /// and made again.
-    fn prepare(&self) -> Result<Bridge> {
-        let network = self.db().read(|connection| records::find_network(connection, "bridge"))?;
-        Ok(self.ready(&mut Netlink::new(), &network)?.1)
     }
 
     /// Returns what the host's resolver is configured to do. Blocking.
@@ -369,186 +349,7 @@ impl Network {
         Ok(tables.iter().map(|table| firewall::obstacle(table, &self.0.bridge)).collect())
     }
 
-    /// Deletes the records of endpoints that died without being released; returns how many. Does nothing while somebody connects.
-    ///
-    /// Needed by nobody: it happens when addresses run out, and before networks are listed. Blocking.
-    ///
-    /// # Errors
-    /// When the database or the kernel fails.
-    pub fn sweep(&self) -> Result<usize> {
-        match FileLock::try_acquire(&self.0.lock, LockMode::Exclusive)? {
-            Some(alone) => self.sweep_alone(&alone),
-            None => Ok(0),
-        }
-    }
-
-    fn sweep_alone(&self, _alone: &FileLock) -> Result<usize> {
-        let all = self.db().read(|connection| {
-            let mut all = Vec::new();
-            for network in records::networks(connection)? {
-                all.extend(records::endpoints(connection, &network.id)?);
-            }
-            Ok(all)
-        })?;
-        if all.is_empty() {
-            return Ok(0);
-        }
-        let mut kernel = Netlink::new();
-        let interfaces: HashSet<String> = kernel.veths()?.into_iter().map(|link| link.name).collect();
-        let mut dead = Vec::new();
-        for endpoint in all {
-            let interface = endpoint.id.host_interface();
-            let earlier_boot = !endpoint.host.starts_with(self.0.root.boot_id());
-            let unseen = endpoint.host == self.0.host && !interfaces.contains(&interface);
-            // A list that was made while interfaces came and went may lack one, so absence is asked for by name.
-            if earlier_boot || unseen && kernel.link(&interface)?.is_none() {
-                dead.push(endpoint.id);
-            }
-        }
-        if !dead.is_empty() {
-            self.db().write(|tx| dead.iter().try_for_each(|id| records::delete_endpoint(tx, id).map(drop)))?;
-        }
-        Ok(dead.len())
-    }
-
-    /// Deletes bridge, packet filter table, interfaces and records of this root's networks. Containers still connected lose
-    /// their connection. IP forwarding stays as it is. Blocking, 20 ms and more.
-    ///
-    /// # Errors
-    /// `Forbidden` without CAP_NET_ADMIN.
-    pub fn destroy(&self) -> Result<()> {
-        let _alone = FileLock::acquire(&self.0.lock, LockMode::Exclusive)?;
-        let mut kernel = Netlink::new();
-        let networks = self.db().read(records::networks)?;
-        for network in networks.iter().filter(|network| network.driver == Driver::Bridge) {
-            for endpoint in self.db().read(|connection| records::endpoints(connection, &network.id))? {
-                kernel.delete_link(&endpoint.id.host_interface())?;
-                self.release(&endpoint.id)?;
-            }
-            kernel.delete_link(&self.0.bridge)?;
-            self.db().write(|tx| records::set_subnet(tx, &network.id, None))?;
-        }
-        kernel.delete_table(&self.0.table)?;
-        Ok(())
-    }
-
-    /// Waits until a network's bridge and what belongs to it is complete, and keeps it so while the lock is held.
-    fn ready(&self, kernel: &mut Netlink, network: &NetworkRecord) -> Result<(FileLock, Bridge)> {
-        /// Each failure means that somebody deleted the bridge since we made it.
-        const ATTEMPTS: usize = 5;
-        for _ in 0..ATTEMPTS {
-            let connecting = FileLock::acquire(&self.0.lock, LockMode::Shared)?;
-            if let Some(bridge) = self.find(kernel, &network.id)? {
-                return Ok((connecting, bridge));
-            }
-            drop(connecting);
-            self.make(kernel, &network.id, &FileLock::acquire(&self.0.lock, LockMode::Exclusive)?)?;
-        }
-        Err(Error::unavailable(format!("something on this host keeps deleting bridge {} or its rules", self.0.bridge)))
-    }
-
-    fn find(&self, kernel: &mut Netlink, network: &NetworkId) -> Result<Option<Bridge>> {
-        let Some(subnet) = self.subnet(network)? else { return Ok(None) };
-        let Some(bridge) = Bridge::find(kernel, &self.0.bridge, subnet)? else { return Ok(None) };
-        let complete = bridge::is_forwarding()? && kernel.table_is(&self.table(subnet))?;
-        Ok(complete.then_some(bridge))
-    }
-
-    /// Makes what is missing of a network.
-    fn make(&self, kernel: &mut Netlink, network: &NetworkId, alone: &FileLock) -> Result<()> {
-        let existing = match self.subnet(network)? {
-            Some(subnet) => Bridge::find(kernel, &self.0.bridge, subnet)?,
-            None => None,
-        };
-        let bridge = match existing {
-            Some(bridge) => bridge,
-            None => self.make_bridge(kernel, network, alone)?,
-        };
-        if !bridge::is_forwarding()? {
-            bridge::start_forwarding()?;
-        }
-        let table = self.table(bridge.subnet);
-        if !kernel.table_is(&table)? {
-            kernel.replace_table(&table)?;
-        }
-        Ok(())
-    }
-
-    fn make_bridge(&self, kernel: &mut Netlink, network: &NetworkId, alone: &FileLock) -> Result<Bridge> {
-        /// Each failure means that another root's engine took the subnet between our choice and our claim.
-        const ATTEMPTS: u32 = 8;
-        self.sweep_alone(alone)?;
-        for attempt in 0..ATTEMPTS {
-            let subnet = self.settle_subnet(kernel, network, attempt)?;
-            let mac = MacAddress::derived(network.as_str());
-            let bridge = Bridge::make(kernel, &self.0.bridge, mac, subnet)?;
-            // Of two claimants the one that claims last sees the other, so never do both keep the same subnet.
-            if !self.host_uses(kernel, subnet)? {
-                self.reconnect(kernel, network, bridge)?;
-                return Ok(bridge);
-            }
-            kernel.delete_link(&self.0.bridge)?;
-        }
-        Err(Error::unavailable(format!("other interfaces keep taking the subnet chosen for bridge {}", self.0.bridge)))
-    }
-
-    /// Returns the network's subnet, choosing one, number `skip` from where the search starts, when it has none that the host
-    /// leaves to it.
-    fn settle_subnet(&self, kernel: &mut Netlink, network: &NetworkId, skip: u32) -> Result<Ipv4Subnet> {
-        let recorded = self.subnet(network)?;
-        if let Some(subnet) = recorded {
-            if !self.host_uses(kernel, subnet)? {
-                return Ok(subnet);
-            }
-            let connected = self.db().read(|connection| records::endpoints(connection, network))?;
-            if connected.iter().any(|endpoint| endpoint.host == self.0.host) {
-                return Err(Error::conflict(format!(
-                    "bridge {} is gone, and the host uses its subnet {subnet} now; stop the containers that are connected to it",
-                    self.0.bridge
-                )));
-            }
-        }
-        let adopted = if recorded.is_none() { bridge::adoptable(kernel, &self.0.bridge)? } else { None };
-        let chosen = match adopted {
-            Some(subnet) => subnet,
-            None => {
-                let in_use = bridge::in_use(kernel, &self.0.bridge, &self.host_dns()?.nameservers())?;
-                ipam::choose_subnet(&self.0.config.pools, self.0.start.wrapping_add(skip), &in_use)?
-            }
-        };
-        self.db().write(|tx| records::set_subnet(tx, network, Some(chosen)))?;
-        Ok(chosen)
-    }
-
-    fn subnet(&self, network: &NetworkId) -> Result<Option<Ipv4Subnet>> {
-        Ok(self.db().read(|connection| records::find_network(connection, network.as_str()))?.subnet)
-    }
-
-    /// Says whether something but our bridge has addresses of the subnet.
-    fn host_uses(&self, kernel: &mut Netlink, subnet: Ipv4Subnet) -> Result<bool> {
-        Ok(bridge::in_use(kernel, &self.0.bridge, &[])?.near.iter().any(|range| range.overlaps(&subnet)))
-    }
-
-    /// Puts interfaces of living endpoints on the bridge that are not on it.
-    fn reconnect(&self, kernel: &mut Netlink, network: &NetworkId, bridge: Bridge) -> Result<()> {
-        let endpoints = self.db().read(|connection| records::endpoints(connection, network))?;
-        if endpoints.is_empty() {
-            return Ok(());
-        }
-        let ours: HashSet<String> = endpoints.iter().map(|endpoint| endpoint.id.host_interface()).collect();
-        for link in kernel.veths()? {
-            if ours.contains(&link.name) && link.master != Some(bridge.index) {
-                kernel.set_master(link.index, bridge.index)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn table(&self, subnet: Ipv4Subnet) -> Table {
-        firewall::table(&self.0.table, &self.0.bridge, subnet)
-    }
-
-    fn db(&self) -> &crate::state::Db {
+    fn db(&self) -> &Db {
         self.0.root.db()
     }
 }

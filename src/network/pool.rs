@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Attach, Endpoint, Network, namespace};
+use super::{Attach, DEFAULT, Endpoint, Network, namespace};
 use crate::error::{Result, ResultExt as _};
 
 /// Connected network namespaces in waiting. Cloning gives another handle to the same pool; dropping the last releases them.
@@ -40,7 +40,7 @@ pub struct PooledNetns {
 }
 
 impl Pool {
-    /// Makes a pool that keeps at most `size` namespaces, connected to the network `bridge`.
+    /// Makes a pool that keeps at most `size` namespaces, connected to the network [`DEFAULT`].
     #[must_use]
     pub fn new(network: Network, size: usize) -> Self {
         Self(Arc::new(Inner { network, size, idle: Mutex::default() }))
@@ -84,7 +84,7 @@ impl Pool {
             paths.map(|path| File::open(&path).context(|| format!("open {path}"))).collect()
         })?;
         let endpoint = self.0.network.connect(&Attach {
-            network: "bridge",
+            network: DEFAULT,
             netns: netns.as_fd(),
             interface: "eth0",
             owner: OWNER,

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use super::address::{Ipv4Subnet, MacAddress};
-use super::ipam;
+use super::{DEFAULT, ipam};
 use crate::error::{Error, Result};
 use crate::state::Schema;
 
@@ -191,7 +191,7 @@ pub(super) fn add_predefined(connection: &Connection, created_ns: i64) -> Result
     let mut insert = connection.prepare_cached(
         "INSERT INTO network (id, name, driver, created_ns) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (name) DO NOTHING",
     )?;
-    for (name, driver) in [("bridge", Driver::Bridge), ("host", Driver::Host), ("none", Driver::Null)] {
+    for (name, driver) in [(DEFAULT, Driver::Bridge), ("host", Driver::Host), ("none", Driver::Null)] {
         insert.execute((NetworkId::random()?.as_str(), name, driver.as_str(), created_ns))?;
     }
     Ok(())

@@ -138,13 +138,7 @@ impl Netlink {
 
     fn one_link(&mut self, request: &rt_link::OpGetlinkDo<'_>) -> Result<Option<Link>> {
         let mut reply = self.socket.request(request)?;
-        match reply.recv_one() {
-            Ok((header, attributes)) => Ok(Some(describe(&header, &attributes))),
-            Err(error) => match Error::from(error) {
-                error if error.kind() == Kind::NotFound => Ok(None),
-                error => Err(error),
-            },
-        }
+        Ok(present(reply.recv_one())?.map(|(header, attributes)| describe(&header, &attributes)))
     }
 
     /// Returns all virtual Ethernet interfaces.
@@ -263,7 +257,7 @@ impl Netlink {
     pub fn delete_link(&mut self, name: &str) -> Result<bool> {
         let mut request = rt_link::Request::new().op_dellink_do(&Ifinfomsg::new());
         request.encode().push_ifname(&c_name(name)?);
-        found(self.acknowledged(&request))
+        Ok(present(self.acknowledged(&request))?.is_some())
     }
 
     /// Returns the IPv4 addresses of all interfaces.
@@ -395,11 +389,11 @@ fn describe(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
     }
 }
 
-/// Turns "no such thing" into `false`.
-pub(super) fn found(result: Result<()>) -> Result<bool> {
-    match result {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == Kind::NotFound => Ok(false),
+/// Turns "no such thing" into `None`.
+pub(super) fn present<T>(result: Result<T, impl Into<Error>>) -> Result<Option<T>> {
+    match result.map_err(Into::into) {
+        Ok(thing) => Ok(Some(thing)),
+        Err(error) if error.kind() == Kind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }

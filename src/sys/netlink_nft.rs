@@ -3,16 +3,18 @@
 //! Tables are of the `inet` family, so one holds rules for IPv4 and IPv6. Only the expressions Kiln's rules need exist here; rules of
 //! others are looked at, never changed. No sets, no maps.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::net::Ipv4Addr;
 
 use netlink_bindings::nftables::{
     self as nft, BitwiseOps, CmpOps, CtKeys, MetaKeys, Nfgenmsg, PayloadBase, PushExprListAttrs, VerdictCode,
 };
 use netlink_bindings::traits::Pusher;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use sha2::{Digest as _, Sha256};
 
-use super::netlink::{Netlink, found};
+use super::netlink::{Netlink, present};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 
 /// A table: everything the kernel holds under its name.
@@ -78,7 +80,7 @@ pub enum Verdict {
 }
 
 impl Hook {
-    fn chain(self) -> &'static std::ffi::CStr {
+    fn chain(self) -> &'static CStr {
         match self {
             Self::Forward => c"forward",
             Self::Postrouting => c"postrouting",
@@ -86,7 +88,7 @@ impl Hook {
     }
 
     /// The hook's number (`NF_INET_*`), nft's usual priority there (`filter`, `srcnat`) and the chain type.
-    fn attachment(self) -> (u32, i32, &'static std::ffi::CStr) {
+    fn attachment(self) -> (u32, i32, &'static CStr) {
         match self {
             Self::Forward => (FORWARD, 0, c"filter"),
             Self::Postrouting => (4, 100, c"nat"),
@@ -112,24 +114,18 @@ impl Netlink {
     /// # Errors
     /// `Unsupported` when the kernel lacks nftables or an expression; `Forbidden` without CAP_NET_ADMIN.
     pub fn replace_table(&mut self, table: &Table) -> Result<()> {
-        let name = c_table(&table.name)?;
-        let mut rules = nft::Chained::new(0);
-        push_content(&mut rules, table, &name)?;
-        let fingerprint = fingerprint(rules.buf());
+        let (name, fingerprint) = identify(table)?;
         self.transaction(|batch| {
             // Deleting what may not exist is an error on kernels before 6.3, so it is made first.
             batch.request().set_create().op_newtable_do(&family(INET)).encode().push_name(&name);
             batch.request().op_deltable_do(&family(INET)).encode().push_name(&name);
-            let table_message = batch.request().set_create().op_newtable_do(&family(INET));
-            table_message.into_encoder().push_name(&name).push_userdata(&fingerprint);
+            let new_table = batch.request().set_create().op_newtable_do(&family(INET));
+            new_table.into_encoder().push_name(&name).push_userdata(&fingerprint);
             push_content(batch, table, &name)
         })
         .map_err(|error| match error.kind() {
             // An expression whose module is missing is "not found".
-            Kind::NotFound | Kind::Unsupported => error.with_kind(Kind::Unsupported).context(
-                "the kernel lacks a part of nftables (needed: NF_TABLES_INET, NFT_CT, NFT_MASQ and NAT); use a kernel \
-                 with them, or --network=host or none",
-            ),
+            Kind::NotFound | Kind::Unsupported => error.with_kind(Kind::Unsupported).context(LACKING),
             _ => error,
         })
         .context(|| format!("write the packet filter table {}", table.name))
@@ -141,24 +137,16 @@ impl Netlink {
     /// replaced a rule by another.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// `Unsupported` when the kernel lacks nftables.
     pub fn table_is(&mut self, table: &Table) -> Result<bool> {
-        let name = c_table(&table.name)?;
-        let mut content = nft::Chained::new(0);
-        push_content(&mut content, table, &name)?;
-        let fingerprint = fingerprint(content.buf());
+        let (name, fingerprint) = identify(table)?;
         let mut request = nft::Request::new().op_gettable_do(&family(INET));
         request.encode().push_name(&name);
-        let same = match self.socket.request(&request)?.recv_one() {
-            Ok((_, found)) => {
-                found.get_userdata().is_ok_and(|data| data == fingerprint)
-                    && found.get_use().is_ok_and(|chains| chains as usize == table.chains.len())
-            }
-            Err(error) => match Error::from(error) {
-                error if error.kind() == Kind::NotFound => false,
-                error => return Err(error.context(format!("read the packet filter table {}", table.name))),
-            },
-        };
+        let mut reply = self.socket.request(&request).map_err(no_socket)?;
+        let same = present(reply.recv_one())?.is_some_and(|(_, found)| {
+            found.get_userdata().is_ok_and(|data| data == fingerprint)
+                && found.get_use().is_ok_and(|chains| chains as usize == table.chains.len())
+        });
         for chain in table.chains.iter().filter(|_| same) {
             if self.rule_count(&name, chain.hook)? != Some(chain.rules.len()) {
                 return Ok(false);
@@ -167,16 +155,11 @@ impl Netlink {
         Ok(same)
     }
 
-    fn rule_count(&mut self, table: &CString, hook: Hook) -> Result<Option<usize>> {
+    fn rule_count(&mut self, table: &CStr, hook: Hook) -> Result<Option<usize>> {
         let mut request = nft::Request::new().op_getchain_do(&family(INET));
         request.encode().push_table(table).push_name(hook.chain());
-        match self.socket.request(&request)?.recv_one() {
-            Ok((_, chain)) => Ok(chain.get_use().ok().map(|rules| rules as usize)),
-            Err(error) => match Error::from(error) {
-                error if error.kind() == Kind::NotFound => Ok(None),
-                error => Err(error.context("read a packet filter chain")),
-            },
-        }
+        let mut reply = self.socket.request(&request)?;
+        Ok(present(reply.recv_one())?.and_then(|(_, chain)| chain.get_use().ok()).map(|rules| rules as usize))
     }
 
     /// Deletes a table with all it holds; says whether there was one.
@@ -185,10 +168,11 @@ impl Netlink {
     /// `Forbidden` without CAP_NET_ADMIN.
     pub fn delete_table(&mut self, name: &str) -> Result<bool> {
         let name = c_table(name)?;
-        found(self.transaction(|batch| {
+        let deleted = self.transaction(|batch| {
             batch.request().op_deltable_do(&family(INET)).encode().push_name(&name);
             Ok(())
-        }))
+        });
+        Ok(present(deleted)?.is_some())
     }
 
     /// Returns the tables ("ip filter") that drop forwarded packets unless a rule lets them pass, and hold no rule that
@@ -235,6 +219,26 @@ impl Netlink {
     }
 }
 
+/// What a kernel must have.
+const LACKING: &str = "the kernel lacks a part of nftables (NF_TABLES_INET, NFT_CT, NFT_NAT and NFT_MASQ are needed); use another kernel, \
+                       or --network=host or none";
+
+/// Explains why a netfilter socket cannot be had. netlink-socket2 0.3 calls every reason EPERM, so the kernel is asked again.
+fn no_socket(error: std::io::Error) -> Error {
+    let again = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(rustix::net::netlink::NETFILTER),
+    );
+    match again {
+        Err(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => {
+            Error::from(errno).with_kind(Kind::Unsupported).context(LACKING)
+        }
+        _ => error.into(),
+    }
+}
+
 /// More than a transaction ever holds, so that sequence numbers of two transactions do not meet.
 const MAX_MESSAGES: u32 = 1 << 16;
 
@@ -246,13 +250,16 @@ fn c_table(name: &str) -> Result<CString> {
     CString::new(name).map_err(|_| Error::invalid(format!("invalid table name {name:?}")))
 }
 
-/// Identifies what a table holds; stored with the table as its user data.
-fn fingerprint(content: &[u8]) -> [u8; 16] {
-    let hash: [u8; 32] = Sha256::digest(content).into();
-    *hash.first_chunk().expect("a SHA-256 hash has 32 bytes")
+/// Returns the table's name for the kernel, and a fingerprint of what it holds, which is stored with it as user data.
+fn identify(table: &Table) -> Result<(CString, [u8; 16])> {
+    let name = c_table(&table.name)?;
+    let mut content = nft::Chained::new(0);
+    push_content(&mut content, table, &name)?;
+    let hash: [u8; 32] = Sha256::digest(content.buf()).into();
+    Ok((name, *hash.first_chunk().expect("a SHA-256 hash has 32 bytes")))
 }
 
-fn push_content(batch: &mut nft::Chained<'static>, table: &Table, name: &CString) -> Result<()> {
+fn push_content(batch: &mut nft::Chained<'static>, table: &Table, name: &CStr) -> Result<()> {
     for chain in &table.chains {
         let (hook, priority, kind) = chain.hook.attachment();
         let message = batch.request().set_create().op_newchain_do(&family(INET));

@@ -266,11 +266,34 @@ fn privileged_packet_filters_are_written_when_they_are_missing_and_only_then() {
         let before = ruleset_generation();
         let _second = Container::start(&world.network());
         assert_eq!(ruleset_generation(), before, "an unchanged table is left alone");
-        assert!(Netlink::new().delete_table("kiln").unwrap());
-        let third = Container::start(&world.network());
         let server = world.outside(|| Server::start(OUTSIDE.into()));
-        assert_eq!(third.calls(&server), Some(HOST.into()));
+        for damage in [flush_table, delete_table] {
+            damage();
+            assert_eq!(Container::start(&world.network()).calls(&server), Some(HOST.into()));
+        }
     });
+}
+
+fn delete_table() {
+    assert!(Netlink::new().delete_table("kiln").unwrap());
+}
+
+/// Deletes the rules, as `nft flush table inet kiln` does.
+fn flush_table() {
+    let inet = nft::Nfgenmsg { nfgen_family: 1, ..Default::default() };
+    transaction(|batch| {
+        batch.request().op_delrule_do(&inet).encode().push_table(c"kiln");
+    });
+}
+
+fn transaction(messages: impl FnOnce(&mut nft::Chained<'static>)) {
+    let mut edge = nft::Nfgenmsg::new();
+    edge.set_res_id(10);
+    let mut batch = nft::Chained::new(1);
+    batch.request().op_batch_begin_do(&edge);
+    messages(&mut batch);
+    batch.request().op_batch_end_do(&edge);
+    netlink_socket2::NetlinkSocket::new().request_chained(&batch.finalize()).unwrap().recv_all().unwrap();
 }
 
 #[test]
@@ -283,6 +306,17 @@ fn privileged_forwarding_is_switched_on_when_it_is_off() {
         let server = world.outside(|| Server::start(OUTSIDE.into()));
         assert_eq!(container.calls(&server), Some(HOST.into()));
         assert!(bridge::is_forwarding().unwrap());
+    });
+}
+
+#[test]
+fn privileged_the_bridge_forwards_even_when_new_interfaces_do_not() {
+    on_host(|world| {
+        namespace::write_sysctl("net/ipv4/ip_forward", "1").unwrap();
+        namespace::write_sysctl("net/ipv4/conf/default/forwarding", "0").unwrap();
+        let container = Container::start(&world.network());
+        let server = world.outside(|| Server::start(OUTSIDE.into()));
+        assert_eq!(container.calls(&server), Some(HOST.into()));
     });
 }
 
@@ -497,15 +531,12 @@ fn privileged_a_policy_of_legacy_iptables_is_pointed_out() {
 /// Makes the table and chain `iptables -P FORWARD DROP` makes, or adds a rule that accepts what comes from an interface.
 fn write_dropping_table(accept_from: Option<&str>) {
     let ip = nft::Nfgenmsg { nfgen_family: 2, ..Default::default() };
-    let mut edge = nft::Nfgenmsg::new();
-    edge.set_res_id(10);
-    let mut batch = nft::Chained::new(1);
-    batch.request().op_batch_begin_do(&edge);
-    batch.request().set_create().op_newtable_do(&ip).encode().push_name(c"filter");
-    let chain = batch.request().set_create().op_newchain_do(&ip);
-    let chain = chain.into_encoder().push_table(c"filter").push_name(c"FORWARD");
-    chain.nested_hook().push_num(2).push_priority(0).end_nested().push_policy(0).push_type(c"filter");
-    if let Some(name) = accept_from {
+    transaction(|batch| {
+        batch.request().set_create().op_newtable_do(&ip).encode().push_name(c"filter");
+        let chain = batch.request().set_create().op_newchain_do(&ip);
+        let chain = chain.into_encoder().push_table(c"filter").push_name(c"FORWARD");
+        chain.nested_hook().push_num(2).push_priority(0).end_nested().push_policy(0).push_type(c"filter");
+        let Some(name) = accept_from else { return };
         let mut padded = [0; 16];
         padded[..name.len()].copy_from_slice(name.as_bytes());
         let rule = batch.request().set_create().set_append().op_newrule_do(&ip);
@@ -513,9 +544,7 @@ fn write_dropping_table(accept_from: Option<&str>) {
         let meta = list.nested_elem().nested_data_meta().push_dreg(1).push_key(nft::MetaKeys::Iifname as u32);
         let cmp = meta.end_nested().end_nested().nested_elem().nested_data_cmp().push_sreg(1).push_op(0);
         cmp.nested_data().push_value(&padded).end_nested().end_nested().end_nested().end_nested();
-    }
-    batch.request().op_batch_end_do(&edge);
-    netlink_socket2::NetlinkSocket::new().request_chained(&batch.finalize()).unwrap().recv_all().unwrap();
+    });
 }
 
 #[test]
