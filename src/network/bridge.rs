@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::address::{Ipv4Subnet, MacAddress};
 use super::ipam::InUse;
-use super::namespace;
+use super::{NetworkId, namespace};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::sys::netlink::{Address, Link, Netlink, Veth};
 
@@ -26,26 +26,53 @@ pub(super) struct Bridge {
     pub subnet: Ipv4Subnet,
 }
 
+/// What a network's bridge is called, and what is noted on it.
+#[derive(Clone, Copy)]
+pub(super) struct Identity<'a> {
+    pub name: &'a str,
+    pub network: &'a NetworkId,
+}
+
+impl Identity<'_> {
+    /// The alias that says whose bridge it is, so that two roots that chose one name notice.
+    fn alias(self) -> String {
+        format!("kiln network {}", self.network)
+    }
+
+    /// An address that stays the same for the network's life: containers that lived when the bridge was deleted remember it.
+    fn mac(self) -> MacAddress {
+        MacAddress::derived(self.network.as_str())
+    }
+}
+
 impl Bridge {
     /// Returns the bridge if it is there and complete.
-    pub(super) fn find(kernel: &mut Netlink, name: &str, subnet: Ipv4Subnet) -> Result<Option<Self>> {
-        let Some(link) = bridge_link(kernel, name)?.filter(|link| link.up) else {
-            return Ok(None);
-        };
-        let found = kernel.addresses()?.contains(&gateway_of(&link, subnet));
-        Ok(found.then_some(Self { index: link.index, mtu: link.mtu, subnet }))
+    pub(super) fn find(kernel: &mut Netlink, identity: Identity<'_>, subnet: Ipv4Subnet) -> Result<Option<Self>> {
+        let Some(link) = bridge_link(kernel, identity.name)? else { return Ok(None) };
+        let complete =
+            link.up && link.alias == identity.alias() && kernel.addresses()?.contains(&gateway_of(&link, subnet));
+        Ok(complete.then_some(Self { index: link.index, mtu: link.mtu, subnet }))
     }
 
     /// Makes the bridge, or what it lacks.
-    ///
-    /// `mac` should stay the same for the network's life: containers that lived when the bridge was deleted remember it.
-    pub(super) fn make(kernel: &mut Netlink, name: &str, mac: MacAddress, subnet: Ipv4Subnet) -> Result<Self> {
+    pub(super) fn make(kernel: &mut Netlink, identity: Identity<'_>, subnet: Ipv4Subnet) -> Result<Self> {
+        let name = identity.name;
         if bridge_link(kernel, name)?.is_none() {
             let mtu = outgoing_mtu(kernel)?.map_or(MTU, |mtu| mtu.min(MTU));
-            unless_exists(kernel.add_bridge(name, mac.bytes(), mtu)).context(|| format!("make bridge {name}"))?;
+            let made = kernel.add_bridge(name, identity.mac().bytes(), mtu);
+            unless_exists(made).context(|| format!("make bridge {name}"))?;
         }
         let link = bridge_link(kernel, name)?
             .ok_or_else(|| Error::internal(format!("bridge {name} vanished while it was being set up")))?;
+        if link.alias != identity.alias() {
+            if kernel.veths()?.iter().any(|port| port.master == Some(link.index)) {
+                return Err(Error::conflict(format!(
+                    "bridge {name} belongs to another root directory, whose containers are connected to it; stop them, or use \
+                     another --root"
+                )));
+            }
+            kernel.set_alias(link.index, &identity.alias()).context(|| format!("mark bridge {name}"))?;
+        }
         namespace::disable_ipv6(name)?;
         unless_exists(kernel.add_address(&gateway_of(&link, subnet))).context(|| format!("give {name} an address"))?;
         kernel.set_up(link.index).context(|| format!("bring {name} up"))?;

@@ -218,8 +218,7 @@ impl ResolvConf {
     }
 }
 
-/// Reads a name server's address. A link-local one's zone (`fe80::1%eth0`) means nothing in another network namespace, but the
-/// address is kept: such servers are left out because they are IPv6, or because nothing reaches them.
+/// Reads a name server's address, without the zone a link-local one has (`fe80::1%eth0`).
 fn nameserver(word: &str) -> Option<IpAddr> {
     word.split('%').next().unwrap_or(word).parse().ok()
 }

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::bridge::{self, Bridge};
+use super::bridge::{self, Bridge, Identity};
 use super::records::{self, NetworkRecord};
-use super::{DEFAULT, Driver, Ipv4Subnet, MacAddress, Network, NetworkId, firewall, ipam};
+use super::{DEFAULT, Driver, Ipv4Subnet, Network, NetworkId, firewall, ipam};
 use crate::error::{Error, Result};
 use crate::state::{FileLock, LockMode};
 use crate::sys::netlink::Netlink;
@@ -117,14 +117,14 @@ impl Network {
     /// Returns the bridge if everything is there. This is what every connection pays: 0.1 ms.
     fn find(&self, kernel: &mut Netlink, network: &NetworkId) -> Result<Option<Bridge>> {
         let Some(subnet) = self.subnet(network)? else { return Ok(None) };
-        let Some(bridge) = Bridge::find(kernel, &self.0.bridge, subnet)? else { return Ok(None) };
+        let Some(bridge) = Bridge::find(kernel, self.identity(network), subnet)? else { return Ok(None) };
         let complete = bridge::is_forwarding()? && kernel.table_is(&self.table(subnet))?;
         Ok(complete.then_some(bridge))
     }
 
     fn make(&self, kernel: &mut Netlink, network: &NetworkId, alone: &FileLock) -> Result<()> {
         let existing = match self.subnet(network)? {
-            Some(subnet) => Bridge::find(kernel, &self.0.bridge, subnet)?,
+            Some(subnet) => Bridge::find(kernel, self.identity(network), subnet)?,
             None => None,
         };
         let bridge = match existing {
@@ -145,8 +145,7 @@ impl Network {
         self.sweep_alone(alone)?;
         for attempt in 0..ATTEMPTS {
             let subnet = self.settle_subnet(kernel, network, attempt)?;
-            let mac = MacAddress::derived(network.as_str());
-            let bridge = Bridge::make(kernel, &self.0.bridge, mac, subnet)?;
+            let bridge = Bridge::make(kernel, self.identity(network), subnet)?;
             // Of two claimants the one that claims last sees the other, so never do both keep the same subnet.
             if !self.host_uses(kernel, subnet)? {
                 self.reconnect(kernel, network, bridge)?;
@@ -213,6 +212,10 @@ impl Network {
             }
         }
         Ok(())
+    }
+
+    fn identity<'a>(&'a self, network: &'a NetworkId) -> Identity<'a> {
+        Identity { name: &self.0.bridge, network }
     }
 
     fn table(&self, subnet: Ipv4Subnet) -> Table {

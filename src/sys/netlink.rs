@@ -42,6 +42,8 @@ pub struct Link {
     pub name: String,
     /// What drives it ("bridge", "veth"); empty for hardware and loopback.
     pub kind: String,
+    /// A note somebody attached to it; empty as a rule.
+    pub alias: String,
     /// Bytes of payload a frame may carry.
     pub mtu: u32,
     /// Whether it is administratively up.
@@ -237,6 +239,16 @@ impl Netlink {
         self.acknowledged(&request)
     }
 
+    /// Attaches a note to an interface, of at most 255 bytes.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such interface; `Forbidden` without CAP_NET_ADMIN.
+    pub fn set_alias(&mut self, index: u32, alias: &str) -> Result<()> {
+        let mut request = rt_link::Request::new().op_setlink_do(&of_index(index));
+        request.encode().push_ifalias_bytes(alias.as_bytes());
+        self.acknowledged(&request)
+    }
+
     /// Makes an interface a port of a bridge.
     ///
     /// # Errors
@@ -381,6 +393,7 @@ fn describe(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
     Link {
         index: header.ifi_index.cast_unsigned(),
         name: attributes.get_ifname().map(text).unwrap_or_default(),
+        alias: attributes.get_ifalias().map(text).unwrap_or_default(),
         kind: info.and_then(|info| info.get_kind().ok().map(text)).unwrap_or_default(),
         mtu: attributes.get_mtu().unwrap_or(0),
         up: header.ifi_flags & UP != 0,

@@ -359,10 +359,15 @@ fn privileged_a_subnet_the_host_took_since_is_given_up_when_the_bridge_is_made_a
 }
 
 #[test]
-fn privileged_a_new_root_takes_over_the_bridge_a_deleted_one_left() {
+fn privileged_a_new_root_takes_over_the_bridge_a_deleted_one_left_once_it_is_unused() {
     on_host(|world| {
         let dir = tempfile::tempdir().unwrap();
-        drop(Container::start(&open(dir.path(), Config::default())));
+        let left_over = Container::start(&open(dir.path(), Config::default()));
+        let error = Container::try_start(&world.network(), None).err().unwrap();
+        assert_eq!(error.kind(), Kind::Conflict);
+        assert!(error.to_string().contains("bridge kiln0 belongs to another root"), "{error}");
+        drop(left_over.netns);
+        until("the container is gone", || !interfaces().contains(&left_over.endpoint.id.host_interface()));
         let container = Container::start(&world.network());
         assert_eq!(container.endpoint.gateway.to_string(), "172.17.0.1");
         let server = world.outside(|| Server::start(OUTSIDE.into()));
@@ -472,9 +477,11 @@ fn privileged_networks_are_found_as_docker_finds_them() {
 #[test]
 fn privileged_many_containers_leave_no_interface_descriptor_or_record() {
     on_host(|world| {
+        // Tests that run beside this one must not be counted.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).unwrap();
         let network = world.network();
         Container::start(&network);
-        let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let descriptors = || std::fs::read_dir("/proc/thread-self/fd").unwrap().count();
         let before = descriptors();
         for n in 0..200 {
             let container = Container::start(&network);
