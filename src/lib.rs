@@ -11,6 +11,7 @@ pub mod engine;
 pub mod error;
 pub mod image;
 pub mod solver;
+pub mod network;
 pub mod state;
 pub mod sys;
 pub mod task;

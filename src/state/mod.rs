@@ -121,7 +121,9 @@ fn check_format(path: &Path) -> Result<()> {
             FORMAT.trim()
         ))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let temporary = path.join(format!("format.{}", std::process::id()));
+            // Several may be first at once, in one process or in processes that share an id, each in a namespace of its own.
+            let unique = getrandom::u64().map_err(|error| Error::internal(format!("make a file name: {error}")))?;
+            let temporary = path.join(format!("format.{unique:016x}"));
             std::fs::write(&temporary, FORMAT).context(|| format!("write {}", temporary.display()))?;
             std::fs::rename(&temporary, &file).context(|| format!("write {}", file.display()))
         }
@@ -141,6 +143,21 @@ mod tests {
         let second = Root::open(&path, &[]).unwrap();
         assert_eq!(first.path(), second.path());
         assert_eq!(first.boot_id().len(), 36);
+    }
+
+    #[test]
+    fn a_new_root_can_be_opened_by_many_at_once() {
+        for _ in 0..8 {
+            let dir = tempfile::tempdir().unwrap();
+            std::thread::scope(|scope| {
+                let open = || Root::open(dir.path(), &[]).map(drop).unwrap();
+                let openers: Vec<_> = (0..16).map(|_| scope.spawn(open)).collect();
+                openers.into_iter().for_each(|opener| opener.join().unwrap());
+            });
+            let names: Vec<_> =
+                std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert!(!names.iter().any(|name| name.to_string_lossy().starts_with("format.")), "{names:?}");
+        }
     }
 
     #[test]

@@ -3,3 +3,6 @@
 //! Calls that rustix or nix offer safely are made where they are needed, not wrapped here again.
 
 pub mod socket;
+pub mod netlink;
+pub mod netlink_nft;
+pub mod xtables;
