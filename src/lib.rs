@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod state;
+pub mod store;
 pub mod sys;
 pub mod task;
 

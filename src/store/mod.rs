@@ -1,0 +1,4 @@
+//! wip
+
+pub mod compression;
+pub mod tree;
