@@ -10,7 +10,9 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::{Attributes, Found, Inode, Kind, Metadata, Step, Walk, Xattrs, display, open_dir, read_link, remove};
+use super::{
+    Attributes, Found, Inode, Kind, Metadata, Step, Walk, Xattrs, display, open_dir, open_file, read_link, remove,
+};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::task::Cancel;
 
@@ -188,8 +190,7 @@ impl Copy<'_> {
         let name = found.name.as_c_str();
         match metadata.kind {
             Kind::File => {
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-                let source = rustix::fs::openat(&found.parent, name, flags, Mode::empty())?;
+                let source = open_file(&found.parent, name)?;
                 let file = replacing(target, name, || create_file(target, name))?;
                 copy_data(&source, &file, metadata, self.options.cancel)?;
                 Attributes::of(metadata, Xattrs::of(&source, self.options.xattrs)?).apply(&file)?;
@@ -246,11 +247,7 @@ pub(in crate::store) fn make_dir(dir: impl AsFd, name: &CStr) -> rustix::io::Res
 }
 
 /// Makes something under a name; what stands there already goes first.
-pub(in crate::store) fn replacing<T>(
-    dir: impl AsFd,
-    name: &CStr,
-    mut make: impl FnMut() -> rustix::io::Result<T>,
-) -> rustix::io::Result<T> {
+fn replacing<T>(dir: impl AsFd, name: &CStr, mut make: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     match make() {
         Err(Errno::EXIST) => {
             remove(dir, name)?;

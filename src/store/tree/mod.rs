@@ -17,7 +17,9 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RawDir, SeekFrom, StatxFl
 use rustix::io::{Errno, Result};
 
 pub use copy::{CopyTree, copy_data, copy_tree};
+pub(in crate::store) use copy::{create_file, make_dir, make_node};
 pub use remove::{remove, remove_tree};
+pub(in crate::store) use walk::too_deep;
 pub use walk::{Found, Step, Walk};
 
 /// How deep directories may nest in a tree that is walked or unpacked; each level holds a descriptor.
@@ -254,22 +256,24 @@ fn proc_path(dir: BorrowedFd<'_>, name: &CStr) -> CString {
 }
 
 /// A name in a directory.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name {
     /// The name.
     pub name: CString,
-    is_dir: Option<bool>,
+    /// The number of the file on its file system.
+    pub inode: u64,
+    kind: Option<Kind>,
 }
 
 impl Name {
-    /// Says whether it is a directory, asking the kernel where the directory itself does not tell.
+    /// Tells the sort of file, asking the kernel where the directory itself does not tell.
     ///
     /// # Errors
     /// As `statx(2)`.
-    pub fn is_dir(&self, dir: impl AsFd) -> Result<bool> {
-        match self.is_dir {
-            Some(is_dir) => Ok(is_dir),
-            None => Ok(Metadata::at(dir, &self.name)?.kind == Kind::Dir),
+    pub fn kind(&self, dir: impl AsFd) -> Result<Kind> {
+        match self.kind {
+            Some(kind) => Ok(kind),
+            None => Ok(Metadata::at(dir, &self.name)?.kind),
         }
     }
 }
@@ -281,6 +285,21 @@ impl Name {
 pub fn open_dir(dir: impl AsFd, name: &CStr) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// Opens a regular file in a directory to be read, not following a symbolic link and not waiting for a pipe.
+///
+/// Reading it leaves the time of access alone where the kernel permits that, which saves writing the inode.
+///
+/// # Errors
+/// As `openat(2)`.
+pub fn open_file(dir: impl AsFd, name: &CStr) -> Result<OwnedFd> {
+    let dir = dir.as_fd();
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::openat(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => rustix::fs::openat(dir, name, flags, Mode::empty()),
+        opened => opened,
+    }
 }
 
 /// Opens a directory by its path.
@@ -307,8 +326,8 @@ pub fn list(dir: impl AsFd) -> Result<Vec<Name>> {
     while let Some(entry) = entries.next() {
         let entry = entry?;
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            let is_dir = Kind::of(entry.file_type()).map(|kind| kind == Kind::Dir);
-            names.push(Name { name: entry.file_name().to_owned(), is_dir });
+            let kind = Kind::of(entry.file_type());
+            names.push(Name { name: entry.file_name().to_owned(), inode: entry.ino(), kind });
         }
     }
     names.sort_unstable_by(|a, b| a.name.cmp(&b.name));

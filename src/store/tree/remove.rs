@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::{Errno, Result};
 
-use super::{list, open_dir};
+use super::{Kind, list, open_dir};
 use crate::error::ResultExt as _;
 
 /// Below this, subdirectories are moved up to the directory that is being removed, so that the number of open directories
@@ -57,7 +57,7 @@ fn empty(dir: &OwnedFd, top: &OwnedFd, depth: usize, moved: &mut u64) -> Result<
     let mut again = false;
     for entry in list(dir)? {
         let name = entry.name.as_c_str();
-        if !entry.is_dir(dir).or_else(absent)? {
+        if entry.kind(dir).or_else(absent)? != Kind::Dir {
             gone(rustix::fs::unlinkat(dir, name, AtFlags::empty()))?;
         } else if depth == DEEP {
             move_up(dir, name, top, moved)?;
@@ -104,8 +104,9 @@ fn gone(result: Result<()>) -> Result<()> {
     if result == Err(Errno::NOENT) { Ok(()) } else { result }
 }
 
-fn absent(errno: Errno) -> Result<bool> {
-    if errno == Errno::NOENT { Ok(false) } else { Err(errno) }
+/// Takes what another process has removed for a file, which is removed no matter whether it is there.
+fn absent(errno: Errno) -> Result<Kind> {
+    if errno == Errno::NOENT { Ok(Kind::File) } else { Err(errno) }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::{MAX_DEPTH, Name, display, list, open_dir};
+use super::{Kind, MAX_DEPTH, Name, display, list, open_dir};
 use crate::error::{Error, Result, ResultExt as _};
 
 /// A walk over everything below a directory. Directories come before and after what they hold.
@@ -31,6 +31,8 @@ pub struct Found {
     pub name: CString,
     /// Its path below the root of the walk, without a slash at either end.
     pub path: Vec<u8>,
+    /// The number of the file on its file system.
+    pub inode: u64,
 }
 
 /// What the walk does next.
@@ -68,15 +70,20 @@ impl Walk {
         self.path.extend_from_slice(entry.name.to_bytes());
         let parent = Arc::clone(&frame.dir);
         let context = |path: &[u8]| format!("read {}", display(path));
-        if !entry.is_dir(&parent).context(|| context(&self.path))? {
-            return Ok(Some(Step::Pass(Found { parent, name: entry.name, path: self.path.clone() })));
+        if entry.kind(&parent).context(|| context(&self.path))? != Kind::Dir {
+            return Ok(Some(Step::Pass(Found {
+                parent,
+                name: entry.name,
+                path: self.path.clone(),
+                inode: entry.inode,
+            })));
         }
         if self.frames.len() >= MAX_DEPTH {
             return Err(too_deep(&self.path));
         }
         let dir = Arc::new(open_dir(&parent, &entry.name).context(|| context(&self.path))?);
         let names = list(&dir).context(|| context(&self.path))?.into_iter();
-        let found = Found { parent, name: entry.name, path: self.path.clone() };
+        let found = Found { parent, name: entry.name, path: self.path.clone(), inode: entry.inode };
         self.path.push(b'/');
         self.frames.push(Frame { dir: Arc::clone(&dir), names, path_len: self.path.len() });
         Ok(Some(Step::Enter(found, dir)))
