@@ -13,6 +13,7 @@ pub mod image;
 pub mod solver;
 pub mod network;
 pub mod state;
+pub mod store;
 pub mod sys;
 pub mod task;
 pub mod types;

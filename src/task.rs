@@ -117,6 +117,25 @@ pub fn thread<T: Send + 'static>(
     Ok(std::thread::Builder::new().name(name.to_owned()).spawn(body)?)
 }
 
+/// Runs two blocking operations at once, `aside` on a thread of its own, and returns when both have ended.
+///
+/// A pipeline of two stages connects them with a bounded channel; the stage that fails drops its end, which ends the other.
+///
+/// # Errors
+/// When the system has no more threads to give. A panic of `aside` is passed on.
+pub fn beside<A: Send, B>(
+    name: &str,
+    aside: impl FnOnce() -> A + Send,
+    here: impl FnOnce() -> B,
+) -> std::io::Result<(A, B)> {
+    std::thread::scope(|scope| {
+        let other = std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, aside)?;
+        let mine = here();
+        let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((theirs, mine))
+    })
+}
+
 /// A flag that long blocking operations look at. Cloning gives another handle to the same flag.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
@@ -215,6 +234,14 @@ mod tests {
         }));
         drop(guard);
         assert_eq!(work.await.unwrap().unwrap_err().kind(), crate::error::Kind::Cancelled);
+    }
+
+    #[test]
+    fn two_stages_run_at_once() {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(0);
+        let send = move || (0..3).try_for_each(|n| sender.send(n));
+        let (sent, sum) = beside("sender", send, || receiver.iter().sum::<i32>()).unwrap();
+        assert_eq!((sent.is_ok(), sum), (true, 3));
     }
 
     #[tokio::test]

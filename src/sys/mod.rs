@@ -6,3 +6,4 @@ pub mod socket;
 pub mod netlink;
 pub mod netlink_nft;
 pub mod xtables;
+pub mod overlay;

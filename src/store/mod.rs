@@ -1,0 +1,145 @@
+//! The store: content by digest, snapshots of file systems, layers, and what keeps them from being collected.
+//!
+//! Everything lies under one root directory that several processes work on at once; records are in its database, and no
+//! process holds authoritative state in memory.
+//!
+//! - A *blob* is a file named by its digest: a manifest, a configuration, a compressed layer.
+//! - A *snapshot* is a tree of files on a parent snapshot; a root file system is a chain of them.
+//! - An *active* is a tree that is still written: a build step's, a container's, a cache mount's. Committing makes it a
+//!   snapshot.
+//! - A *lease* keeps what it covers from garbage collection, as long as the process that holds it lives.
+//!
+//! Nothing waits for the disk: see [`crate::state::mark_durable`], to be called with [`DURABLE_TABLES`].
+//!
+//! What the content means (images, build caches, containers) is told by other modules, which name the roots of a collection.
+
+mod blob;
+pub mod compression;
+mod gc;
+mod ingest;
+pub mod layer;
+mod lease;
+mod rootfs;
+mod snapshot;
+pub mod tree;
+mod unpack;
+mod usage;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use blob::{Blob, BlobWriter};
+pub use gc::{Freed, Roots};
+pub use ingest::{Follow, Ingest, IngestState};
+pub use layer::{ContentHash, LayerDigests, PathChange, PathChangeKind};
+pub use lease::Lease;
+pub use rootfs::{Access, Driver, Rootfs};
+pub use snapshot::{Active, ActiveId, CompressedLayer, LayerBlob, Snapshot, SnapshotId};
+pub use unpack::Unpacker;
+pub use usage::Usage;
+
+use crate::error::{Error, Result};
+use crate::state::{Root, Schema, drop_lost};
+use crate::task::Clock;
+
+/// The tables of the store.
+pub const SCHEMA: Schema = Schema { module: "store", scripts: &[include_str!("schema.sql")] };
+
+/// The tables whose records a power cut may lose, in the order [`crate::state::mark_durable`] must get them.
+pub const DURABLE_TABLES: &[&str] = &["snapshots", "blobs"];
+
+/// An opened store. Cloning gives another handle to the same one.
+#[derive(Clone, Debug)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: Root,
+    clock: Clock,
+    driver: Driver,
+    blobs: PathBuf,
+    ingest: PathBuf,
+    leases: PathBuf,
+    snapshots: PathBuf,
+    /// Distinguishes names this process makes under one lease.
+    serial: AtomicU64,
+}
+
+impl Store {
+    /// Opens the store under a root directory that was opened with [`SCHEMA`]. Blocking, and cheap.
+    ///
+    /// The first process to open a store decides how snapshots are kept: `driver`, or, if that is `None`, by trying whether an
+    /// overlay can be mounted here. Records that a power cut has lost are dropped.
+    ///
+    /// # Errors
+    /// `Conflict` when the store was made with another driver than the one asked for.
+    pub fn open(root: Root, clock: Clock, driver: Option<Driver>) -> Result<Self> {
+        for algorithm in ["blobs/sha256", "blobs/sha512"] {
+            root.subdir(algorithm)?;
+        }
+        let (blobs, ingest, leases) = (root.subdir("blobs")?, root.subdir("ingest")?, root.subdir("leases")?);
+        let snapshots = root.subdir("snapshots")?;
+        drop_lost_records(&root)?;
+        let driver = rootfs::choose_driver(&root, &snapshots, driver)?;
+        let serial = AtomicU64::new(0);
+        Ok(Self(Arc::new(Inner { root, clock, driver, blobs, ingest, leases, snapshots, serial })))
+    }
+
+    /// Returns the root directory.
+    #[must_use]
+    pub fn root(&self) -> &Root {
+        &self.0.root
+    }
+
+    /// Returns how snapshots are kept.
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        self.0.driver
+    }
+
+    fn now(&self) -> i64 {
+        self.0.clock.now_ns()
+    }
+
+    fn snapshots_dir(&self) -> &Path {
+        &self.0.snapshots
+    }
+
+    fn serial(&self) -> u64 {
+        self.0.serial.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Drops the records that the last boot did not bring to the disk. What they described becomes garbage.
+fn drop_lost_records(root: &Root) -> Result<()> {
+    let lost = |table: &str| -> Result<bool> {
+        let sql = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE boot IS NOT NULL AND boot <> ?1)");
+        root.db().read(|c| Ok(c.prepare_cached(&sql)?.query_row([root.boot_id()], |row| row.get(0))?))
+    };
+    if !lost("snapshots")? && !lost("blobs")? {
+        return Ok(());
+    }
+    root.db().write(|tx| {
+        drop_lost(tx, "snapshots", root.boot_id())?;
+        drop_lost(tx, "blobs", root.boot_id())?;
+        Ok(())
+    })
+}
+
+/// Turns "no rows" into `None`.
+fn optional<T>(result: rusqlite::Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(rusqlite::Error::QueryReturnedNoRows) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads a digest from a record.
+fn parse_digest(text: &str) -> Result<kiln_graph::Digest> {
+    text.parse().map_err(|error| Error::corrupt(format!("database: {error}")))
+}
+
+#[cfg(test)]
+mod tests;

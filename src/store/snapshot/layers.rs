@@ -1,0 +1,203 @@
+//! The layers of snapshots: their digests, their tars and their compressed blobs.
+
+use std::io::Write;
+
+use kiln_graph::Digest;
+use rusqlite::Connection;
+
+use super::{Active, LayerForm, SnapshotId, find};
+use crate::error::{Error, Result, ResultExt as _};
+use crate::store::compression::{Compression, Encoder};
+use crate::store::layer::{self, Form, LayerDigests, PathChange, Source};
+use crate::store::rootfs::Access;
+use crate::store::tree::{self, Metadata};
+use crate::store::{Blob, Lease, Store, optional, parse_digest};
+use crate::task::Cancel;
+
+/// A layer that is compressed and stored.
+#[derive(Clone, Debug)]
+pub struct CompressedLayer {
+    /// The compressed layer.
+    pub blob: Blob,
+    /// The digest of its tar.
+    pub diff_id: Digest,
+    /// How it is compressed.
+    pub compression: Compression,
+}
+
+/// A compressed form of a layer that somebody has seen, whether or not it is in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerBlob {
+    /// The digest of the compressed layer.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What its media type ends in: nothing, `+gzip` or `+zstd`.
+    pub media_suffix: String,
+}
+
+impl Store {
+    /// Computes the digests of a snapshot's layer. Blocking: uses two threads and reads all of the layer.
+    ///
+    /// # Errors
+    /// `NotFound`; `Cancelled`; `Unsupported` when the snapshot holds something no layer can hold.
+    pub fn layer_digests(&self, id: SnapshotId, cancel: &Cancel) -> Result<LayerDigests> {
+        layer::digest(self.source(id)?, cancel).context(|| format!("digest the layer of snapshot {id}"))
+    }
+
+    /// Writes the tar of a snapshot's layer, uncompressed. Blocking.
+    ///
+    /// # Errors
+    /// As [`Self::layer_digests`], and those of `out`.
+    pub fn write_layer(&self, id: SnapshotId, out: &mut dyn Write, cancel: &Cancel) -> Result<LayerDigests> {
+        layer::write(self.source(id)?, out, cancel).context(|| format!("write the layer of snapshot {id}"))
+    }
+
+    /// Returns a snapshot's layer as a compressed blob, leased: one that is there, or else made now on all cores. Blocking.
+    ///
+    /// # Errors
+    /// As [`Self::layer_digests`]; `Conflict` for a layer that was pulled and whose blob is gone, when it cannot be made again
+    /// byte for byte.
+    pub fn layer_blob(
+        &self,
+        lease: &Lease,
+        id: SnapshotId,
+        compression: Compression,
+        cancel: &Cancel,
+    ) -> Result<CompressedLayer> {
+        let snapshot = self.root().db().read(|connection| find(connection, "id = ?1", id))?;
+        let (_, snapshot) = snapshot.ok_or_else(|| id.missing())?;
+        if let Some(diff_id) = snapshot.diff_id
+            && let Some(blob) = self.known_blob(lease, &diff_id, compression)?
+        {
+            return Ok(CompressedLayer { blob, diff_id, compression });
+        }
+        let mut encoder = Encoder::new(self.blob_writer(lease)?, compression)?;
+        let digests = self.write_layer(id, &mut encoder, cancel)?;
+        if let Some(expected) = snapshot.diff_id.filter(|expected| *expected != digests.diff_id) {
+            return Err(Error::conflict(format!(
+                "the layer {expected} came from elsewhere and its blob is no longer here, so it must be pulled again; packed \
+                 anew it would be {}",
+                digests.diff_id
+            )));
+        }
+        let blob = encoder.finish().context(|| format!("compress the layer of snapshot {id}"))?.finish()?;
+        let form = LayerBlob {
+            digest: *blob.digest(),
+            size: blob.size(),
+            media_suffix: compression.media_suffix().to_owned(),
+        };
+        self.record_layer_blob(&digests.diff_id, &form, Some(&compression.label()))?;
+        Ok(CompressedLayer { blob, diff_id: digests.diff_id, compression })
+    }
+
+    /// Notes that a blob, of whatever origin, is a compressed form of a layer. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn remember_layer_blob(&self, diff_id: &Digest, form: &LayerBlob) -> Result<()> {
+        self.record_layer_blob(diff_id, form, None)
+    }
+
+    /// Returns the known compressed forms of a layer, those in the store first. They are not leased. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn layer_blobs(&self, diff_id: &Digest) -> Result<Vec<LayerBlob>> {
+        let sql = "SELECT l.digest, l.size, l.media_suffix FROM layer_blobs l
+            LEFT JOIN blobs b ON b.digest = l.digest AND NOT b.removing
+            WHERE l.diff_id = ?1 ORDER BY b.id IS NULL, l.digest";
+        self.root().db().read(|connection| {
+            let mut select = connection.prepare_cached(sql)?;
+            let rows = select
+                .query_map([diff_id.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?)))?;
+            rows.map(|row| {
+                let (digest, size, media_suffix) = row?;
+                Ok(LayerBlob { digest: parse_digest(&digest)?, size, media_suffix })
+            })
+            .collect()
+        })
+    }
+
+    /// Lists what a snapshot changes over its parent, sorted by path. Blocking.
+    ///
+    /// # Errors
+    /// As [`Self::layer_digests`].
+    pub fn changes(&self, id: SnapshotId) -> Result<Vec<PathChange>> {
+        layer::list_changes(self.source(id)?).context(|| format!("list the changes of snapshot {id}"))
+    }
+
+    fn known_blob(&self, lease: &Lease, diff_id: &Digest, compression: Compression) -> Result<Option<Blob>> {
+        let digest = if compression == Compression::None {
+            Some(*diff_id)
+        } else {
+            let sql = "SELECT digest FROM layer_blobs WHERE diff_id = ?1 AND label = ?2";
+            let found: Option<String> = self.root().db().read(|connection| {
+                let mut find = connection.prepare_cached(sql)?;
+                optional(find.query_row((diff_id.to_string(), compression.label()), |row| row.get(0)))
+            })?;
+            found.as_deref().map(parse_digest).transpose()?
+        };
+        digest.map_or(Ok(None), |digest| self.blob(lease, &digest))
+    }
+
+    fn record_layer_blob(&self, diff_id: &Digest, form: &LayerBlob, label: Option<&str>) -> Result<()> {
+        let sql = "INSERT INTO layer_blobs (diff_id, digest, size, media_suffix, label) VALUES (?1, ?2, ?3, ?4, ?5)
+            ON CONFLICT (diff_id, digest) DO UPDATE SET label = coalesce(?5, label)";
+        let LayerBlob { digest, size, media_suffix } = form;
+        self.root().db().write(|tx| {
+            tx.prepare_cached(sql)?.execute((diff_id.to_string(), digest.to_string(), size, media_suffix, label))?;
+            Ok(())
+        })
+    }
+
+    /// What the layer of a snapshot is packed from.
+    fn source(&self, id: SnapshotId) -> Result<Source> {
+        let sql = "SELECT layer, form, parent FROM snapshots WHERE id = ?1";
+        let (layer, form, parent) = self.root().db().read(|connection: &Connection| {
+            let mut find = connection.prepare_cached(sql)?;
+            let row = find.query_row([id], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?)));
+            let (layer, form, parent) = optional(row)?.ok_or_else(|| id.missing())?;
+            Ok((layer, LayerForm::read(form)?, parent))
+        })?;
+        let parent = if form == LayerForm::Changes { parent } else { None };
+        let mut source = self.source_of(layer, parent)?;
+        if form == LayerForm::Marked {
+            source.form = Form::Alone(self.driver().marks());
+        }
+        Ok(source)
+    }
+
+    /// A tree and the view below it.
+    fn source_of(&self, tree: i64, below: Option<SnapshotId>) -> Result<Source> {
+        let lower = match below {
+            None => None,
+            Some(below) if self.driver().is_overlay() => {
+                let mount = self.rootfs(Some(below))?.mount(Access::ReadOnly)?;
+                Some(tree::open_dir(mount, c".").context(|| format!("open snapshot {below}"))?)
+            }
+            Some(below) => Some(tree::open_root(&self.top_dir(below)?)?),
+        };
+        let form = if self.driver().is_overlay() {
+            Form::Upper(self.driver().marks())
+        } else {
+            let mark = rustix::fs::lstat(self.copied_mark(tree)).is_ok();
+            let mark = if mark { Some(tree::open_root(&self.tree_dir(tree))?) } else { None };
+            let copied =
+                mark.map(|dir| Metadata::at(dir, c"copied")).transpose().context(|| "read the mark of a copy")?;
+            Form::Whole(copied.map(|mark| mark.ctime))
+        };
+        Ok(Source { tree: tree::open_root(&self.tree_fs(tree))?, form, lower })
+    }
+}
+
+impl Active {
+    /// Lists what it changes over the snapshot it lies on, sorted by path. Blocking. It may be in use meanwhile.
+    ///
+    /// # Errors
+    /// `Unsupported` when it holds something no layer can hold.
+    pub fn changes(&self) -> Result<Vec<PathChange>> {
+        let source = self.store().source_of(self.id().0, self.base())?;
+        layer::list_changes(source).context(|| format!("list the changes of active {}", self.id()))
+    }
+}
