@@ -12,21 +12,72 @@ pub struct Capabilities(u64);
 
 /// The names without `CAP_`, in the order of their numbers: `linux/capability.h`.
 const NAMES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
 /// What a container may do unless told otherwise (moby's default).
 const DEFAULT: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 impl Capabilities {
+    /// Administration of the system.
+    pub const SYS_ADMIN: Self = Self(1 << 21);
+    /// Making device nodes.
+    pub const MKNOD: Self = Self(1 << 27);
     /// No capability.
     pub const NONE: Self = Self(0);
 
@@ -65,7 +116,7 @@ impl Capabilities {
     pub fn adjust(self, add: &[String], drop: &[String]) -> Result<Self> {
         let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
         let union = |names: &[String]| {
-            let named = names.iter().filter(|name| !is_all(name)).map(|name| Self::named(name));
+            let mut named = names.iter().filter(|name| !is_all(name)).map(|name| Self::named(name));
             named.try_fold(Self::NONE, |set, one| Ok::<_, Error>(set.with(one?)))
         };
         let (added, dropped) = (union(add)?, union(drop)?);
@@ -74,6 +125,12 @@ impl Capabilities {
             (false, true) => added,
             (false, false) => self.without(dropped).with(added),
         })
+    }
+
+    /// Makes a set of the kernel's bit mask.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
     }
 
     /// Returns the kernel's bit mask.

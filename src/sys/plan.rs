@@ -6,7 +6,7 @@
 //! What steps a container needs, and in what order, is decided in `sandbox::plan`.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
 
@@ -25,6 +25,8 @@ use super::seccomp::Filter;
 /// Steps, and the command that is executed after them.
 #[derive(Debug)]
 pub struct Plan {
+    /// The command as its user named it, for messages.
+    pub name: String,
     /// The steps, in order.
     pub steps: Vec<Step>,
     /// Whether descriptor 0 becomes the controlling terminal.
@@ -47,9 +49,9 @@ pub struct Step {
 /// A path beneath a directory. Symbolic links (also absolute ones) cannot leave the directory; magic links are refused.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// The directory, or the root of a mount.
-    pub dir: Arc<OwnedFd>,
-    /// The path; `.` is the directory itself.
+    /// The directory, or the root of a mount; `None` is the root of the process.
+    pub dir: Option<Arc<OwnedFd>>,
+    /// The path, relative to the directory (`.` is the directory itself), or absolute without one.
     pub path: CString,
 }
 
@@ -72,6 +74,8 @@ pub enum Call {
     JoinNamespaces(Arc<OwnedFd>, ThreadNameSpaceType),
     /// Leaves the session keyring, which no namespace covers.
     NewKeyring,
+    /// Sets the loopback interface of a new network namespace up.
+    LoopbackUp,
     /// Stops mounts made here from appearing in the namespace this one was copied from.
     StopPropagation,
     /// Moves a detached mount into place.
@@ -301,6 +305,7 @@ impl Child<'_> {
                 rustix::thread::move_into_thread_name_spaces(process.as_fd(), *kinds)
             }
             Call::NewKeyring => new_keyring(),
+            Call::LoopbackUp => loopback_up(),
             Call::StopPropagation => {
                 rustix::mount::mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
             }
@@ -371,12 +376,22 @@ impl Place {
     }
 
     fn open_with(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
-        open_beneath(self.dir.as_fd(), &self.path, flags, ResolveFlags::empty())
+        self.resolve(flags, ResolveFlags::empty())
+    }
+
+    fn resolve(&self, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+        match &self.dir {
+            Some(dir) => open_beneath(dir.as_fd(), &self.path, flags, resolve),
+            None => {
+                let resolve = resolve | ResolveFlags::NO_MAGICLINKS;
+                rustix::fs::openat2(CWD, &self.path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+            }
+        }
     }
 
     /// Opens a path that kernel file systems offer under exactly this name: no symbolic links at all.
     fn open_exactly(&self) -> Result<Option<OwnedFd>, Errno> {
-        match open_beneath(self.dir.as_fd(), &self.path, OFlags::PATH, ResolveFlags::NO_SYMLINKS) {
+        match self.resolve(OFlags::PATH, ResolveFlags::NO_SYMLINKS) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(errno),
@@ -432,6 +447,23 @@ fn new_keyring() -> Result<(), Errno> {
         Errno::NOSYS | Errno::DQUOT | Errno::PERM => Ok(()),
         errno => Err(errno),
     }
+}
+
+fn loopback_up() -> Result<(), Errno> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: the struct is plain data, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = libc::c_char::from_ne_bytes([b'l']);
+    request.ifr_name[1] = libc::c_char::from_ne_bytes([b'o']);
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the kernel reads one request, which lives across the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if result == 0 { Ok(()) } else { Err(super::process::last_errno()) }
 }
 
 fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {

@@ -1,6 +1,6 @@
 //! `clone3(2)`: starts a process that carries out a [`Plan`], and tells how that went.
 //!
-//! Waiting, signals and everything else about a process descriptor are rustix's.
+//! Signals and everything else about a process descriptor are rustix's.
 
 use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::plan::{self, Failure, Plan};
 
@@ -88,6 +90,16 @@ impl Report {
         std::fs::File::from(self.0).read_exact(&mut message).ok()?;
         Some(Failure::from_bytes(message))
     }
+}
+
+/// Waits until the process of a descriptor has ended. Needs a tokio runtime with I/O.
+///
+/// # Errors
+/// When the descriptor cannot be watched.
+pub async fn ended(pidfd: OwnedFd) -> std::io::Result<()> {
+    // SAFETY: the descriptor is owned by the registration, so its number means the same file until that ends.
+    let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
+    watched.readable().await.map(drop)
 }
 
 /// Blocks all signals of this thread until it is dropped, so that no handler runs in a child that cannot afford one.

@@ -44,7 +44,8 @@ pub(super) fn compile(profile: &Profile, host: &Host) -> Result<Filter> {
     let instructions = program.finish();
     if instructions.len() > MAX_INSTRUCTIONS {
         let length = instructions.len();
-        let text = format!("the seccomp profile makes a filter of {length} instructions; the kernel takes {MAX_INSTRUCTIONS}");
+        let text =
+            format!("the seccomp profile makes a filter of {length} instructions; the kernel takes {MAX_INSTRUCTIONS}");
         return Err(Error::invalid(text));
     }
     Ok(Filter::new(instructions, profile.flags))

@@ -78,10 +78,7 @@ const WITH_CAPABILITY: &[(&str, &str)] = &[
 
 /// Calls that exist on some processors only.
 const ON_PROCESSORS: &[(&[&str], &str)] = &[
-    (
-        &["arm", "arm64"],
-        "arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls",
-    ),
+    (&["arm", "arm64"], "arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls"),
     (&["amd64", "x32"], "arch_prctl"),
     (&["amd64", "x32", "x86"], "modify_ldt"),
 ];

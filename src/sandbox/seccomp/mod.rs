@@ -18,7 +18,7 @@ use crate::sys::seccomp::{Filter, FilterFlags};
 
 /// A processor architecture whose system calls are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Arch {
+enum Arch {
     /// 64-bit x86.
     X86_64,
     /// 32-bit x86.
@@ -31,8 +31,7 @@ pub enum Arch {
 
 impl Arch {
     /// The architecture of this program.
-    #[must_use]
-    pub fn native() -> Self {
+    fn native() -> Self {
         if cfg!(target_arch = "x86_64") { Self::X86_64 } else { Self::Aarch64 }
     }
 
@@ -340,8 +339,12 @@ impl RuleDocument {
             (false, true) => names.push(self.name),
             _ => {}
         }
-        let conditions =
-            self.args.unwrap_or_default().into_iter().map(ConditionDocument::into_condition).collect::<Result<Vec<_>>>()?;
+        let conditions = self
+            .args
+            .unwrap_or_default()
+            .into_iter()
+            .map(ConditionDocument::into_condition)
+            .collect::<Result<Vec<_>>>()?;
         let rule = Rule {
             names,
             action: action(&self.action, self.errno_ret)?,
@@ -363,7 +366,10 @@ impl RuleDocument {
 impl ConditionDocument {
     fn into_condition(self) -> Result<Condition> {
         if self.index > 5 {
-            return Err(Error::invalid(format!("argument {} of a system call: there are six, counted from 0", self.index)));
+            return Err(Error::invalid(format!(
+                "argument {} of a system call: there are six, counted from 0",
+                self.index
+            )));
         }
         let op = match self.op.as_str() {
             "SCMP_CMP_NE" => Op::NotEqual,
@@ -384,7 +390,8 @@ impl SelectorDocument {
         let min_kernel = match self.min_kernel.as_str() {
             "" => None,
             text => Some(
-                parse_version(text).ok_or_else(|| Error::invalid(format!("minKernel {text:?}: expected <major>.<minor>")))?,
+                parse_version(text)
+                    .ok_or_else(|| Error::invalid(format!("minKernel {text:?}: expected <major>.<minor>")))?,
             ),
         };
         Ok(Selector {
