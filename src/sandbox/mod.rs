@@ -44,7 +44,6 @@ use self::prepare::{Common, ParentPart};
 use self::spawner::Order;
 use self::user::Ids;
 use crate::error::{Error, Result, ResultExt as _};
-use crate::sys::plan::Failure;
 use crate::sys::process::Started;
 use crate::task;
 
@@ -181,20 +180,15 @@ fn start(mut spec: Spec, stdio: Stdio, ids: &Ids, cgroup: Option<&Cgroup>) -> Re
 fn launch(order: Order, parent_part: Option<ParentPart>) -> Result<Child> {
     let (Started { pid, pidfd, report }, order) = spawner::carry_out(order)?;
     let child = Child { pid, pidfd };
-    let done = parent_part.map_or(Ok(()), |part| part.carry_out(pid));
-    let failure = report.wait();
-    let error = match (done, failure) {
-        (Ok(()), None) => return Ok(child),
-        // The child only saw its pipe closed.
-        (Err(error), _) => error,
-        (Ok(()), Some(failure)) => describe(&order, failure),
+    let error = match parent_part.map_or(Ok(()), |part| part.carry_out(pid)) {
+        Err(error) => error,
+        Ok(()) => match report.wait() {
+            None => return Ok(child),
+            Some(failure) => failure::of_child(&order.plan, failure),
+        },
     };
     let killed = child.signal(Signal::KILL).and_then(|()| child.collect().map(drop));
     Err(error.and_cleanup(killed))
-}
-
-fn describe(order: &Order, failure: Failure) -> Error {
-    failure::of_child(&order.plan, failure)
 }
 
 impl Sandbox {

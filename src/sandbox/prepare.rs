@@ -5,7 +5,6 @@
 //! privileges. Assembling the file system is [`super::view`]'s.
 
 use std::ffi::CString;
-use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -41,7 +40,7 @@ pub(super) struct ParentPart {
     ids: Option<IdMap>,
     rlimits: Vec<(Resource, Rlimit)>,
     oom_score_adj: Option<i32>,
-    go: OwnedFd,
+    go: Arc<OwnedFd>,
 }
 
 impl ParentPart {
@@ -50,12 +49,14 @@ impl ParentPart {
         if ids.is_none() && process.rlimits.is_empty() && process.oom_score_adj.is_none() {
             return Ok(None);
         }
-        let (wait, go) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(|| "make a pipe")?;
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(|| "make a pipe")?;
+        let go = Arc::new(writer);
+        let wait = Call::Await { reader, writer: Arc::clone(&go) };
         let part = Self { ids, rlimits: process.rlimits.clone(), oom_score_adj: process.oom_score_adj, go };
-        Ok(Some((part, step("wait for limits and id maps", Call::Await(wait)))))
+        Ok(Some((part, step("wait for limits and id maps", wait))))
     }
 
-    /// Does it. On error the process sees its pipe closed and ends.
+    /// Does it, and lets the process go on. On error the process still waits: kill it.
     pub(super) fn carry_out(self, pid: Pid) -> Result<()> {
         let number = pid.as_raw_nonzero();
         if let Some(map) = &self.ids {
@@ -67,9 +68,10 @@ impl ParentPart {
                 .map_err(|errno| failure::step(&format!("set the limit {resource:?}"), errno))?;
         }
         if let Some(score) = self.oom_score_adj {
-            write_proc(&format!("/proc/{number}/oom_score_adj"), &score.to_string())?;
+            write_proc(&format!("/proc/{number}/oom_score_adj"), &score.to_string())
+                .context(|| "set oom_score_adj (lowering it needs CAP_SYS_RESOURCE)")?;
         }
-        std::fs::File::from(self.go).write_all(b"1").context(|| "let the process go on")
+        rustix::io::write(&*self.go, b"1").map(drop).context(|| "let the process go on")
     }
 }
 

@@ -385,13 +385,12 @@ impl Builder {
             Some(map) => outside(&map.gids, TTY_GROUP).unwrap_or(self.owner.1),
             None => TTY_GROUP,
         };
-        let options = [
-            (c"ptmxmode", "0666"),
-            (c"mode", "0620"),
-            (c"gid", &*group.to_string()),
-            (c"uid", &self.owner.0.to_string()),
-        ];
-        file_system(c"devpts", &options[..3], NOSUID | NOEXEC)
+        let options = [(c"ptmxmode", "0666"), (c"mode", "0620"), (c"gid", &*group.to_string())];
+        let terminals = file_system(c"devpts", &options, NOSUID | NOEXEC)?;
+        for name in [c".", c"ptmx"] {
+            set_owner(terminals.as_fd(), name, self.owner)?;
+        }
+        Ok(terminals)
     }
 
     fn add_shared_memory(&mut self, spec: &Spec) -> Result<()> {

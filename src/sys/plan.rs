@@ -59,7 +59,12 @@ pub struct Place {
 #[derive(Debug)]
 pub enum Call {
     /// Waits until the parent has done its part (id maps, limits) and written one byte.
-    Await(OwnedFd),
+    Await {
+        /// The reading end of a pipe.
+        reader: OwnedFd,
+        /// The writing end, which is the parent's: this copy is closed, so that the parent's end is noticed.
+        writer: Arc<OwnedFd>,
+    },
     /// Becomes user and group 0 of a new user namespace.
     BecomeRoot,
     /// Keeps other processes from looking into this one until it executes the command.
@@ -295,7 +300,7 @@ struct Child<'a> {
 impl Child<'_> {
     fn take(&mut self, call: &Call) -> Result<(), Errno> {
         match call {
-            Call::Await(pipe) => wait_for_byte(pipe),
+            Call::Await { reader, writer } => wait_for_byte(reader, writer),
             Call::BecomeRoot => set_identity(Uid::ROOT, Gid::ROOT, &[]),
             Call::Hide => rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable),
             Call::DieWithParent => self.die_with_parent(),
@@ -415,9 +420,11 @@ pub fn open_beneath(dir: BorrowedFd<'_>, path: &CStr, flags: OFlags, resolve: Re
     Err(Errno::AGAIN)
 }
 
-fn wait_for_byte(pipe: &OwnedFd) -> Result<(), Errno> {
+fn wait_for_byte(reader: &OwnedFd, writer: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: nothing in this copy of the process uses the descriptor, and its owner is never dropped here.
+    unsafe { libc::close(writer.as_raw_fd()) };
     let mut byte = [0];
-    match rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut byte))? {
+    match rustix::io::retry_on_intr(|| rustix::io::read(reader, &mut byte))? {
         0 => Err(Errno::CANCELED),
         _ => Ok(()),
     }

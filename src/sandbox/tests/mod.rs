@@ -2,7 +2,12 @@
 //!
 //! They also run in a virtual machine with cgroup v2 (`tests/vm/run`), which has busybox and this test program only.
 
+mod exec;
+mod files;
 mod isolation;
+mod limits;
+mod process;
+mod syscalls;
 
 use std::fs;
 use std::io::Read as _;
@@ -128,4 +133,19 @@ fn read(fd: Option<OwnedFd>) -> String {
     let mut bytes = Vec::new();
     fs::File::from(fd.unwrap()).read_to_end(&mut bytes).unwrap();
     String::from_utf8(bytes).unwrap()
+}
+
+fn file(target: &str, content: &str, mode: u32) -> Mount {
+    let source = Source::File { content: content.as_bytes().to_vec(), mode, uid: 0, gid: 0 };
+    Mount { target: target.to_owned(), source, access: Access::ReadWrite }
+}
+
+/// Waits for a state, and says what it was instead when that takes too long.
+#[track_caller]
+fn wait_until<T: std::fmt::Display>(mut reached: impl FnMut() -> bool, state: impl Fn() -> T) {
+    let begin = std::time::Instant::now();
+    while !reached() {
+        assert!(begin.elapsed().as_secs() < 20, "{}", state());
+        std::thread::yield_now();
+    }
 }
