@@ -7,7 +7,10 @@
 
 use std::arch::asm;
 
-const PAGE: usize = 65536;
+/// The largest page size the architecture can have.
+const PAGE: usize = if cfg!(target_arch = "x86_64") { 4096 } else { 65536 };
+/// Room for the frames of the functions below.
+const STACK: usize = if PAGE > 16384 { PAGE } else { 16384 };
 static ALL_SIGNALS: u64 = !0;
 const SIGNAL_SET_SIZE: usize = 8;
 const NO_HANG: usize = 1;
@@ -93,7 +96,7 @@ fn forget_memory() {
     let here = 0_u8;
     let stack = &raw const here as usize;
     let program = (floor(&raw const __executable_start as usize), ceil(&raw const _end as usize));
-    let stack = (floor(stack) - PAGE, ceil(stack) + PAGE);
+    let stack = (floor(stack) - STACK, ceil(stack) + PAGE);
     let (first, second) = if program.0 < stack.0 { (program, stack) } else { (stack, program) };
     unmap(0, first.0);
     unmap(first.1, second.0);
@@ -120,7 +123,6 @@ const TOP: usize = 0x7fff_ffff_f000;
 #[cfg(target_arch = "aarch64")]
 const TOP: usize = 0xffff_ffff_f000;
 
-/// Rounds down to the largest page size of any machine.
 fn floor(address: usize) -> usize {
     address & !(PAGE - 1)
 }

@@ -84,20 +84,17 @@ impl Cgroup {
             }
         }
         let cgroup = Self { groups };
-        match cgroup.settle(&spec.limits) {
+        // What a killed engine has left is taken over; what is alive is left alone.
+        if !cgroup.pids().is_empty() {
+            return Err(Error::conflict(format!("control group {} is in use", cgroup.describe())));
+        }
+        match cgroup.update(&spec.limits) {
             Ok(more) => {
                 warnings.extend(more);
                 Ok((cgroup, warnings))
             }
             Err(error) => Err(error.and_cleanup(cgroup.remove())),
         }
-    }
-
-    fn settle(&self, limits: &Limits) -> Result<Vec<String>> {
-        if !self.pids().is_empty() {
-            return Err(Error::conflict(format!("control group {} is in use", self.describe())));
-        }
-        self.update(limits)
     }
 
     /// Finds the group of a sandbox that another process may have made; hierarchies where it does not exist are left out.
