@@ -26,8 +26,8 @@ pub use stats::Stats;
 /// Where the groups of sandboxes are unless the caller says otherwise.
 pub const DEFAULT_PARENT: &str = "kiln";
 
-/// How long [`Cgroup::remove`] waits for killed processes to be gone.
-const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long killed processes are waited for, and processes that shall stand still.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The control group of a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,12 +138,29 @@ impl Cgroup {
         pids
     }
 
-    /// Stops all processes of the group until [`Cgroup::thaw`].
+    /// Stops all processes of the group until [`Cgroup::thaw`]. Blocking until they stand still, at most ten seconds.
     ///
     /// # Errors
-    /// `Unsupported` when the host has no freezer.
+    /// `Unsupported` when the host has no freezer; `Timeout` when a process hangs in the kernel: then they go on.
     pub fn freeze(&self) -> Result<()> {
-        self.set_frozen(true)
+        self.set_frozen(true)?;
+        if wait_for(|| self.is_frozen()) {
+            return Ok(());
+        }
+        let text = format!("freeze control group {}: a process does not stand still", self.describe());
+        Err(Error::timeout(text).and_cleanup(self.thaw()))
+    }
+
+    /// Says whether all processes of the group stand still.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        match (self.group(Controller::Freezer), self.v2()) {
+            (Some(group), _) => group.read("freezer.state").is_some_and(|state| state.trim() == "FROZEN"),
+            (None, Some(group)) => {
+                group.read("cgroup.events").is_some_and(|events| events.lines().any(|line| line == "frozen 1"))
+            }
+            (None, None) => false,
+        }
     }
 
     /// Lets the processes of a frozen group go on.
@@ -183,25 +200,24 @@ impl Cgroup {
     /// # Errors
     /// `Timeout` when processes do not end (they hang in the kernel).
     pub fn remove(&self) -> Result<()> {
-        let mut pause = Duration::from_micros(100);
-        let mut waited = Duration::ZERO;
-        loop {
-            let Err(error) = self.try_remove() else { return Ok(()) };
-            if waited >= REMOVAL_TIMEOUT {
-                let text = format!("remove control group {}: processes in it do not end", self.describe());
-                return Err(Error::timeout(text).with_source(error));
+        let mut last = None;
+        let removed = wait_for(|| match self.groups.iter().try_for_each(|group| remove_tree(&group.dir)) {
+            Ok(()) => true,
+            Err(error) => {
+                last = Some(error);
+                self.kill();
+                // A process that is frozen on v1 does not see the signal.
+                let _ = self.thaw();
+                false
             }
-            self.kill();
-            // A process frozen on v1 does not see the signal.
-            let _ = self.thaw();
-            std::thread::sleep(pause);
-            waited += pause;
-            pause = (pause * 2).min(Duration::from_millis(20));
+        });
+        match last {
+            Some(error) if !removed => {
+                let text = format!("remove control group {}: processes in it do not end", self.describe());
+                Err(Error::timeout(text).with_source(error))
+            }
+            _ => Ok(()),
         }
-    }
-
-    fn try_remove(&self) -> io::Result<()> {
-        self.groups.iter().try_for_each(|group| remove_tree(&group.dir))
     }
 
     /// The directory a process can be cloned into, on v2 (also beside v1).
@@ -311,6 +327,21 @@ impl Group {
     fn read(&self, file: &str) -> Option<String> {
         fs::read_to_string(self.dir.join(file)).ok()
     }
+}
+
+/// Waits for a state that the kernel does not announce on all versions; says whether it came.
+fn wait_for(mut reached: impl FnMut() -> bool) -> bool {
+    let mut pause = Duration::from_micros(100);
+    let mut waited = Duration::ZERO;
+    while !reached() {
+        if waited >= TIMEOUT {
+            return false;
+        }
+        std::thread::sleep(pause);
+        waited += pause;
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+    true
 }
 
 /// Controllers cost time per group, so a group is made only where it says or limits something that is wanted.
