@@ -12,6 +12,7 @@ pub mod error;
 pub mod image;
 pub mod solver;
 pub mod network;
+pub mod sandbox;
 pub mod state;
 pub mod store;
 pub mod sys;

@@ -7,3 +7,16 @@ pub mod netlink;
 pub mod netlink_nft;
 pub mod xtables;
 pub mod overlay;
+//! Calls that rustix or nix offer safely are made where they are needed, not wrapped here again. The exception is
+//! [`plan`], which holds everything that may run between clone and exec, so that it can be read as one text.
+
+#![allow(unsafe_code, reason = "this is the module for it; everywhere else it is denied")]
+
+pub mod bpf;
+mod init;
+pub mod mount;
+pub mod plan;
+#[cfg(test)]
+pub(crate) mod probe;
+pub mod process;
+pub mod seccomp;
