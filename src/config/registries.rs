@@ -243,6 +243,12 @@ impl Registries {
         self.hosts.get(domain).cloned().unwrap_or_default()
     }
 
+    /// Says whether anything is configured about a registry.
+    #[must_use]
+    pub fn has_host(&self, domain: &str) -> bool {
+        self.hosts.contains_key(domain)
+    }
+
     /// Returns what is configured about a registry, to change it.
     pub fn host_mut(&mut self, domain: &str) -> &mut HostConfig {
         self.hosts.entry(domain.to_owned()).or_default()
