@@ -29,9 +29,16 @@ pub(super) struct Seen {
     /// With the query.
     pub(super) path: String,
     pub(super) headers: HeaderMap,
+    /// Of a POST; other bodies are read when the request is answered.
+    pub(super) body: Bytes,
 }
 
 impl Seen {
+    /// Returns a parameter of the query.
+    pub(super) fn query(&self, key: &str) -> Option<String> {
+        query(&self.path, key)
+    }
+
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -189,7 +196,9 @@ fn reply(status: StatusCode, headers: &[(&'static str, String)], body: Bytes) ->
 async fn serve(content: &Mutex<Content>, play: &Play, request: http::Request<Incoming>) -> Result<Reply, io::Error> {
     let (head, mut body) = request.into_parts();
     let path = head.uri.path_and_query().unwrap().as_str().to_owned();
-    let seen = Seen { method: head.method, path, headers: head.headers };
+    let posted =
+        if head.method == Method::POST { (&mut body).collect().await.unwrap().to_bytes() } else { Bytes::new() };
+    let seen = Seen { method: head.method, path, headers: head.headers, body: posted };
     content.lock().unwrap().seen.push(seen.clone());
     let broken = || io::Error::other("as told");
     let trick = play(&seen);
@@ -337,7 +346,7 @@ fn answer_blob(blob: &Bytes, digest: &str, seen: &Seen) -> Reply {
 
 fn answer_upload(content: &mut Content, seen: &Seen) -> Reply {
     let Some(id) = upload_id(&seen.path) else {
-        if query(&seen.path, "mount").is_some_and(|digest| content.blobs.contains_key(&digest)) {
+        if seen.query("mount").is_some_and(|digest| content.blobs.contains_key(&digest)) {
             return reply(StatusCode::CREATED, &[], Bytes::new());
         }
         content.next_upload += 1;
@@ -356,7 +365,7 @@ fn answer_upload(content: &mut Content, seen: &Seen) -> Reply {
         }
         Method::PUT => {
             let upload = content.uploads.remove(&id).unwrap().freeze();
-            let digest = query(&seen.path, "digest").unwrap();
+            let digest = seen.query("digest").unwrap();
             if Digest::of(&upload).to_string() != digest {
                 let body = Bytes::from_static(br#"{"errors":[{"code":"DIGEST_INVALID","message":"digest invalid"}]}"#);
                 return reply(StatusCode::BAD_REQUEST, &[], body);
