@@ -169,11 +169,9 @@ impl Logins {
         answer: &Answer,
         sent: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, Fault> {
-        let lines = answer.headers().get_all(WWW_AUTHENTICATE);
-        let challenges = challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()));
         let login = self.login(endpoint);
         let mut login = login.lock().await;
-        let Some((wanted, asked)) = choose(&challenges, endpoint)? else { return Ok(None) };
+        let Some((wanted, asked)) = choose(&challenges(answer), endpoint)? else { return Ok(None) };
         login.wanted = Some(wanted);
         if login.tokens.get(scopes).is_some_and(|token| Some(&token.header) == sent) {
             login.tokens.remove(scopes);
@@ -240,12 +238,17 @@ pub(super) async fn offline_token(
     answer: &Answer,
     credentials: &Credentials,
 ) -> Result<Option<(HeaderValue, Issued)>, Fault> {
-    let lines = answer.headers().get_all(WWW_AUTHENTICATE);
-    let challenges = challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()));
-    let Some((Wanted::Bearer { realm, service }, scopes)) = choose(&challenges, endpoint)? else { return Ok(None) };
+    let Some((Wanted::Bearer { realm, service }, scopes)) = choose(&challenges(answer), endpoint)? else {
+        return Ok(None);
+    };
     let asked = TokenRequest { realm: &realm, service: service.as_deref(), scopes: &scopes, offline: true };
     let issued = asked.fetch(transport, endpoint, Some(credentials)).await?;
     Ok(Some((issued.header(&realm)?, issued)))
+}
+
+fn challenges(answer: &Answer) -> Vec<Challenge> {
+    let lines = answer.headers().get_all(WWW_AUTHENTICATE);
+    challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()))
 }
 
 /// Picks the challenge to meet, tokens before passwords, and returns the scopes it names.
@@ -311,8 +314,10 @@ impl TokenRequest<'_> {
         }
         let wait = retry_after(answer.headers());
         let refusal = Refusal::read(answer).await;
-        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            return Err(Fault::after(Error::unavailable(format!("fetch a token: {refusal}")), wait));
+        if !matches!(status.as_u16(), 400 | 401 | 403) {
+            let error = Error::unavailable(format!("fetch a token: {refusal}"));
+            let passes = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+            return Err(if passes { Fault::after(error, wait) } else { error.into() });
         }
         let who = credentials.map(|credentials| match credentials.username() {
             "" => "the stored token".to_owned(),

@@ -255,8 +255,9 @@ impl<'a> Fetch<'a> {
             StatusCode::PARTIAL_CONTENT => self.range_start(&answer)?,
             _ => return Err(self.refused(answer).await.into()),
         };
-        if let Some(length) = answer.announced_length().filter(|length| start + length != self.descriptor.size) {
-            let (size, total) = (self.descriptor.size, start + length);
+        let (size, total) =
+            (self.descriptor.size, answer.announced_length().map(|length| start.saturating_add(length)));
+        if let Some(total) = total.filter(|total| *total != size) {
             return Err(self.corrupt(&format!("its size is {size} bytes, the server has {total}")).into());
         }
         let mut batch = Batch::default();

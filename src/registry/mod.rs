@@ -21,13 +21,13 @@ mod tls;
 mod transport;
 mod upload;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, WARNING};
 use http::{HeaderValue, StatusCode};
 use kiln_graph::Reference;
 use tokio::sync::Semaphore;
@@ -45,13 +45,16 @@ use crate::config::Scheme;
 use crate::error::{Error, Kind, Result};
 use auth::Logins;
 use endpoint::Endpoint;
-use refusal::Refusal;
+use refusal::{Refusal, printable};
 use retry::{Attempts, Fault, retry_after};
 use scope::Scopes;
 use transport::{Answer, Request, Transport};
 
 /// How long a mirror that failed is left alone.
 const MIRROR_REST: Duration = Duration::from_mins(1);
+
+/// Different warnings of registries that one session passes on.
+const MAX_WARNINGS: usize = 16;
 
 /// Talks to registries. Cloning gives another handle to the same session.
 #[derive(Clone, Debug)]
@@ -77,6 +80,8 @@ struct Session {
     notes: Notes,
     /// Mirrors that failed, and until when they are left alone.
     resting: Mutex<HashMap<String, Instant>>,
+    /// Warnings of registries that were passed on.
+    warnings: Mutex<HashSet<String>>,
 }
 
 impl Client {
@@ -158,6 +163,7 @@ impl Client {
             Some(header) => self.send(access, request, Some(&header)).await?,
             None => answer,
         };
+        self.session.pass_on_warnings(endpoint, &answer);
         self.judge(endpoint, access, answer).await
     }
 
@@ -249,7 +255,21 @@ impl Client {
 
 impl Session {
     fn new(credentials: Provider, notes: Notes) -> Self {
-        Self { logins: Logins::new(credentials), notes, resting: Mutex::default() }
+        Self { logins: Logins::new(credentials), notes, resting: Mutex::default(), warnings: Mutex::default() }
+    }
+
+    /// Passes on what a registry wants its users to know (distribution spec, "Warnings"), each warning once.
+    fn pass_on_warnings(&self, endpoint: &Endpoint, answer: &Answer) {
+        for warning in answer.headers().get_all(WARNING) {
+            let text = warning.to_str().ok().and_then(|text| text.strip_prefix("299 - \"")?.strip_suffix('"'));
+            let Some(text) = text else { continue };
+            let remark = format!("registry {} warns: {}", endpoint.name, printable(&text.replace("\\\"", "\"")));
+            let mut seen = self.warnings.lock().expect("no panic happens while the lock is held");
+            if seen.len() < MAX_WARNINGS && seen.insert(remark.clone()) {
+                drop(seen);
+                self.notes.say(&remark);
+            }
+        }
     }
 
     fn resting(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {

@@ -90,7 +90,7 @@ fn parse(body: &[u8]) -> Vec<Entry> {
 }
 
 /// Makes a server's words safe to print: one line, no control characters, not endless.
-fn printable(words: &str) -> String {
+pub(super) fn printable(words: &str) -> String {
     let plain = words.chars().map(|c| if c.is_control() { ' ' } else { c });
     let line: String = plain.take(MAX_WORDS).collect();
     line.split_whitespace().collect::<Vec<_>>().join(" ")

@@ -15,8 +15,6 @@ pub struct Patience {
     pub answer: Duration,
     /// For the next bytes of a transfer, in either direction.
     pub stall: Duration,
-    /// For the answer to a finished upload: some registries copy or hash the whole blob before they answer.
-    pub commit: Duration,
     /// Before the second attempt; doubles with each further one.
     pub first_pause: Duration,
     /// The longest pause that is taken, also when the server asks for more.
@@ -29,10 +27,17 @@ impl Default for Patience {
             connect: Duration::from_secs(20),
             answer: Duration::from_mins(1),
             stall: Duration::from_secs(30),
-            commit: Duration::from_mins(10),
             first_pause: Duration::from_millis(500),
             longest_pause: Duration::from_mins(1),
         }
+    }
+}
+
+impl Patience {
+    /// How long to wait for the answer to an upload: some registries read or copy the whole blob before they answer.
+    pub(super) fn finish(&self, bytes: u64) -> Duration {
+        const SLOWEST_BYTES_PER_S: u64 = 16 << 20;
+        self.answer + Duration::from_secs(bytes / SLOWEST_BYTES_PER_S)
     }
 }
 

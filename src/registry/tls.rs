@@ -17,7 +17,8 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use crate::config::{HostConfig, KeyPair};
 use crate::error::{Error, Result};
 
-/// Reads the authorities the system trusts. Blocking, 2 to 45 ms.
+/// Reads the authorities the system trusts, or those `SSL_CERT_FILE` and `SSL_CERT_DIR` name, as programs with OpenSSL do.
+/// Blocking, 2 to 45 ms.
 pub(super) fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     // A certificate that cannot be read is one authority less, which shows as an untrusted server.

@@ -16,6 +16,7 @@ use http::{Method, StatusCode};
 use reqwest::{Body, Url};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use super::retry::{Fault, Patience};
 use super::tls;
@@ -24,6 +25,11 @@ use crate::error::{Error, Kind, Result};
 use crate::task;
 
 const MAX_REDIRECTS: usize = 10;
+
+/// What a server may send over HTTP/2 before it hears that the bytes were taken, for one blob (as Go's client has it: at a
+/// distance of 100 ms it allows 40 MB/s) and for all on a connection.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 6 * STREAM_WINDOW;
 
 /// A request that can be sent again.
 #[derive(Clone, Debug)]
@@ -54,7 +60,7 @@ impl Request {
 #[derive(Debug)]
 pub(super) struct Answer {
     response: reqwest::Response,
-    stall: Duration,
+    patience: Patience,
 }
 
 impl Answer {
@@ -82,36 +88,45 @@ impl Answer {
 
     /// Returns the next bytes of the body, `None` at its end.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Fault> {
-        match tokio::time::timeout(self.stall, self.response.chunk()).await {
+        let stall = self.patience.stall;
+        match tokio::time::timeout(stall, self.response.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
             Ok(Err(error)) => Err(explain(&error, self.url())),
             Err(_) => {
-                let (server, seconds) = (authority(self.url()), self.stall.as_secs_f32());
+                let (server, seconds) = (authority(self.url()), stall.as_secs_f32());
                 let text = format!("{server} stopped sending: nothing came for {seconds:.0} s");
                 Err(Fault::passing(Error::timeout(text)))
             }
         }
     }
 
-    /// Reads the whole body.
+    /// Reads the whole body of a document, in no more time than an answer may take to begin.
     ///
     /// # Errors
     /// `Corrupt` when it is longer than `limit` bytes, before more than that is held.
     pub(super) async fn read(mut self, limit: usize) -> Result<Bytes, Fault> {
-        let too_long = || Error::corrupt(format!("{} sent more than {limit} bytes", authority(self.url())));
+        let (url, patience) = (self.url().clone(), self.patience.answer);
+        match tokio::time::timeout(patience, self.read_all(limit)).await {
+            Ok(body) => body,
+            Err(_) => Err(no_answer(&url, patience)),
+        }
+    }
+
+    async fn read_all(&mut self, limit: usize) -> Result<Bytes, Fault> {
+        let too_long = Error::corrupt(format!("{} sent more than {limit} bytes", authority(self.url())));
         let announced = usize::try_from(self.announced_length().unwrap_or(0)).unwrap_or(usize::MAX);
-        if announced > limit {
-            return Err(too_long().into());
-        }
-        let too_long = too_long();
-        let mut body = BytesMut::with_capacity(announced);
-        while let Some(chunk) = self.chunk().await? {
-            if body.len() + chunk.len() > limit {
-                return Err(too_long.into());
+        let mut body = BytesMut::new();
+        if announced <= limit {
+            body.reserve(announced);
+            while let Some(chunk) = self.chunk().await? {
+                if body.len() + chunk.len() > limit {
+                    return Err(too_long.into());
+                }
+                body.extend_from_slice(&chunk);
             }
-            body.extend_from_slice(&chunk);
+            return Ok(body.freeze());
         }
-        Ok(body.freeze())
+        Err(too_long.into())
     }
 }
 
@@ -184,25 +199,28 @@ impl Transport {
         headers.insert(http::header::CONTENT_LENGTH, length.into());
         let exchange = self.start(method, url, headers, Some(body)).await?;
         let mut exchange = std::pin::pin!(exchange);
-        let mut before = sent();
+        let (mut before, mut moved) = (sent(), Instant::now());
         loop {
-            let patience = if before < length { self.patience.stall } else { self.patience.commit };
-            match tokio::time::timeout(patience, &mut exchange).await {
-                Ok(answered) => return self.answer(answered, url),
-                Err(_) if sent() == before && before < length => {
-                    let (server, seconds) = (authority(url), patience.as_secs_f32());
-                    let text = format!("{server} stopped receiving: it took nothing for {seconds:.0} s");
-                    return Err(Fault::passing(Error::timeout(text)));
-                }
-                Err(_) if sent() == before => return Err(no_answer(url, patience)),
-                Err(_) => before = sent(),
+            let look = self.patience.stall / 10;
+            if let Ok(answered) = tokio::time::timeout(look, &mut exchange).await {
+                return self.answer(answered, url);
+            }
+            let now = sent();
+            if now != before {
+                (before, moved) = (now, Instant::now());
+            } else if now < length && moved.elapsed() >= self.patience.stall {
+                let (server, seconds) = (authority(url), self.patience.stall.as_secs_f32());
+                let text = format!("{server} stopped receiving: it took nothing for {seconds:.0} s");
+                return Err(Fault::passing(Error::timeout(text)));
+            } else if now == length && moved.elapsed() >= self.patience.finish(length) {
+                return Err(no_answer(url, self.patience.finish(length)));
             }
         }
     }
 
     fn answer(&self, answered: reqwest::Result<reqwest::Response>, url: &Url) -> Result<Answer, Fault> {
         match answered {
-            Ok(response) => Ok(Answer { response, stall: self.patience.stall }),
+            Ok(response) => Ok(Answer { response, patience: self.patience }),
             Err(error) => Err(explain(&error, url)),
         }
     }
@@ -275,6 +293,8 @@ impl Transport {
             .default_headers(headers)
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(self.patience.connect)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
             .build()
             .map_err(|error| Error::internal("prepare an HTTP client").with_source(error))
     }

@@ -212,7 +212,7 @@ impl Upload<'_> {
         }
         // The last byte's position; a registry that has nothing says `0-0`.
         let range = answer.header(RANGE).and_then(|range| range.rsplit('-').next()?.trim().parse::<u64>().ok());
-        let offset = range.map_or(0, |last| if last == 0 { 0 } else { last + 1 });
+        let offset = range.filter(|last| *last > 0).map_or(0, |last| last.saturating_add(1));
         if offset > self.descriptor.size {
             return Ok(None);
         }

@@ -130,6 +130,7 @@ async fn a_token_that_expired_is_replaced() {
         pull(&client, &server, "a").await.unwrap();
     }
     assert_eq!(token_requests(&server), 4);
+    assert_eq!(server.content().connections, 1, "refusals do not cost a connection");
 }
 
 #[tokio::test]

@@ -224,3 +224,62 @@ async fn an_unknown_host_is_named() {
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(error.to_string().contains("cannot find the host registry.invalid"), "{error}");
 }
+
+#[tokio::test]
+async fn a_server_that_accepts_and_says_nothing_is_given_up() {
+    let impatient = Patience { connect: Duration::from_millis(200), answer: Duration::from_millis(200), ..patience() };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    for (http, words) in [(true, "did not answer within"), (false, "cannot connect to")] {
+        let mut registries = Registries::default();
+        registries.host_mut(&host).http = Some(http);
+        let client = Client::with_patience(registries, impatient);
+        let error = client.resolve(&format!("{host}/a").parse().unwrap()).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Timeout, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_document_that_drips_is_given_up() {
+    let impatient = Patience { answer: Duration::from_millis(300), ..patience() };
+    let client = Client::with_patience(Registries::default(), impatient);
+    let server = Fake::with(|_| Trick::StallAfter(5)).await;
+    server.add_manifest("latest", media_type::OCI_MANIFEST, MANIFEST);
+    let error = client.resolve(&server.image("a")).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Timeout);
+}
+
+#[tokio::test]
+async fn a_warning_of_a_registry_is_passed_on_once() {
+    let server = Fake::with(|_| {
+        Trick::Head(|head| drop(head.insert("warning", "299 - \"this \\\"tag\\\" retires soon\"".parse().unwrap())))
+    })
+    .await;
+    server.add_manifest("latest", media_type::OCI_MANIFEST, MANIFEST);
+    let (client, remarks) = with_notes(&plain());
+    for _ in 0..3 {
+        client.resolve(&server.image("a")).await.unwrap();
+    }
+    let expected = format!("registry {} warns: this \"tag\" retires soon", server.host());
+    assert_eq!(*remarks.lock().unwrap(), [expected]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_can_be_spawned() {
+    let server = Fake::start().await;
+    let (client, image, blob) = (plain(), server.image("a"), noise(1000, 1));
+    let tasks = crate::task::Tasks::new();
+    let pushed = {
+        let (client, image, blob) = (client.clone(), image.clone(), blob.clone());
+        tasks.spawn(async move { client.push_blob(&image, &layer(&blob), source(&blob), &[], &Progress::new()).await })
+    };
+    assert_eq!(pushed.await.unwrap().unwrap(), Pushed::Uploaded);
+    let pulled = tasks.spawn(async move {
+        let descriptor = layer(&blob);
+        client.blob(&image, &descriptor, Memory::new(&descriptor), &Progress::new()).await?;
+        client.push_manifest(&image, media_type::OCI_MANIFEST, MANIFEST.into()).await?;
+        client.resolve(&image).await
+    });
+    assert_eq!(pulled.await.unwrap().unwrap().content, MANIFEST);
+}

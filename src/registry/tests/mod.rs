@@ -26,7 +26,6 @@ fn patience() -> Patience {
         connect: Duration::from_secs(10),
         answer: Duration::from_secs(10),
         stall: Duration::from_secs(10),
-        commit: Duration::from_secs(10),
         first_pause: Duration::from_millis(5),
         longest_pause: Duration::from_millis(1500),
     }

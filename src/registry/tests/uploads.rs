@@ -171,7 +171,7 @@ async fn an_upload_that_stalls_goes_on() {
 
 #[tokio::test]
 async fn an_upload_without_an_answer_is_given_up() {
-    let impatient = Patience { commit: Duration::from_millis(50), answer: Duration::from_millis(50), ..patience() };
+    let impatient = Patience { stall: Duration::from_millis(100), answer: Duration::from_millis(100), ..patience() };
     let client = Client::with_patience(Registries::default(), impatient);
     let server = Fake::with(|seen| if is_upload(seen) { Trick::StallUpload(usize::MAX) } else { Trick::None }).await;
     let error = push(&client, &server, &noise(1000, 10)).await.unwrap_err();
