@@ -1,7 +1,20 @@
 //! The Dockerfile frontend: parser, variable expansion, checks and lowering to the step graph.
 
+pub mod check;
 mod directive;
 mod heredoc;
+pub mod instruction;
 mod line;
+mod mount;
+mod parse;
+mod path;
+mod scalar;
 pub mod shell;
 mod split;
+
+pub use directive::Directives;
+pub use heredoc::Heredoc;
+pub use instruction::Dockerfile;
+pub use line::Word;
+pub use mount::{Mount, MountFlag, Permissions};
+pub use parse::parse;
