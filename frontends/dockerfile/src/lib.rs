@@ -2,7 +2,9 @@
 
 pub mod check;
 mod directive;
+pub mod glob;
 mod heredoc;
+pub mod ignore;
 pub mod instruction;
 mod line;
 mod mount;
@@ -14,6 +16,7 @@ mod split;
 
 pub use directive::Directives;
 pub use heredoc::Heredoc;
+pub use ignore::Ignore;
 pub use instruction::Dockerfile;
 pub use line::Word;
 pub use mount::{Mount, MountFlag, Permissions};
