@@ -15,6 +15,7 @@ use crate::path;
 /// The patterns of a `.dockerignore` file, or of several `--exclude` flags.
 #[derive(Clone, Debug, Default)]
 pub struct Ignore {
+    name: String,
     patterns: Vec<Pattern>,
     has_exceptions: bool,
 }
@@ -155,7 +156,7 @@ impl Ignore {
     /// # Errors
     /// The first pattern that is malformed, at its place.
     pub fn parse(file: &SourceFile) -> Result<Self, Diagnostic> {
-        let mut ignore = Self::default();
+        let mut ignore = Self { name: file.name().to_owned(), ..Self::default() };
         let mut at = 0;
         for (number, raw) in (1..).zip(file.text().split_inclusive('\n')) {
             let start = at;
@@ -205,6 +206,12 @@ impl Ignore {
     fn push(&mut self, pattern: Pattern) {
         self.has_exceptions |= pattern.exception;
         self.patterns.push(pattern);
+    }
+
+    /// Returns the name of the file the patterns come from; empty when they come from none.
+    #[must_use]
+    pub fn file_name(&self) -> &str {
+        &self.name
     }
 
     /// Returns the patterns in order.

@@ -2,11 +2,13 @@
 
 pub mod check;
 mod directive;
+mod frontend;
 pub mod glob;
 mod heredoc;
 pub mod ignore;
 pub mod instruction;
 mod line;
+mod lower;
 mod mount;
 mod parse;
 mod path;
@@ -19,5 +21,8 @@ pub use heredoc::Heredoc;
 pub use ignore::Ignore;
 pub use instruction::Dockerfile;
 pub use line::Word;
+pub use lower::{
+    Files, ImageKey, ImageName, Lowered, NamedContext, Need, NoCache, Outcome, Request, ResolvedImage, lower,
+};
 pub use mount::{Mount, MountFlag, Permissions};
 pub use parse::parse;

@@ -114,6 +114,24 @@ pub(crate) fn format_duration(ns: i64) -> String {
     format!("{sign}{text}")
 }
 
+/// Writes a time, given in seconds since 1970, as Go's JSON does: `2006-01-02T15:04:05Z`. Years beyond 9999 have no such form.
+pub(crate) fn timestamp(seconds: i64) -> Option<String> {
+    const DAY: i64 = 86_400;
+    let (days, second) = (seconds.div_euclid(DAY), seconds.rem_euclid(DAY));
+    // Days since 1 March of year 0, so that leap days end their years; 146 097 days make 400 years.
+    let days = days.checked_add(719_468)?;
+    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day_of_month = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let text = format!("{year:04}-{month:02}-{day_of_month:02}T{hour:02}:{minute:02}:{second:02}Z");
+    (0..=9999).contains(&year).then_some(text)
+}
+
 /// Writes a string as Go's `%q` does.
 pub(crate) fn quote(text: &str) -> String {
     let mut out = String::from("\"");
@@ -192,6 +210,22 @@ mod tests {
         for text in ["", "5", "-", "s", ".s", "1d", "1 s", "1.2.3s", "9999999999h", "--1s"] {
             assert_eq!(duration_ns(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_700_000_000, "2023-11-14T22:13:20Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (-1, "1969-12-31T23:59:59Z"),
+            (253_402_300_799, "9999-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(timestamp(seconds).as_deref(), Some(text));
+        }
+        assert!(timestamp(253_402_300_800).is_none() && timestamp(i64::MAX).is_none() && timestamp(i64::MIN).is_none());
     }
 
     #[test]

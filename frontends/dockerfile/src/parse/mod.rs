@@ -50,15 +50,7 @@ pub fn parse(file: &SourceFile) -> Result<Dockerfile, Vec<Diagnostic>> {
     let text = file.text();
     let start = if text.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
     let (directives, start) = directive::read(text, start).map_err(|error| vec![error])?;
-    let mut parser = Parser {
-        escape: directives.escape,
-        lines: Lines::new(text, start, directives.escape),
-        global_arguments: Vec::new(),
-        stages: Vec::new(),
-        errors: Vec::new(),
-        warnings: Vec::new(),
-        before_from: false,
-    };
+    let mut parser = Parser::new(text, start, directives.escape);
     parser.run();
     let Parser { global_arguments, stages, mut errors, mut warnings, .. } = parser;
     if errors.is_empty() && stages.is_empty() {
@@ -77,6 +69,21 @@ pub fn parse(file: &SourceFile) -> Result<Dockerfile, Vec<Diagnostic>> {
     Ok(Dockerfile { file: file.clone(), directives, global_arguments, stages, warnings })
 }
 
+/// Parses the text of an ONBUILD trigger: one instruction, in the default syntax.
+///
+/// # Errors
+/// The first error; also when there is not exactly one instruction, or it is a FROM.
+pub(crate) fn parse_trigger(file: &SourceFile) -> Result<Instruction, Diagnostic> {
+    let text = file.text();
+    let mut parser = Parser::new(text, 0, '\\');
+    let single = || Diagnostic::error(Span::new(0, text.len()), "an ONBUILD trigger is exactly one instruction");
+    let (head, parsed) = parser.next().ok_or_else(single)?.map_err(|mut errors| errors.remove(0))?;
+    match (parsed, parser.next()) {
+        (Parsed::Kind(kind), None) => Ok(Instruction { head, kind }),
+        _ => Err(single()),
+    }
+}
+
 struct Parser<'s> {
     lines: Lines<'s>,
     escape: char,
@@ -84,7 +91,7 @@ struct Parser<'s> {
     stages: Vec<Stage>,
     errors: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
-    /// Whether an instruction before the first FROM was reported already.
+    /// Whether an instruction before the first FROM was reported already, or need not be.
     before_from: bool,
 }
 
@@ -118,29 +125,66 @@ impl Findings<'_> {
     }
 }
 
-impl Parser<'_> {
+impl<'s> Parser<'s> {
+    fn new(text: &'s str, start: usize, escape: char) -> Self {
+        Self {
+            lines: Lines::new(text, start, escape),
+            escape,
+            global_arguments: Vec::new(),
+            stages: Vec::new(),
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            before_from: false,
+        }
+    }
+
     fn run(&mut self) {
         while self.errors.len() < MAX_ERRORS {
-            let Some(mut line) = self.lines.logical() else { break };
-            let heredocs = if takes_heredocs(line.whole(), self.escape) {
-                match heredoc::read_bodies(&mut line, &mut self.lines) {
-                    Ok(heredocs) => heredocs,
-                    Err(error) => {
-                        self.errors.push(error);
-                        break;
-                    }
+            let placed = match self.next() {
+                None => break,
+                Some(Ok((head, parsed))) => self.place(head, parsed).map_err(|error| vec![error]),
+                Some(Err(errors)) => {
+                    // Perhaps it was the first FROM; what follows is not to blame.
+                    self.before_from = true;
+                    Err(errors)
                 }
-            } else {
-                Vec::new()
             };
-            if let Err(errors) = self.instruction(&line, heredocs) {
-                self.errors.extend(errors);
-            }
+            self.errors.extend(placed.err().unwrap_or_default());
         }
         self.errors.truncate(MAX_ERRORS);
     }
 
-    fn instruction(&mut self, line: &Line<'_>, heredocs: Vec<Heredoc>) -> Result<(), Vec<Diagnostic>> {
+    /// Puts an instruction where it belongs.
+    fn place(&mut self, head: Head, parsed: Parsed) -> Result<(), Diagnostic> {
+        match (parsed, self.stages.last_mut()) {
+            (Parsed::Stage(stage), _) => self.stages.push(*stage),
+            (Parsed::Kind(kind), Some(stage)) => stage.instructions.push(Instruction { head, kind }),
+            (Parsed::Kind(Kind::Arg(arguments)), None) => {
+                self.global_arguments.push(GlobalArguments { head, arguments });
+            }
+            (Parsed::Kind(_), None) if std::mem::replace(&mut self.before_from, true) => {}
+            (Parsed::Kind(_), None) => {
+                let message = format!("{} stands before the first FROM", head.keyword.text);
+                return Err(
+                    Diagnostic::error(head.keyword.span, message).with_hint("only ARG may; begin the stage with FROM")
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the next instruction.
+    fn next(&mut self) -> Option<Result<(Head, Parsed), Vec<Diagnostic>>> {
+        let mut line = self.lines.logical()?;
+        let heredocs = if takes_heredocs(line.whole(), self.escape) {
+            heredoc::read_bodies(&mut line, &mut self.lines).map_err(|error| vec![error])
+        } else {
+            Ok(Vec::new())
+        };
+        Some(heredocs.and_then(|heredocs| self.instruction(&line, heredocs)))
+    }
+
+    fn instruction(&mut self, line: &Line<'_>, heredocs: Vec<Heredoc>) -> Result<(Head, Parsed), Vec<Diagnostic>> {
         let whole = line.whole();
         let (keyword, rest) = split::first_word(whole);
         let head = Head {
@@ -155,28 +199,11 @@ impl Parser<'_> {
             findings.add(check::NO_EMPTY_CONTINUATION, *gap, message.to_owned());
         }
         let keyword = known_keyword(&head.keyword).map_err(|error| vec![error])?;
-        if self.stages.is_empty() && !matches!(keyword, "FROM" | "ARG") {
-            if std::mem::replace(&mut self.before_from, true) {
-                return Ok(());
-            }
-            let message = format!("{keyword} stands before the first FROM");
-            return Err(vec![
-                Diagnostic::error(head.keyword.span, message).with_hint("only ARG may; begin the stage with FROM"),
-            ]);
-        }
         let (flags, arguments) = split::leading_flags(rest, self.escape);
         let comments = &line.comments;
         let escape = self.escape;
         let parts = Parts { head: head.clone(), keyword, flags, arguments, heredocs, comments, escape };
-        match instructions::parse(parts, &mut findings)? {
-            Parsed::Stage(stage) => self.stages.push(*stage),
-            Parsed::Kind(kind) => match (self.stages.last_mut(), kind) {
-                (Some(stage), kind) => stage.instructions.push(Instruction { head, kind }),
-                (None, Kind::Arg(arguments)) => self.global_arguments.push(GlobalArguments { head, arguments }),
-                (None, _) => unreachable!("only FROM and ARG get here before the first stage"),
-            },
-        }
-        Ok(())
+        Ok((head, instructions::parse(parts, &mut findings)?))
     }
 }
 
