@@ -1,1 +1,28 @@
 //! The Dockerfile frontend: parser, variable expansion, checks and lowering to the step graph.
+
+pub mod check;
+mod directive;
+mod frontend;
+pub mod glob;
+mod heredoc;
+pub mod ignore;
+pub mod instruction;
+mod line;
+mod lower;
+mod mount;
+mod parse;
+mod path;
+mod scalar;
+pub mod shell;
+mod split;
+
+pub use directive::Directives;
+pub use heredoc::Heredoc;
+pub use ignore::Ignore;
+pub use instruction::Dockerfile;
+pub use line::Word;
+pub use lower::{
+    Files, ImageKey, ImageName, Lowered, NamedContext, Need, NoCache, Outcome, Request, ResolvedImage, lower,
+};
+pub use mount::{Mount, MountFlag, Permissions};
+pub use parse::parse;

@@ -65,11 +65,13 @@ impl std::error::Error for Diagnostic {}
 
 /// Returns the candidate that is nearest to `word`, if one is near enough to be a likely typing mistake.
 ///
-/// Compares without regard to case, by edit distance with transpositions; at most a third of the word may differ.
+/// Compares without regard to case, by edit distance with transpositions; at most a third of the word may differ, or one
+/// letter of a shorter word, but never all of it.
 #[must_use]
 pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
-    let limit = (word.chars().count() / 3).max(1);
+    let length = word.chars().count();
+    let limit = (length / 3).max(1).min(length.saturating_sub(1));
     candidates
         .into_iter()
         .map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate))
@@ -107,5 +109,6 @@ mod tests {
         assert_eq!(closest("copyy", words), Some("COPY"));
         assert_eq!(closest("entrypiont", words), Some("ENTRYPOINT"));
         assert_eq!(closest("xyzzy", words), None);
+        assert_eq!((closest("a", ["b"]), closest("A", ["a"])), (None, Some("a")), "one letter is not a misspelt other");
     }
 }

@@ -221,12 +221,25 @@ mod tests {
         assert_ne!(graph.vertex(one).digest(), graph.vertex(two).digest());
     }
 
+    fn mkdir(path: &str, mtime_ns: Option<i64>) -> FileAction {
+        FileAction::Mkdir { path: path.to_owned(), mode: 0o755, parents: true, owner: None, mtime_ns }
+    }
+
+    #[test]
+    fn a_pinned_time_makes_another_step() {
+        let mut graph = Graph::new();
+        let file = |action| Op::File(FileOp { base: None, actions: vec![action] });
+        let now = add(&mut graph, file(mkdir("/x", None)), &[]);
+        assert_ne!(add(&mut graph, file(mkdir("/x", Some(0))), &[]), now);
+        assert_eq!(add(&mut graph, file(mkdir("/x", None)), &[]), now);
+    }
+
     #[test]
     fn only_what_the_target_needs_is_reachable() {
         let mut graph = Graph::new();
         let a = add(&mut graph, exec("a"), &[]);
         let _unused = add(&mut graph, exec("unused"), &[a]);
-        let mkdir = FileAction::Mkdir { path: "/x".to_owned(), mode: 0o755, parents: true, owner: None };
+        let mkdir = mkdir("/x", None);
         let b = add(&mut graph, Op::File(FileOp { base: Some(0), actions: vec![mkdir] }), &[a]);
         assert_eq!(graph.reachable([b]), [a, b]);
     }

@@ -349,6 +349,8 @@ pub enum FileAction {
         mode: u32,
         /// The owner; `None` is root.
         owner: Option<Owner>,
+        /// The modification time in nanoseconds since 1970; `None` is the time of the step.
+        mtime_ns: Option<i64>,
     },
     /// Makes a directory.
     Mkdir {
@@ -360,6 +362,8 @@ pub enum FileAction {
         parents: bool,
         /// The owner of what is made; `None` is root.
         owner: Option<Owner>,
+        /// The modification time of what is made, in nanoseconds since 1970; `None` is the time of the step.
+        mtime_ns: Option<i64>,
     },
     /// Makes a symbolic link.
     Symlink {
@@ -369,6 +373,8 @@ pub enum FileAction {
         target: String,
         /// The owner; `None` is root.
         owner: Option<Owner>,
+        /// The modification time in nanoseconds since 1970; `None` is the time of the step.
+        mtime_ns: Option<i64>,
     },
     /// Removes a path.
     Remove {
@@ -492,6 +498,12 @@ impl Parts {
         }
     }
 
+    fn add_time(&mut self, path: &str, mtime_ns: Option<i64>) {
+        if let Some(ns) = mtime_ns {
+            self.add(format!("time of {path}"), ns.to_string());
+        }
+    }
+
     fn list(&mut self, name: &str, values: &[String]) {
         for value in values {
             self.add(name, value.as_str());
@@ -603,21 +615,24 @@ impl FileAction {
     fn collect(&self, parts: &mut Parts) {
         match self {
             Self::Copy(copy) => copy.collect(parts),
-            Self::Mkfile { path, data, mode, owner } => {
+            Self::Mkfile { path, data, mode, owner, mtime_ns } => {
                 parts.add("file", path.as_str());
                 parts.add(format!("content of {path}"), Digest::of(data).to_string());
                 parts.add(format!("mode of {path}"), format!("{mode:o}"));
                 parts.add(format!("owner of {path}"), format!("{owner:?}"));
+                parts.add_time(path, *mtime_ns);
             }
-            Self::Mkdir { path, mode, parents, owner } => {
+            Self::Mkdir { path, mode, parents, owner, mtime_ns } => {
                 parts.add("directory", path.as_str());
                 parts.add(format!("mode of {path}"), format!("{mode:o}"));
                 parts.add(format!("owner of {path}"), format!("{owner:?} {parents}"));
+                parts.add_time(path, *mtime_ns);
             }
-            Self::Symlink { path, target, owner } => {
+            Self::Symlink { path, target, owner, mtime_ns } => {
                 parts.add("symbolic link", path.as_str());
                 parts.add(format!("target of {path}"), target.as_str());
                 parts.add(format!("owner of {path}"), format!("{owner:?}"));
+                parts.add_time(path, *mtime_ns);
             }
             Self::Remove { path, allow_missing, wildcard } => {
                 parts.add("removed path", path.as_str());

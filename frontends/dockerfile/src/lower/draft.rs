@@ -1,0 +1,176 @@
+//! The graph while it is drafted.
+//!
+//! Which paths of a context are read, and which steps the target needs, is known only when all stages are lowered; both are
+//! part of a vertex's identity, so the graph is made from the draft at the end.
+
+use std::collections::{BTreeSet, HashMap};
+
+use kiln_graph::graph::{Location, Meta};
+use kiln_graph::op::{FileAction, InputIndex, MountKind, Op, Source};
+use kiln_graph::{Edge, Graph, Platform, SourceFile};
+
+use crate::glob;
+use crate::path;
+
+/// A step of the draft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Node(usize);
+
+struct Vertex {
+    op: Op,
+    inputs: Vec<Node>,
+    platform: Platform,
+    meta: Meta,
+}
+
+/// Steps, inputs before what uses them.
+pub(super) struct Draft {
+    vertices: Vec<Vertex>,
+    files: Vec<SourceFile>,
+}
+
+/// The inputs of a step under construction, without repetition.
+#[derive(Default)]
+pub(super) struct Inputs(Vec<Node>);
+
+impl Inputs {
+    /// Returns the index of an input, which is added if need be.
+    pub(super) fn index(&mut self, node: Node) -> InputIndex {
+        let at = self.0.iter().position(|known| *known == node).unwrap_or_else(|| {
+            self.0.push(node);
+            self.0.len() - 1
+        });
+        InputIndex::try_from(at).expect("a step has few inputs")
+    }
+}
+
+impl Draft {
+    /// Starts a draft; the Dockerfile becomes file 0.
+    pub(super) fn new(file: SourceFile) -> Self {
+        Self { vertices: Vec::new(), files: vec![file] }
+    }
+
+    /// Adds a source file for locations.
+    pub(super) fn add_file(&mut self, file: SourceFile) -> u32 {
+        self.files.push(file);
+        u32::try_from(self.files.len() - 1).expect("there are few source files")
+    }
+
+    pub(super) fn add(&mut self, op: Op, inputs: Inputs, platform: Platform, meta: Meta) -> Node {
+        self.vertices.push(Vertex { op, inputs: inputs.0, platform, meta });
+        Node(self.vertices.len() - 1)
+    }
+
+    /// Adds a step without inputs.
+    pub(super) fn add_source(&mut self, source: Source, platform: Platform, name: String, place: Location) -> Node {
+        let meta = Meta { name, location: Some(place), ..Meta::default() };
+        self.add(Op::Source(source), Inputs::default(), platform, meta)
+    }
+
+    pub(super) fn name(&mut self, node: Node, name: String) {
+        self.vertices[node.0].meta.name = name;
+    }
+
+    /// Makes the graph of what the roots need. Local sources learn which of their paths are read.
+    pub(super) fn finish(mut self, roots: &[Node]) -> (Graph, HashMap<Node, Edge>) {
+        let needed = self.needed(roots);
+        let reads = self.reads(&needed);
+        let mut graph = Graph::new();
+        for file in self.files {
+            graph.add_source(file);
+        }
+        let mut edges: HashMap<Node, Edge> = HashMap::new();
+        for (at, vertex) in self.vertices.drain(..).enumerate().filter(|(at, _)| needed[*at]) {
+            let Vertex { mut op, inputs, platform, meta } = vertex;
+            if let Op::Source(Source::Local(local)) = &mut op {
+                local.follow = reads.get(&Node(at)).map(Reads::follow).unwrap_or_default();
+            }
+            let inputs = inputs.iter().map(|input| edges[input]).collect();
+            edges.insert(Node(at), graph.add(op, inputs, platform, meta).into());
+        }
+        (graph, edges)
+    }
+
+    fn needed(&self, roots: &[Node]) -> Vec<bool> {
+        let mut needed = vec![false; self.vertices.len()];
+        for root in roots {
+            needed[root.0] = true;
+        }
+        for at in (0..self.vertices.len()).rev() {
+            if needed[at] {
+                for input in &self.vertices[at].inputs {
+                    needed[input.0] = true;
+                }
+            }
+        }
+        needed
+    }
+
+    /// Collects what is read of every local source.
+    fn reads(&self, needed: &[bool]) -> HashMap<Node, Reads> {
+        let mut reads: HashMap<Node, Reads> = HashMap::new();
+        for (vertex, _) in self.vertices.iter().zip(needed).filter(|(_, needed)| **needed) {
+            for (index, input) in (0..).zip(&vertex.inputs) {
+                if matches!(self.vertices[input.0].op, Op::Source(Source::Local(_))) {
+                    reads.entry(*input).or_default().add(&vertex.op, index);
+                }
+            }
+        }
+        reads
+    }
+}
+
+/// What is read of a local source.
+#[derive(Default)]
+struct Reads {
+    everything: bool,
+    paths: BTreeSet<String>,
+}
+
+impl Reads {
+    fn add(&mut self, op: &Op, input: InputIndex) {
+        let input = Some(input);
+        match op {
+            Op::File(file) => {
+                self.everything |= file.base == input;
+                for action in &file.actions {
+                    let FileAction::Copy(copy) = action else { continue };
+                    if copy.from != input {
+                    } else if copy.include.is_empty() {
+                        self.path(&copy.source);
+                    } else {
+                        copy.include.iter().for_each(|below| self.path(&format!("{}/{below}", copy.source)));
+                    }
+                }
+            }
+            Op::Exec(exec) => {
+                self.everything |= exec.root.input == input;
+                for mount in &exec.mounts {
+                    match &mount.kind {
+                        MountKind::Bind { input: of, selector, .. } | MountKind::Cache { input: of, selector, .. }
+                            if *of == input =>
+                        {
+                            self.path(selector);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Op::Source(_) | Op::Merge | Op::Diff { .. } => self.everything = true,
+        }
+    }
+
+    /// Adds a path. Patterns of paths have no `**`, so what is above one is read as a whole.
+    fn path(&mut self, path: &str) {
+        let cleaned = path::absolute("/", path);
+        let parts: Vec<&str> = cleaned.split('/').skip(1).collect();
+        let end = parts.iter().position(|part| glob::has_wildcards(part) && part.contains("**")).unwrap_or(parts.len());
+        let relative = parts[..end].join("/");
+        self.everything |= relative.is_empty();
+        self.paths.insert(relative);
+    }
+
+    fn follow(&self) -> Vec<String> {
+        if self.everything { Vec::new() } else { self.paths.iter().cloned().collect() }
+    }
+}

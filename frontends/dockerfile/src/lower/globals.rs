@@ -1,0 +1,119 @@
+//! The variables outside of stages: platforms, and the ARG instructions before the first FROM.
+
+use std::collections::BTreeMap;
+
+use kiln_graph::{Diagnostic, Platform};
+
+use super::Request;
+use crate::instruction::Dockerfile;
+use crate::shell::{Lexer, Variables};
+
+/// The proxy arguments, which need no ARG.
+pub(super) const PROXIES: &[&str] = &["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+
+/// The build argument, or global ARG, with the time everything gets.
+pub(super) const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// The variables FROM sees, and what a bare ARG in a stage may take its value from.
+#[derive(Clone, Debug)]
+pub(super) struct Globals {
+    pub(super) variables: Variables,
+    /// The same without build arguments: what the file says by itself.
+    pub(super) defaults: Option<Variables>,
+    /// Names that a global ARG declares, with or without a value.
+    pub(super) declared: Vec<String>,
+}
+
+impl Globals {
+    pub(super) fn new(dockerfile: &Dockerfile, request: &Request<'_>) -> Result<Self, Diagnostic> {
+        let last = dockerfile.stages.last().and_then(|stage| stage.name.as_ref()).map_or("", |name| &name.text);
+        let target = request.target.unwrap_or(last);
+        let platforms = platform_variables(&request.build_platform(), &request.target_platform(), target);
+        let none = BTreeMap::new();
+        let with = |build_args: &BTreeMap<String, String>| {
+            let mut variables = Variables::new();
+            for (name, value) in &platforms {
+                variables.set(name, build_args.get(*name).unwrap_or(value));
+            }
+            declare(dockerfile, build_args, &mut variables).map(|()| variables)
+        };
+        let mut variables = with(&request.build_args)?;
+        if let Some(epoch) = request.epoch_s {
+            variables.set(EPOCH, epoch.to_string());
+        }
+        let arguments = dockerfile.global_arguments.iter().flat_map(|instruction| &instruction.arguments);
+        let declared = arguments.map(|argument| argument.name.text.clone()).collect();
+        Ok(Self { variables, defaults: with(&none).ok(), declared })
+    }
+
+    /// Says whether a variable exists, though perhaps without a value.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.variables.get(name).is_some() || self.declared.iter().any(|declared| declared == name)
+    }
+}
+
+fn declare(
+    dockerfile: &Dockerfile,
+    build_args: &BTreeMap<String, String>,
+    variables: &mut Variables,
+) -> Result<(), Diagnostic> {
+    let lexer = Lexer::new(dockerfile.directives.escape);
+    for argument in dockerfile.global_arguments.iter().flat_map(|instruction| &instruction.arguments) {
+        let name = &argument.name.text;
+        if let Some(value) = build_args.get(name) {
+            variables.set(name, value);
+        } else if let Some(default) = &argument.default {
+            let expansion = lexer.expand(&default.text, variables);
+            variables.set(name, expansion.map_err(|error| Diagnostic::error(default.span, error.to_string()))?.text);
+        }
+    }
+    Ok(())
+}
+
+/// The variables about platforms and the target, in BuildKit's order.
+fn platform_variables(build: &Platform, target: &Platform, stage: &str) -> Vec<(&'static str, String)> {
+    let stage = if stage.is_empty() { "default" } else { stage };
+    vec![
+        ("BUILDPLATFORM", full_name(build)),
+        ("BUILDOS", build.os.clone()),
+        ("BUILDOSVERSION", build.os_version.clone()),
+        ("BUILDARCH", build.architecture.clone()),
+        ("BUILDVARIANT", build.variant.clone()),
+        ("TARGETPLATFORM", full_name(target)),
+        ("TARGETOS", target.os.clone()),
+        ("TARGETOSVERSION", target.os_version.clone()),
+        ("TARGETARCH", target.architecture.clone()),
+        ("TARGETVARIANT", target.variant.clone()),
+        ("TARGETSTAGE", stage.to_owned()),
+    ]
+}
+
+/// A platform with the version of its operating system: `windows(10.0.17763)/amd64`.
+pub(super) fn full_name(platform: &Platform) -> String {
+    let name = platform.to_string();
+    match name.split_once('/') {
+        Some((os, rest)) if !platform.os_version.is_empty() => format!("{os}({})/{rest}", platform.os_version),
+        _ => name,
+    }
+}
+
+/// Returns the proxy settings of the build arguments, each in both spellings.
+pub(super) fn proxies(build_args: &BTreeMap<String, String>) -> Vec<(String, String)> {
+    let mut proxies = Vec::new();
+    for proxy in PROXIES {
+        let given = build_args.iter().rev().find(|(name, _)| name.eq_ignore_ascii_case(proxy));
+        if let Some((_, value)) = given {
+            proxies.extend([((*proxy).to_owned(), value.clone()), (proxy.to_lowercase(), value.clone())]);
+        }
+    }
+    proxies
+}
+
+/// Says whether a build argument has a meaning without an ARG instruction.
+pub(super) fn is_predefined(name: &str) -> bool {
+    let platforms = platform_variables(&Platform::host(), &Platform::host(), "");
+    name == EPOCH
+        || name.starts_with("BUILDKIT_")
+        || PROXIES.iter().any(|proxy| proxy.eq_ignore_ascii_case(name))
+        || platforms.iter().any(|(known, _)| *known == name)
+}

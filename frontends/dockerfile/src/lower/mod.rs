@@ -1,0 +1,251 @@
+//! Lowering: the stages that a target needs become a step graph, and the target becomes an image configuration.
+//!
+//! Pure: what must be known about images is asked for ([`Outcome::Need`]), what a context holds is left to the solver.
+//! Where BuildKit's documentation and its behaviour differ, its behaviour is followed.
+
+mod base;
+mod draft;
+mod globals;
+mod owner;
+mod plan;
+mod ports;
+mod remote;
+mod request;
+mod run;
+mod settings;
+mod stage;
+mod transfer;
+
+use std::collections::HashMap;
+
+use kiln_graph::diagnostic::closest;
+use kiln_graph::oci::ImageConfig;
+use kiln_graph::op::{Op, Source};
+use kiln_graph::{Diagnostic, Platform, Severity, Span};
+
+use crate::check::{self, Config};
+use crate::instruction::{Dockerfile, Kind};
+use crate::line::Word;
+use crate::{frontend, parse, scalar};
+use base::Built;
+use draft::{Draft, Node};
+use globals::Globals;
+use plan::Plan;
+pub use request::{Files, ImageKey, ImageName, Lowered, NamedContext, Need, NoCache, Outcome, Request, ResolvedImage};
+
+/// Lowers a Dockerfile to a step graph and an image configuration.
+///
+/// `images` are the images resolved so far. As long as some are missing, the answer is [`Outcome::Need`]; resolve them, add
+/// them and call again: the images an ONBUILD trigger names are known only when its own image is.
+///
+/// # Errors
+/// All errors of the parser, or the first thing that makes no sense; with `# check=error=true` also the findings of checks.
+pub fn lower(request: &Request<'_>, images: &HashMap<ImageKey, ResolvedImage>) -> Result<Outcome, Vec<Diagnostic>> {
+    frontend::check(request).map_err(|error| vec![error])?;
+    let dockerfile = parse(request.file)?;
+    let (checks, mut warnings) = checks(&dockerfile, request).map_err(|error| vec![error])?;
+    let outcome = lower_parsed(&dockerfile, request, images).map_err(|error| vec![error])?;
+    let Outcome::Done(mut lowered) = outcome else { return Ok(outcome) };
+    let runs = |warning: &Diagnostic| warning.rule.and_then(check::rule).is_none_or(|rule| checks.runs(rule));
+    warnings.extend(dockerfile.warnings.into_iter().chain(std::mem::take(&mut lowered.warnings)).filter(runs));
+    warnings.sort_by_key(|warning| warning.span.map_or(0, |span| span.start));
+    warnings.dedup();
+    if checks.error && warnings.iter().any(|warning| warning.rule.is_some()) {
+        return Err(violations(warnings));
+    }
+    lowered.warnings = warnings;
+    Ok(Outcome::Done(lowered))
+}
+
+/// Reads which checks run, and warns about names that are no checks.
+fn checks(dockerfile: &Dockerfile, request: &Request<'_>) -> Result<(Config, Vec<Diagnostic>), Diagnostic> {
+    let (word, span) = match (request.build_args.get("BUILDKIT_DOCKERFILE_CHECK"), &dockerfile.directives.check) {
+        (Some(value), _) => (Word::new(value.as_str(), Span::new(0, 0)), None),
+        (None, Some(word)) => (word.clone(), Some(word.span)),
+        (None, None) => return Ok((Config::default(), Vec::new())),
+    };
+    let config = Config::parse(&word).map_err(|error| Diagnostic { span, ..error })?;
+    let unknown = config.unknown_names(span);
+    Ok((config, unknown))
+}
+
+/// Makes findings errors, with a summary first.
+fn violations(warnings: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    let mut rules: Vec<&str> = warnings.iter().filter_map(|warning| warning.rule).collect();
+    rules.sort_unstable();
+    rules.dedup();
+    let summary = Diagnostic {
+        severity: Severity::Error,
+        rule: None,
+        message: format!("checks found something: {}", rules.join(", ")),
+        span: None,
+        hint: Some("the file asks with error=true that findings stop the build".to_owned()),
+    };
+    std::iter::once(summary).chain(warnings).collect()
+}
+
+fn lower_parsed(
+    dockerfile: &Dockerfile,
+    request: &Request<'_>,
+    images: &HashMap<ImageKey, ResolvedImage>,
+) -> Result<Outcome, Diagnostic> {
+    let mut globals = Globals::new(dockerfile, request)?;
+    let epoch_s = epoch(request, &mut globals)?;
+    let mut plan = Plan::new(dockerfile, request, &globals)?;
+    let needs = plan.explore(images)?;
+    if !needs.is_empty() {
+        return Ok(Outcome::Need(needs));
+    }
+    let warnings = std::mem::take(&mut plan.warnings);
+    let mut lowering = Lowering {
+        request,
+        dockerfile,
+        plan: &plan,
+        images,
+        globals,
+        epoch_s,
+        target_platform: request.target_platform(),
+        draft: Draft::new(dockerfile.file.clone()),
+        built: Vec::new(),
+        image_nodes: HashMap::new(),
+        context_nodes: HashMap::new(),
+        warnings,
+    };
+    lowering.unused_build_args();
+    for (index, planned) in plan.stages.iter().enumerate() {
+        let built = if planned.reachable { Some(lowering.stage(index)?) } else { None };
+        lowering.built.push(built);
+    }
+    Ok(Outcome::Done(Box::new(lowering.finish())))
+}
+
+/// Reads the time that files and the image get.
+fn epoch(request: &Request<'_>, globals: &mut Globals) -> Result<Option<i64>, Diagnostic> {
+    let given = request.build_args.get(globals::EPOCH).map(String::as_str);
+    let Some(text) = given.or_else(|| globals.variables.get(globals::EPOCH)).filter(|text| !text.is_empty()) else {
+        return Ok(request.epoch_s);
+    };
+    let seconds = request.epoch_s.or_else(|| text.parse().ok()).filter(|s| scalar::timestamp(*s).is_some());
+    let error = || {
+        let message = format!("{}={text} is not a number of seconds since 1970", globals::EPOCH);
+        let hint = "taking the time from the context or another source is not supported yet";
+        Diagnostic { span: None, ..Diagnostic::error(Span::new(0, 0), message).with_hint(hint) }
+    };
+    let seconds = seconds.ok_or_else(error)?;
+    globals.variables.set(globals::EPOCH, seconds.to_string());
+    Ok(Some(seconds))
+}
+
+/// The state of lowering across stages.
+struct Lowering<'a> {
+    request: &'a Request<'a>,
+    dockerfile: &'a Dockerfile,
+    plan: &'a Plan<'a>,
+    images: &'a HashMap<ImageKey, ResolvedImage>,
+    globals: Globals,
+    epoch_s: Option<i64>,
+    target_platform: Platform,
+    draft: Draft,
+    /// The stages so far; `None` for those that are not needed.
+    built: Vec<Option<Built>>,
+    /// The images that instructions copy from, so far.
+    image_nodes: HashMap<ImageKey, Option<Node>>,
+    /// The named contexts so far; the main one has no name.
+    context_nodes: HashMap<Option<String>, Node>,
+    warnings: Vec<Diagnostic>,
+}
+
+impl Lowering<'_> {
+    /// Warns about build arguments that nothing declares.
+    fn unused_build_args(&mut self) {
+        let instructions = self.dockerfile.stages.iter().flat_map(|stage| &stage.instructions);
+        let triggers = self.plan.stages.iter().flat_map(|stage| &stage.triggers).map(|trigger| &trigger.instruction);
+        let in_stages = instructions.chain(triggers).filter_map(|instruction| match &instruction.kind {
+            Kind::Arg(arguments) => Some(arguments),
+            _ => None,
+        });
+        let mut declared: Vec<&str> = in_stages.flatten().map(|argument| argument.name.text.as_str()).collect();
+        declared.extend(self.globals.declared.iter().map(String::as_str));
+        for name in self.request.build_args.keys() {
+            if declared.contains(&name.as_str()) || globals::is_predefined(name) {
+                continue;
+            }
+            self.warnings.push(Diagnostic {
+                severity: Severity::Warning,
+                rule: None,
+                message: format!("no ARG instruction declares the build argument {name}"),
+                span: None,
+                hint: closest(name, declared.iter().copied()).map(|near| format!("did you mean {near}?")),
+            });
+        }
+    }
+
+    fn target(&self) -> &Built {
+        self.built[self.plan.target].as_ref().expect("the target is reachable and comes before the end")
+    }
+
+    fn finish(mut self) -> Lowered {
+        let scan = self.scans();
+        let target = self.target();
+        let (root, base) = (target.node, target.base.clone());
+        let config = self.image();
+        let roots: Vec<Node> = root.into_iter().chain(scan.iter().map(|(_, node)| *node)).collect();
+        let draft = std::mem::replace(&mut self.draft, Draft::new(self.dockerfile.file.clone()));
+        let (graph, edges) = draft.finish(&roots);
+        let context = self.context_nodes.get(&None).and_then(|node| edges.get(node));
+        let context_paths = context.map(|edge| match &graph.vertex(edge.vertex).op {
+            Op::Source(Source::Local(local)) => local.follow.clone(),
+            _ => Vec::new(),
+        });
+        Lowered {
+            root: root.map(|node| edges[&node]),
+            platform: config.platform(),
+            config,
+            base,
+            scan: scan.into_iter().map(|(name, node)| (name, edges[&node])).collect(),
+            epoch_s: self.epoch_s,
+            context_paths: context_paths.unwrap_or_default(),
+            warnings: self.warnings,
+            graph,
+        }
+    }
+
+    /// The target's configuration, with labels and the platform of the request.
+    fn image(&self) -> ImageConfig {
+        let mut image = self.target().image.clone();
+        image.config.labels.extend(self.request.labels.clone());
+        if self.request.target_platform.is_some() {
+            let platform = &self.target_platform;
+            let same = image.os == platform.os && image.architecture == platform.architecture;
+            image.os.clone_from(&platform.os);
+            image.architecture.clone_from(&platform.architecture);
+            if !same || !platform.variant.is_empty() {
+                image.variant.clone_from(&platform.variant);
+            }
+            if !same || !platform.os_version.is_empty() {
+                image.os_version.clone_from(&platform.os_version);
+            }
+            if !platform.os_features.is_empty() {
+                image.os_features.clone_from(&platform.os_features);
+            }
+        }
+        let normalized = image.platform();
+        (image.os, image.architecture, image.variant) = (normalized.os, normalized.architecture, normalized.variant);
+        image
+    }
+
+    /// What an SBOM is asked for: the context, when the target's stage asks, and the stages that ask.
+    fn scans(&mut self) -> Vec<(String, Node)> {
+        let mut scans = Vec::new();
+        if self.target().scan_context {
+            scans.push(("context".to_owned(), self.main_context(Span::new(0, 0))));
+        }
+        for (index, built) in self.built.iter().enumerate() {
+            let asks = built.as_ref().filter(|built| index != self.plan.target && built.scan_stage);
+            if let Some(node) = asks.and_then(|built| built.node) {
+                scans.push((self.plan.stages[index].label.clone(), node));
+            }
+        }
+        scans
+    }
+}

@@ -1,0 +1,510 @@
+//! `RUN --mount`: reading its fields, and deciding what they mean once their variables are expanded.
+//!
+//! Which stage or image `from` names, and how a mount enters the graph, is lowering's business.
+
+use kiln_graph::Diagnostic;
+use kiln_graph::diagnostic::closest;
+use kiln_graph::op::Sharing;
+
+use crate::line::Word;
+use crate::{scalar, split};
+
+/// A value of `--mount` as written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountFlag {
+    /// The whole value.
+    pub word: Word,
+    /// Its fields.
+    fields: Vec<Field>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Field {
+    key: Key,
+    /// The field as written, key included.
+    word: Word,
+    value: Option<Word>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Key {
+    Type,
+    From,
+    Source,
+    Target,
+    Readonly,
+    Readwrite,
+    Required,
+    Size,
+    Id,
+    Sharing,
+    Mode,
+    Uid,
+    Gid,
+    Env,
+}
+
+const KEYS: &[(&str, Key)] = &[
+    ("type", Key::Type),
+    ("from", Key::From),
+    ("source", Key::Source),
+    ("src", Key::Source),
+    ("target", Key::Target),
+    ("dst", Key::Target),
+    ("destination", Key::Target),
+    ("readonly", Key::Readonly),
+    ("ro", Key::Readonly),
+    ("readwrite", Key::Readwrite),
+    ("rw", Key::Readwrite),
+    ("required", Key::Required),
+    ("size", Key::Size),
+    ("id", Key::Id),
+    ("sharing", Key::Sharing),
+    ("mode", Key::Mode),
+    ("uid", Key::Uid),
+    ("gid", Key::Gid),
+    ("env", Key::Env),
+];
+
+const TYPES: &[&str] = &["bind", "cache", "tmpfs", "secret", "ssh"];
+const SHARINGS: &[&str] = &["shared", "private", "locked"];
+
+/// Who a cache, a secret or an agent's socket belongs to, as far as that is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Permissions {
+    /// The permission bits.
+    pub mode: Option<u32>,
+    /// The owner.
+    pub uid: Option<u32>,
+    /// The group.
+    pub gid: Option<u32>,
+}
+
+impl Permissions {
+    /// Says whether nothing is said.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A mount, its variables expanded and its defaults filled in, except for paths that depend on the working directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mount {
+    /// A path of the context, a stage or an image.
+    Bind {
+        /// What `from` names; `None` is the context.
+        from: Option<Word>,
+        /// The path within it; empty means all of it.
+        source: String,
+        /// The mount point.
+        target: String,
+        /// Whether writing is refused.
+        readonly: bool,
+    },
+    /// A directory that survives between builds.
+    Cache {
+        /// Its name, without the build's namespace.
+        id: String,
+        /// Who may use it at the same time.
+        sharing: Sharing,
+        /// What `from` names: its initial content; `None` is nothing.
+        from: Option<Word>,
+        /// The path within it.
+        source: String,
+        /// The mount point.
+        target: String,
+        /// Whether writing is refused.
+        readonly: bool,
+        /// Permissions of a new directory.
+        permissions: Permissions,
+    },
+    /// Memory.
+    Tmpfs {
+        /// The mount point.
+        target: String,
+        /// The largest size in bytes.
+        size_bytes: Option<u64>,
+    },
+    /// A secret: a file, a variable, or both.
+    Secret {
+        /// Its name in the session.
+        id: String,
+        /// The file; `None` when it is a variable only.
+        target: Option<String>,
+        /// The variable.
+        env: Option<String>,
+        /// Whether the step fails without it.
+        required: bool,
+        /// Permissions of the file.
+        permissions: Permissions,
+    },
+    /// The client's SSH agent.
+    Ssh {
+        /// Its name in the session.
+        id: String,
+        /// The socket; `None` is the default place.
+        target: Option<String>,
+        /// Whether the step fails without it.
+        required: bool,
+        /// Permissions of the socket.
+        permissions: Permissions,
+    },
+}
+
+impl MountFlag {
+    /// Reads the fields. Without variables in it, the whole flag is checked.
+    ///
+    /// # Errors
+    /// All fields that no mount has, and what [`Self::resolve`] refuses.
+    pub(crate) fn parse(word: Word) -> Result<Self, Vec<Diagnostic>> {
+        let (fields, wrong): (Vec<_>, Vec<_>) =
+            split::fields(&word).map_err(|error| vec![error])?.into_iter().map(field).partition(Result::is_ok);
+        if !wrong.is_empty() {
+            return Err(wrong.into_iter().filter_map(Result::err).collect());
+        }
+        let fields = fields.into_iter().filter_map(Result::ok).collect();
+        let flag = Self { word, fields };
+        if !flag.word.text.contains('$') {
+            flag.resolve(&mut |word| Ok(word.text.clone())).map_err(|error| vec![error])?;
+        }
+        Ok(flag)
+    }
+
+    /// Returns what `from` names, unless the mount is of a type that has no source.
+    #[must_use]
+    pub fn from(&self) -> Option<&Word> {
+        let sourceless = |field: &&Field| {
+            let kind = field.value.as_ref().map(|value| value.text.to_lowercase());
+            field.key == Key::Type && matches!(kind.as_deref(), Some("tmpfs" | "secret" | "ssh"))
+        };
+        if self.fields.iter().any(|field| sourceless(&field)) {
+            return None;
+        }
+        self.fields.iter().rev().find(|field| field.key == Key::From)?.value.as_ref()
+    }
+
+    /// Decides what the mount is. `expand` expands variables in a value.
+    ///
+    /// # Errors
+    /// The first value that is wrong or does not fit the type, or what `expand` fails with.
+    pub(crate) fn resolve(
+        &self,
+        expand: &mut dyn FnMut(&Word) -> Result<String, Diagnostic>,
+    ) -> Result<Mount, Diagnostic> {
+        let mut options = Options::default();
+        for field in &self.fields {
+            let value = match &field.value {
+                Some(value) if field.key == Key::From => Some(value.clone()),
+                Some(value) => Some(Word::new(expand(value)?, value.span)),
+                None => None,
+            };
+            options.set(field, value)?;
+        }
+        options.mount(&self.word)
+    }
+
+    /// Returns the fields that have no effect on a mount of this type.
+    pub(crate) fn idle_fields(&self, mount: &Mount) -> impl Iterator<Item = &Word> {
+        let idle: &[Key] = match mount {
+            Mount::Bind { .. } => &[Key::Id],
+            Mount::Cache { .. } => &[],
+            Mount::Tmpfs { .. } => &[Key::From, Key::Source, Key::Id, Key::Readonly],
+            Mount::Secret { .. } => &[Key::Readwrite],
+            Mount::Ssh { .. } => &[Key::From, Key::Source, Key::Readwrite],
+        };
+        self.fields.iter().filter(move |field| idle.contains(&field.key)).map(|field| &field.word)
+    }
+}
+
+fn field(word: Word) -> Result<Field, Diagnostic> {
+    let length = word.text.find('=').unwrap_or(word.text.len());
+    let name = word.part(0..length);
+    let value = (length < word.text.len()).then(|| word.part(length + 1..word.text.len()));
+    let lower = name.text.to_ascii_lowercase();
+    let Some((_, key)) = KEYS.iter().find(|(known, _)| *known == lower) else {
+        let error = Diagnostic::error(name.span, format!("mounts have no option {:?}", name.text));
+        return Err(suggest(error, &lower, KEYS.iter().map(|(known, _)| *known)));
+    };
+    let switch = matches!(key, Key::Readonly | Key::Readwrite | Key::Required);
+    match &value {
+        None if !switch => Err(Diagnostic::error(word.span, format!("the mount option {} has no value", name.text))
+            .with_hint(format!("write {}=VALUE", name.text))),
+        Some(value) if *key == Key::From && value.text.contains('$') => {
+            Err(Diagnostic::error(value.span, "variables are not expanded in the mount option from")
+                .with_hint("define a stage with FROM and name it here"))
+        }
+        _ => Ok(Field { key: *key, word, value }),
+    }
+}
+
+fn suggest<'a>(error: Diagnostic, word: &str, known: impl Iterator<Item = &'a str> + Clone) -> Diagnostic {
+    let hint = match closest(word, known.clone()) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("known are {}", known.collect::<Vec<_>>().join(", ")),
+    };
+    error.with_hint(hint)
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Type {
+    #[default]
+    Bind,
+    Cache,
+    Tmpfs,
+    Secret,
+    Ssh,
+}
+
+/// The values of a mount's fields. Some fit some types only, and keep the field for the error message.
+#[derive(Default)]
+struct Options {
+    kind: Type,
+    from: Option<Word>,
+    source: String,
+    target: String,
+    readonly: Option<bool>,
+    required: Option<(bool, Word)>,
+    size_bytes: Option<(u64, Word)>,
+    id: String,
+    sharing: Option<(Sharing, Word)>,
+    permissions: Permissions,
+    permission_field: Option<Word>,
+    env: Option<Word>,
+}
+
+impl Options {
+    fn set(&mut self, field: &Field, value: Option<Word>) -> Result<(), Diagnostic> {
+        let text = value.as_ref().map_or("", |value| value.text.as_str());
+        let invalid = |what: &str| {
+            let name = field.word.text.split('=').next().unwrap_or_default();
+            let span = field.value.as_ref().unwrap_or(&field.word).span;
+            Diagnostic::error(span, format!("{name}={text} is not {what}"))
+        };
+        let switch = || value.as_ref().map_or(Some(true), |value| scalar::boolean(&value.text));
+        let switch = || switch().ok_or_else(|| invalid("true or false"));
+        let number = || text.parse::<u32>().map_err(|_| invalid("a number"));
+        match field.key {
+            Key::Type => {
+                self.kind = match text.to_ascii_lowercase().as_str() {
+                    "bind" => Type::Bind,
+                    "cache" => Type::Cache,
+                    "tmpfs" => Type::Tmpfs,
+                    "secret" => Type::Secret,
+                    "ssh" => Type::Ssh,
+                    other => return Err(suggest(invalid("a type of mount"), other, TYPES.iter().copied())),
+                }
+            }
+            Key::From => self.from = value.filter(|value| !value.text.is_empty()),
+            Key::Source => text.clone_into(&mut self.source),
+            Key::Target => text.clone_into(&mut self.target),
+            Key::Readonly => self.readonly = Some(switch()?),
+            Key::Readwrite => self.readonly = Some(!switch()?),
+            Key::Required => self.required = Some((switch()?, field.word.clone())),
+            Key::Size => {
+                let size = scalar::size_bytes(text).ok_or_else(|| invalid("a size such as 64m"))?;
+                self.size_bytes = Some((size, field.word.clone()));
+            }
+            Key::Id => text.clone_into(&mut self.id),
+            Key::Sharing => {
+                let sharing = match text.to_ascii_lowercase().as_str() {
+                    "shared" => Sharing::Shared,
+                    "private" => Sharing::Private,
+                    "locked" => Sharing::Locked,
+                    other => return Err(suggest(invalid("a way of sharing"), other, SHARINGS.iter().copied())),
+                };
+                self.sharing = Some((sharing, field.word.clone()));
+            }
+            Key::Mode => {
+                let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
+                self.permissions.mode = Some(mode.ok_or_else(|| invalid("an octal number up to 7777"))?);
+            }
+            Key::Uid => self.permissions.uid = Some(number()?),
+            Key::Gid => self.permissions.gid = Some(number()?),
+            Key::Env => self.env = Some(Word::new(text, field.word.span)),
+        }
+        if matches!(field.key, Key::Mode | Key::Uid | Key::Gid) {
+            self.permission_field = Some(field.word.clone());
+        }
+        Ok(())
+    }
+
+    /// Refuses options that the type does not have.
+    fn check(&self) -> Result<(), Diagnostic> {
+        let is = |kinds: &[Type]| kinds.contains(&self.kind);
+        let required = self.required.as_ref().map(|(_, field)| field);
+        let size = self.size_bytes.as_ref().map(|(_, field)| field);
+        let sharing = self.sharing.as_ref().map(|(_, field)| field);
+        let misplaced = [
+            (required, is(&[Type::Secret, Type::Ssh]), "secret and ssh mounts"),
+            (size, is(&[Type::Tmpfs]), "tmpfs mounts"),
+            (sharing, is(&[Type::Cache]), "cache mounts"),
+            (
+                self.permission_field.as_ref(),
+                is(&[Type::Cache, Type::Secret, Type::Ssh]),
+                "cache, secret and ssh mounts",
+            ),
+            (self.env.as_ref(), is(&[Type::Secret]), "secret mounts"),
+        ];
+        for (field, allowed, whose) in misplaced {
+            if let (Some(field), false) = (field, allowed) {
+                let name = field.text.split('=').next().unwrap_or_default();
+                return Err(Diagnostic::error(field.span, format!("the mount option {name} is for {whose} only")));
+            }
+        }
+        Ok(())
+    }
+
+    fn mount(self, word: &Word) -> Result<Mount, Diagnostic> {
+        self.check()?;
+        let required = self.required.as_ref().is_some_and(|(required, _)| *required);
+        let target = Some(self.target.clone()).filter(|target| !target.is_empty());
+        Ok(match self.kind {
+            Type::Bind => Mount::Bind {
+                from: self.from,
+                source: self.source,
+                target: self.target,
+                readonly: self.readonly.unwrap_or(true),
+            },
+            Type::Cache => Mount::Cache {
+                id: if self.id.is_empty() { crate::path::clean(&self.target) } else { self.id },
+                sharing: self.sharing.map_or(Sharing::Shared, |(sharing, _)| sharing),
+                from: self.from,
+                source: self.source,
+                target: self.target,
+                readonly: self.readonly.unwrap_or(false),
+                permissions: self.permissions,
+            },
+            Type::Tmpfs => Mount::Tmpfs {
+                target: self.target,
+                size_bytes: self.size_bytes.map(|(size, _)| size).filter(|s| *s > 0),
+            },
+            Type::Secret => {
+                if let Some(from) = &self.from {
+                    return Err(Diagnostic::error(from.span, "a secret mount has no from"));
+                }
+                if !self.source.is_empty() && !self.id.is_empty() {
+                    return Err(Diagnostic::error(word.span, "a secret mount has either id or source, not both"));
+                }
+                let id = [self.id, self.source].into_iter().find(|id| !id.is_empty());
+                let base = target.as_deref().map(crate::path::base);
+                let Some(id) = id.or(base) else {
+                    return Err(Diagnostic::error(word.span, "a secret mount needs an id")
+                        .with_hint("write --mount=type=secret,id=NAME"));
+                };
+                let file =
+                    target.or_else(|| self.env.is_none().then(|| format!("/run/secrets/{}", crate::path::base(&id))));
+                let env = self.env.map(|env| env.text);
+                Mount::Secret { id, target: file, env, required, permissions: self.permissions }
+            }
+            Type::Ssh => {
+                let id = if self.id.is_empty() { "default".to_owned() } else { self.id };
+                Mount::Ssh { id, target, required, permissions: self.permissions }
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_graph::Span;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Mount, Vec<Diagnostic>> {
+        let flag = MountFlag::parse(Word::new(text, Span::new(0, text.len())))?;
+        flag.resolve(&mut |word| Ok(word.text.clone())).map_err(|error| vec![error])
+    }
+
+    #[track_caller]
+    fn message(text: &str) -> String {
+        parse(text).unwrap_err().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+
+    #[test]
+    fn bind_mounts_are_read_only_unless_asked_otherwise() {
+        let bind = |readonly| Mount::Bind { from: None, source: "a".into(), target: "/b".into(), readonly };
+        assert_eq!(parse("source=a,target=/b").unwrap(), bind(true));
+        assert_eq!(parse("type=Bind,SRC=a,dst=/b,rw").unwrap(), bind(false));
+        assert_eq!(parse("src=a,destination=/b,ro=false").unwrap(), bind(false));
+        assert_eq!(parse("src=a,target=/b,readwrite=0").unwrap(), bind(true));
+    }
+
+    #[test]
+    fn caches_are_named_after_their_target_and_shared() {
+        let Mount::Cache { id, sharing, readonly, permissions, .. } = parse("type=cache,target=/root//x/").unwrap()
+        else {
+            panic!("not a cache")
+        };
+        assert_eq!((id.as_str(), sharing, readonly, permissions.is_empty()), ("/root/x", Sharing::Shared, false, true));
+        let Mount::Cache { id, sharing, permissions, .. } =
+            parse("type=cache,target=/x,id=go,sharing=locked,mode=0700,uid=5,gid=6").unwrap()
+        else {
+            panic!("not a cache")
+        };
+        assert_eq!((id.as_str(), sharing), ("go", Sharing::Locked));
+        assert_eq!(permissions, Permissions { mode: Some(0o700), uid: Some(5), gid: Some(6) });
+    }
+
+    #[test]
+    fn a_secret_is_a_file_unless_it_is_only_a_variable() {
+        let secret = |text: &str| match parse(text).unwrap() {
+            Mount::Secret { id, target, env, required, .. } => {
+                (id, target.unwrap_or_default(), env.unwrap_or_default(), required)
+            }
+            other => panic!("{other:?}"),
+        };
+        let expect =
+            |id: &str, target: &str, env: &str, required| (id.to_owned(), target.to_owned(), env.to_owned(), required);
+        assert_eq!(secret("type=secret,id=a/b"), expect("a/b", "/run/secrets/b", "", false));
+        assert_eq!(secret("type=secret,target=/x/y,required"), expect("y", "/x/y", "", true));
+        assert_eq!(secret("type=secret,source=s,required=false"), expect("s", "/run/secrets/s", "", false));
+        assert_eq!(secret("type=secret,id=a,env=TOKEN"), expect("a", "", "TOKEN", false));
+        assert_eq!(secret("type=secret,id=a,env=TOKEN,dst=/t"), expect("a", "/t", "TOKEN", false));
+    }
+
+    #[test]
+    fn other_mounts_have_their_defaults() {
+        assert_eq!(
+            parse("type=tmpfs,target=/t,size=1g").unwrap(),
+            Mount::Tmpfs { target: "/t".into(), size_bytes: Some(1 << 30) }
+        );
+        let Mount::Ssh { id, target, required, .. } = parse("type=ssh").unwrap() else { panic!("not ssh") };
+        assert_eq!((id.as_str(), target, required), ("default", None, false));
+    }
+
+    #[test]
+    fn wrong_options_are_refused_with_advice() {
+        assert_eq!(
+            message("tpye=cache,targt=/x"),
+            "mounts have no option \"tpye\" (did you mean type?); mounts have no option \"targt\" (did you mean target?)"
+        );
+        assert_eq!(message("type=cach,target=/x"), "type=cach is not a type of mount (did you mean cache?)");
+        assert_eq!(message("target"), "the mount option target has no value (write target=VALUE)");
+        assert_eq!(
+            message("type=cache,sharing=lokced"),
+            "sharing=lokced is not a way of sharing (did you mean locked?)"
+        );
+        assert_eq!(message("type=cache,mode=9"), "mode=9 is not an octal number up to 7777");
+        assert_eq!(message("ro=perhaps"), "ro=perhaps is not true or false");
+        assert_eq!(message("type=tmpfs,size=x"), "size=x is not a size such as 64m");
+        assert_eq!(message("uid=1"), "the mount option uid is for cache, secret and ssh mounts only");
+        assert_eq!(message("type=cache,required"), "the mount option required is for secret and ssh mounts only");
+        assert_eq!(message("type=secret"), "a secret mount needs an id (write --mount=type=secret,id=NAME)");
+        assert_eq!(message("type=secret,id=a,src=b"), "a secret mount has either id or source, not both");
+        assert_eq!(message("type=secret,id=a,from=b"), "a secret mount has no from");
+        assert_eq!(
+            message("from=$x"),
+            "variables are not expanded in the mount option from (define a stage with FROM and name it here)"
+        );
+    }
+
+    #[test]
+    fn a_flag_with_variables_is_judged_when_they_are_known() {
+        let text = "type=$kind,target=/x,from=base";
+        let flag = MountFlag::parse(Word::new(text, Span::new(0, text.len()))).unwrap();
+        assert_eq!(flag.from().unwrap().text, "base");
+        let mut expand = |word: &Word| Ok(word.text.replace("$kind", "cache"));
+        assert!(matches!(flag.resolve(&mut expand), Ok(Mount::Cache { .. })));
+    }
+}

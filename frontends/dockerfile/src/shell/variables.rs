@@ -1,0 +1,79 @@
+//! The variables in force at some point of a build: an ordered list with quick access by name.
+
+use std::collections::HashMap;
+
+/// Where a variable's value came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// The image or an ENV instruction.
+    Environment,
+    /// An ARG instruction.
+    Argument,
+}
+
+/// Names and values in the order in which the names first appeared.
+#[derive(Clone, Debug, Default)]
+pub struct Variables {
+    entries: Vec<(String, String, Origin)>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Variables {
+    /// Makes an empty list.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a variable as ENV does. A name that is there already keeps its position.
+    pub fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.insert(name, value.into(), Origin::Environment);
+    }
+
+    /// Sets a variable as ARG does.
+    pub fn set_argument(&mut self, name: &str, value: impl Into<String>) {
+        self.insert(name, value.into(), Origin::Argument);
+    }
+
+    fn insert(&mut self, name: &str, value: String, origin: Origin) {
+        if let Some(at) = self.by_name.get(name) {
+            let entry = &mut self.entries[*at];
+            (entry.1, entry.2) = (value, origin);
+        } else {
+            self.by_name.insert(name.to_owned(), self.entries.len());
+            self.entries.push((name.to_owned(), value, origin));
+        }
+    }
+
+    /// Returns a variable's value.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.by_name.get(name).map(|at| self.entries[*at].1.as_str())
+    }
+
+    /// Returns all names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|(name, _, _)| name.as_str())
+    }
+
+    /// Returns the names whose value was last set by ARG, in order.
+    pub fn argument_names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().filter(|(_, _, origin)| *origin == Origin::Argument).map(|(name, _, _)| name.as_str())
+    }
+
+    /// Returns all variables as `NAME=value`, in order.
+    #[must_use]
+    pub fn to_environment(&self) -> Vec<String> {
+        self.entries.iter().map(|(name, value, _)| format!("{name}={value}")).collect()
+    }
+}
+
+impl<N: AsRef<str>, V: Into<String>> FromIterator<(N, V)> for Variables {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
+        let mut variables = Self::new();
+        for (name, value) in pairs {
+            variables.set(name.as_ref(), value);
+        }
+        variables
+    }
+}

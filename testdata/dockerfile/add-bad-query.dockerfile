@@ -1,0 +1,2 @@
+FROM scratch
+ADD https://a.b/c.git?reff=x /

@@ -1,0 +1,3 @@
+ARG SOURCE_DATE_EPOCH=1
+FROM scratch
+COPY a /

@@ -1,0 +1,2 @@
+ARG VERSION
+FROM alpine:${VERSION:?give-it-with---build-arg}

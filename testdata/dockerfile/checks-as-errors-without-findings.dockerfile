@@ -1,0 +1,3 @@
+# check=error=true;skip=UndefinedVar
+FROM alpine
+COPY $x /

@@ -1,0 +1,3 @@
+FROM scratch
+ARG S=SIGUSR1
+STOPSIGNAL $S

@@ -1,0 +1,8 @@
+FROM alpine
+USER app
+WORKDIR /a/
+WORKDIR b//c/../d
+WORKDIR /
+WORKDIR $UNSET
+USER 5:6
+WORKDIR "/q q"

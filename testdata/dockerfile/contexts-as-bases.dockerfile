@@ -1,0 +1,4 @@
+FROM tree
+RUN x
+FROM other AS last
+COPY --from=0 / /

@@ -1,0 +1,2 @@
+FROM scratch
+COPY git@a.b:c.git /

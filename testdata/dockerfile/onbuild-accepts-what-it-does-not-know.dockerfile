@@ -1,0 +1,3 @@
+FROM scratch
+ONBUILD FUTURE --flag x
+COPY a /

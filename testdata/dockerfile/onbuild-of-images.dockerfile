@@ -1,0 +1,2 @@
+FROM node AS app
+RUN own

@@ -1,0 +1,2 @@
+FROM node AS a
+FROM x AS helper

@@ -1,0 +1,3 @@
+FROM alpine
+ARG T=cach
+RUN --mount=type=$T,target=/x y

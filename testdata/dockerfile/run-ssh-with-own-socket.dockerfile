@@ -1,0 +1,3 @@
+FROM alpine
+ENV SSH_AUTH_SOCK=/own
+RUN --mount=type=ssh git

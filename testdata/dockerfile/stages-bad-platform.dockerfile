@@ -1,0 +1,1 @@
+FROM --platform=lin/ux/amd/64 alpine

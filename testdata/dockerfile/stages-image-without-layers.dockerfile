@@ -1,0 +1,4 @@
+FROM empty AS x
+LABEL a=b
+FROM x
+COPY a /

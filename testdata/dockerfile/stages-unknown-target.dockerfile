@@ -1,0 +1,2 @@
+FROM a AS build
+FROM build AS test

@@ -1,0 +1,1 @@
+{"syntax": "example.com/frontend", "x": 1}

@@ -1,0 +1,3 @@
+# syntax=example.com/frontend
+FROM scratch
+COPY a /
