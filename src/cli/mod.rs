@@ -3,6 +3,7 @@
 //! Every command is a client of the Engine API; what it prints is docker's output unless that can be bettered.
 
 mod args;
+pub mod format;
 mod system;
 
 use std::ffi::OsString;
