@@ -4,6 +4,7 @@
 
 mod args;
 mod container;
+pub mod format;
 mod system;
 mod value;
 
