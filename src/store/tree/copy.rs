@@ -213,24 +213,28 @@ impl Copy<'_> {
 }
 
 /// Creates a file that does not exist, for its owner only.
-pub(in crate::store) fn create_file(dir: impl AsFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
+///
+/// # Errors
+/// `EXIST`; others as `openat(2)`.
+pub fn create_file(dir: impl AsFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
 }
 
 /// Makes a device node or a named pipe, for its owner only.
-pub(in crate::store) fn make_node(
-    dir: impl AsFd,
-    name: &CStr,
-    kind: Kind,
-    (major, minor): (u32, u32),
-) -> rustix::io::Result<()> {
+///
+/// # Errors
+/// As `mknodat(2)`.
+pub fn make_node(dir: impl AsFd, name: &CStr, kind: Kind, (major, minor): (u32, u32)) -> rustix::io::Result<()> {
     let mode = Mode::RUSR | Mode::WUSR;
     rustix::fs::mknodat(dir, name, kind.file_type(), mode, rustix::fs::makedev(major, minor))
 }
 
 /// Makes a directory, for its owner only, or takes one that exists, and opens it. Anything else of that name is replaced.
-pub(in crate::store) fn make_dir(dir: impl AsFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
+///
+/// # Errors
+/// As `mkdirat(2)` and `openat(2)`.
+pub fn make_dir(dir: impl AsFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
     let dir = dir.as_fd();
     match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -247,7 +251,14 @@ pub(in crate::store) fn make_dir(dir: impl AsFd, name: &CStr) -> rustix::io::Res
 }
 
 /// Makes something under a name; what stands there already goes first.
-fn replacing<T>(dir: impl AsFd, name: &CStr, mut make: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+///
+/// # Errors
+/// Those of `make`, and of removing what stood there.
+pub fn replacing<T>(
+    dir: impl AsFd,
+    name: &CStr,
+    mut make: impl FnMut() -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
     match make() {
         Err(Errno::EXIST) => {
             remove(dir, name)?;

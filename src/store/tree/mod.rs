@@ -16,8 +16,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RawDir, SeekFrom, StatxFlags, Timespec, Timestamps, Uid};
 use rustix::io::{Errno, Result};
 
-pub use copy::{CopyTree, copy_data, copy_tree};
-pub(in crate::store) use copy::{create_file, make_dir, make_node};
+pub use copy::{CopyTree, copy_data, copy_tree, create_file, make_dir, make_node, replacing};
 pub use remove::{remove, remove_tree};
 pub(in crate::store) use walk::too_deep;
 pub use walk::{Found, Step, Walk};

@@ -1,0 +1,144 @@
+//! Making images out of snapshots: configurations and records of what was built, committed or imported here.
+
+use kiln_graph::oci::{History, ImageConfig, RootFs};
+use kiln_graph::{Digest, Reference};
+
+use super::{Images, record};
+use crate::error::{Error, Result};
+use crate::store::{Lease, Snapshot, SnapshotId};
+
+/// An image to be recorded.
+#[derive(Clone, Debug)]
+pub struct NewImage {
+    /// The configuration; its `rootfs` is filled in, `created` and the times of its history where they are missing.
+    pub config: ImageConfig,
+    /// The topmost snapshot; `None` is an image without layers.
+    pub snapshot: Option<SnapshotId>,
+    /// The names it gets.
+    pub names: Vec<Reference>,
+    /// The time, in nanoseconds since 1970, that nothing in the image may be later than.
+    pub epoch_ns: Option<i64>,
+}
+
+impl Images {
+    /// Returns the snapshots a root file system is made of, the lowest first. Blocking.
+    ///
+    /// # Errors
+    /// `NotFound` when one has gone.
+    pub fn chain(&self, lease: &Lease, top: Option<SnapshotId>) -> Result<Vec<Snapshot>> {
+        let mut chain = Vec::new();
+        let mut next = top;
+        while let Some(id) = next {
+            let snapshot = self.store.snapshot(lease, id)?;
+            let snapshot = snapshot.ok_or_else(|| Error::not_found(format!("no such snapshot: {id}")))?;
+            next = snapshot.parent;
+            chain.push(snapshot);
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
+    /// Records an image whose layers are identified snapshots, and returns its id. Blocking.
+    ///
+    /// # Errors
+    /// `Internal` when the history does not fit the layers, or a layer was not identified.
+    pub fn create(&self, lease: &Lease, new: NewImage) -> Result<Digest> {
+        let chain = self.chain(lease, new.snapshot)?;
+        let diff_ids: Option<Vec<Digest>> = chain.iter().map(|snapshot| snapshot.diff_id).collect();
+        let diff_ids = diff_ids.ok_or_else(|| Error::internal("a layer of the image was not identified"))?;
+        let mut config = new.config;
+        config.rootfs = RootFs { diff_ids, ..RootFs::default() };
+        let times: Vec<i64> = chain.iter().map(|snapshot| snapshot.created_at).collect();
+        fill_times(&mut config, &times, new.epoch_ns, self.clock.now_ns())?;
+        let blob = self.store.write_blob(lease, &serde_json::to_vec(&config)?)?;
+        let id = *blob.digest();
+        self.store.root().db().write(|tx| {
+            record::insert(tx, &id, None, self.clock.now_ns(), self.store.root().boot_id())?;
+            for name in &new.names {
+                record::set_name(tx, &name.clone().with_default_tag(), &id)?;
+            }
+            Ok(())
+        })?;
+        Ok(id)
+    }
+}
+
+/// Gives history entries the time of their layer, and those without a layer the time before them, so that a build that finds
+/// everything in the cache gives the same image again (BuildKit's exporter does likewise).
+fn fill_times(config: &mut ImageConfig, layers: &[i64], epoch_ns: Option<i64>, now_ns: i64) -> Result<()> {
+    let with_layer = config.history.iter().filter(|entry| !entry.empty_layer).count();
+    if config.history.is_empty() || with_layer < layers.len() {
+        // Bases without a complete history: pad at the bottom.
+        let missing = layers.len() - with_layer.min(layers.len());
+        let padding = History { comment: "buildkit.exporter.image.v0".to_owned(), ..History::default() };
+        config.history.splice(0..0, std::iter::repeat_n(padding, missing));
+    } else if with_layer > layers.len() {
+        return Err(Error::internal(format!("the history has {with_layer} layers, the file system {}", layers.len())));
+    }
+    let clamp = |ns: i64| epoch_ns.map_or(ns, |epoch| ns.min(epoch));
+    let text = |ns: i64| rfc3339(clamp(ns));
+    // Instructions before the first new layer have its time.
+    let first_new = config.history.iter().filter(|entry| !entry.empty_layer).position(|entry| entry.created.is_none());
+    let mut last = first_new.map(|at| layers[at]);
+    let mut layers = layers.iter();
+    for entry in &mut config.history {
+        let layer = if entry.empty_layer { None } else { layers.next().copied() };
+        if entry.created.is_none() {
+            last = layer.or(last);
+            entry.created = Some(text(last.unwrap_or(now_ns)));
+        }
+    }
+    if config.created.is_none() {
+        config.created = config.history.iter().filter_map(|entry| entry.created.clone()).max().or(Some(text(now_ns)));
+    }
+    Ok(())
+}
+
+/// Writes a time as Go's `RFC3339Nano` does.
+pub(super) fn rfc3339(ns: i64) -> String {
+    jiff::Timestamp::from_nanosecond(ns.into()).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(created_by: &str, empty_layer: bool, created: Option<&str>) -> History {
+        History {
+            created_by: created_by.to_owned(),
+            empty_layer,
+            created: created.map(str::to_owned),
+            ..History::default()
+        }
+    }
+
+    const SECOND: i64 = 1_000_000_000;
+
+    #[test]
+    fn history_gets_the_times_of_its_layers() {
+        let base = "1970-01-01T00:00:05Z";
+        let mut config = ImageConfig {
+            history: vec![
+                entry("base", false, Some(base)),
+                entry("ENV", true, None),
+                entry("RUN", false, None),
+                entry("CMD", true, None),
+            ],
+            ..ImageConfig::default()
+        };
+        fill_times(&mut config, &[9 * SECOND, 7 * SECOND], None, 99 * SECOND).unwrap();
+        let times: Vec<&str> = config.history.iter().map(|entry| entry.created.as_deref().unwrap()).collect();
+        assert_eq!(times, [base, "1970-01-01T00:00:07Z", "1970-01-01T00:00:07Z", "1970-01-01T00:00:07Z"]);
+        assert_eq!(config.created.as_deref(), Some("1970-01-01T00:00:07Z"));
+    }
+
+    #[test]
+    fn nothing_is_later_than_the_epoch_and_missing_history_is_padded() {
+        let mut config = ImageConfig { history: vec![entry("RUN", false, None)], ..ImageConfig::default() };
+        fill_times(&mut config, &[SECOND, 8 * SECOND], Some(2 * SECOND), 0).unwrap();
+        assert_eq!(config.history.len(), 2);
+        assert_eq!(config.history[1].created.as_deref(), Some("1970-01-01T00:00:02Z"));
+        let mut config = ImageConfig { history: vec![entry("RUN", false, None)], ..ImageConfig::default() };
+        assert!(fill_times(&mut config, &[], None, 0).is_err());
+    }
+}

@@ -1,0 +1,292 @@
+//! Fetching the layers of an image: downloads and unpacking in parallel, each layer unpacked while it arrives.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use kiln_graph::Digest;
+use kiln_graph::oci::Descriptor;
+
+use super::resolve::{Document, Origin, Remote, Resolved};
+use super::{Images, record};
+use crate::error::{Error, Kind, Result, ResultExt as _};
+use crate::registry::{BlobSink, Client, Progress};
+use crate::store::{Blob, Ingest, IngestState, LayerBlob, Lease, SnapshotId, Unpacker};
+use crate::task::{self, Cancel};
+
+/// How far a layer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerStage {
+    /// It is here already.
+    Exists,
+    /// It will be fetched.
+    Waiting,
+    /// So many bytes have arrived.
+    Downloading(u64),
+    /// All bytes have arrived and are what they should be.
+    Downloaded,
+    /// It is unpacked.
+    Done,
+}
+
+/// Told how far each layer is.
+pub type Report = Arc<dyn Fn(&Descriptor, LayerStage) + Send + Sync>;
+
+/// How many layers are worked on at a time; the registry client limits the downloads among them.
+const LAYERS: usize = 8;
+
+/// How often a download's progress is reported, and a download of another process looked after.
+const TICK: Duration = Duration::from_millis(100);
+
+impl Images {
+    /// Sees to it that a resolved image is here, with its layers unpacked, and returns its snapshot, leased; `None` for an
+    /// image without layers. An image that came from a registry is recorded under its name.
+    ///
+    /// Dropping the future stops the work; what was downloaded so far is kept for the next attempt.
+    ///
+    /// # Errors
+    /// `Corrupt` when a layer is not what the manifest promises; `Exhausted` on a full disk; otherwise what the registry says.
+    pub async fn fetch(
+        &self,
+        lease: &Lease,
+        resolved: &Resolved,
+        client: &Client,
+        report: &Report,
+    ) -> Result<Option<SnapshotId>> {
+        let remote = match &resolved.origin {
+            Origin::Remote(remote) => Arc::clone(remote),
+            Origin::Local(image) => {
+                let (images, lease, image) = (self.clone(), lease.clone(), image.clone());
+                return task::blocking(move || images.snapshot(&lease, &image)).await;
+            }
+        };
+        check_layers(&remote)?;
+        let diff_ids = resolved.config.rootfs.diff_ids.clone();
+        let unpacker = {
+            let (store, lease, diff_ids) = (self.store.clone(), lease.clone(), diff_ids.clone());
+            Arc::new(task::blocking(move || store.unpacker(&lease, &diff_ids)).await?)
+        };
+        let missing = unpacker.missing();
+        let cancel = Cancel::new();
+        let stop = cancel.on_drop();
+        let layers = remote.layers.iter().enumerate().map(|(index, layer)| Fetch {
+            images: self,
+            lease,
+            client,
+            remote: &remote,
+            report,
+            layer,
+            unpacker: missing.contains(&index).then(|| (Arc::clone(&unpacker), index)),
+            cancel: &cancel,
+        });
+        let mut work = futures_util::stream::iter(layers.map(Fetch::run)).buffer_unordered(LAYERS);
+        while let Some(result) = work.next().await {
+            result.context(|| format!("pull {}", remote.name.familiar()))?;
+        }
+        drop(work);
+        let (images, lease, config) = (self.clone(), lease.clone(), Arc::clone(&resolved.config));
+        let result = task::blocking(move || {
+            let unpacker = Arc::into_inner(unpacker).expect("all layers have ended");
+            let snapshot = unpacker.finish(&cancel)?;
+            images.record(&lease, &remote, &config.rootfs.diff_ids)?;
+            Ok(snapshot)
+        })
+        .await;
+        drop(stop);
+        result
+    }
+
+    /// Records a fetched image under its name.
+    fn record(&self, lease: &Lease, remote: &Remote, diff_ids: &[Digest]) -> Result<()> {
+        let documents = [Some(&remote.manifest), Some(&remote.config), remote.index.as_ref()];
+        for Document { digest, bytes } in documents.into_iter().flatten() {
+            if self.store.blob(lease, digest)?.is_none() {
+                let IngestState::Ready(mut ingest) = self.store.ingest(lease, digest, Some(bytes.len() as u64))? else {
+                    continue;
+                };
+                ingest.restart()?;
+                ingest.write_all(bytes)?;
+                ingest.commit()?;
+            }
+        }
+        for (layer, diff_id) in remote.layers.iter().zip(diff_ids) {
+            let form = LayerBlob {
+                digest: layer.digest,
+                size: layer.size,
+                media_suffix: suffix(&layer.media_type).to_owned(),
+            };
+            self.store.remember_layer_blob(diff_id, &form)?;
+        }
+        let id = remote.config.digest;
+        self.store.root().db().write(|tx| {
+            record::insert(tx, &id, Some(&remote.manifest.digest), self.clock.now_ns(), self.store.root().boot_id())?;
+            if remote.name.tag().is_some() {
+                record::set_name(tx, &remote.name.without_digest(), &id)?;
+            }
+            let repository = remote.name.repository();
+            for document in [Some(&remote.manifest), remote.index.as_ref()].into_iter().flatten() {
+                record::set_repository_digest(tx, &repository, &document.digest, &id)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Refuses layers that are none.
+fn check_layers(remote: &Remote) -> Result<()> {
+    for layer in &remote.layers {
+        let known = layer.media_type.contains(".image.layer.") || layer.media_type.contains(".image.rootfs.");
+        if !known {
+            return Err(Error::unsupported(format!(
+                "{} has a layer of the unknown type {}",
+                remote.name.familiar(),
+                layer.media_type
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What a layer's media type says about its compression, as the OCI types spell it.
+fn suffix(media_type: &str) -> &'static str {
+    match media_type {
+        text if text.ends_with("gzip") => "+gzip",
+        text if text.ends_with("zstd") => "+zstd",
+        _ => "",
+    }
+}
+
+/// The work on one layer.
+struct Fetch<'a> {
+    images: &'a Images,
+    lease: &'a Lease,
+    client: &'a Client,
+    remote: &'a Remote,
+    report: &'a Report,
+    layer: &'a Descriptor,
+    /// Where it is unpacked, and as which layer; `None` when that was done earlier.
+    unpacker: Option<(Arc<Unpacker>, usize)>,
+    cancel: &'a Cancel,
+}
+
+impl Fetch<'_> {
+    async fn run(self) -> Result<()> {
+        loop {
+            let (store, lease) = (self.images.store.clone(), self.lease.clone());
+            let (digest, size) = (self.layer.digest, self.layer.size);
+            match task::blocking(move || store.ingest(&lease, &digest, Some(size))).await? {
+                IngestState::Exists(blob) => {
+                    (self.report)(self.layer, LayerStage::Exists);
+                    return self.unpack(blob).await;
+                }
+                // Another process is at it.
+                IngestState::Busy => tokio::time::sleep(TICK).await,
+                IngestState::Ready(ingest) => {
+                    (self.report)(self.layer, LayerStage::Waiting);
+                    let blob = self.download(ingest).await?;
+                    return match blob {
+                        Some(blob) => self.unpack(blob).await,
+                        None => Ok(()),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Downloads a layer and unpacks it meanwhile. Returns the blob when it has yet to be unpacked.
+    async fn download(&self, ingest: Ingest) -> Result<Option<Blob>> {
+        let unpacking = match &self.unpacker {
+            Some((unpacker, index)) => {
+                let (unpacker, index, cancel) = (Arc::clone(unpacker), *index, self.cancel.clone());
+                let follow = ingest.follow()?;
+                Some(task::Owned::spawn(task::blocking(move || unpacker.layer(index, follow, &cancel))))
+            }
+            None => None,
+        };
+        let progress = Progress::new();
+        let blob = {
+            let (images, lease, layer) = (self.images.clone(), self.lease.clone(), self.layer.clone());
+            let sink = Sink { images, lease, layer, ingest: Some(ingest), blob: None };
+            let transfer = self.client.blob(&self.remote.name, self.layer, sink, &progress);
+            tokio::pin!(transfer);
+            loop {
+                tokio::select! {
+                    sink = &mut transfer => break sink?.blob.ok_or_else(|| Error::internal("a blob was not verified"))?,
+                    () = tokio::time::sleep(TICK) => {
+                        (self.report)(self.layer, LayerStage::Downloading(progress.bytes()));
+                    }
+                }
+            }
+        };
+        (self.report)(self.layer, LayerStage::Downloaded);
+        let Some(unpacking) = unpacking else { return Ok(None) };
+        match unpacking.join().await? {
+            Ok(()) => {
+                (self.report)(self.layer, LayerStage::Done);
+                Ok(None)
+            }
+            // The transfer began anew under the reader's feet; the blob is whole now.
+            Err(error) if error.kind() == Kind::Unavailable => Ok(Some(blob)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn unpack(&self, blob: Blob) -> Result<()> {
+        let Some((unpacker, index)) = &self.unpacker else { return Ok(()) };
+        let (unpacker, index, cancel) = (Arc::clone(unpacker), *index, self.cancel.clone());
+        task::blocking(move || unpacker.layer(index, blob.open()?, &cancel)).await?;
+        (self.report)(self.layer, LayerStage::Done);
+        Ok(())
+    }
+}
+
+/// Lets the registry client write into the store: the ingest while it is written, then the blob.
+struct Sink {
+    images: Images,
+    lease: Lease,
+    layer: Descriptor,
+    ingest: Option<Ingest>,
+    blob: Option<Blob>,
+}
+
+impl Sink {
+    fn ingest(&mut self) -> Result<&mut Ingest> {
+        self.ingest.as_mut().ok_or_else(|| Error::internal("the blob was stored already"))
+    }
+}
+
+impl BlobSink for Sink {
+    fn offset(&self) -> u64 {
+        match (&self.ingest, &self.blob) {
+            (Some(ingest), _) => ingest.offset(),
+            (None, Some(blob)) => blob.size(),
+            (None, None) => 0,
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.ingest()?.write_all(bytes)?)
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        if let Some(ingest) = &mut self.ingest {
+            return ingest.restart();
+        }
+        // What was wrong has been removed.
+        match self.images.store.ingest(&self.lease, &self.layer.digest, Some(self.layer.size))? {
+            IngestState::Ready(ingest) => self.ingest = Some(ingest),
+            IngestState::Exists(blob) => self.blob = Some(blob),
+            IngestState::Busy => return Err(Error::conflict("another process is downloading this layer")),
+        }
+        Ok(())
+    }
+
+    fn verify(&mut self) -> Result<()> {
+        if self.blob.is_none() {
+            let ingest = self.ingest.take().ok_or_else(|| Error::internal("there is nothing to verify"))?;
+            self.blob = Some(ingest.commit()?);
+        }
+        Ok(())
+    }
+}

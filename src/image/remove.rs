@@ -1,0 +1,136 @@
+//! Removing images and names, and what the collector must keep for those that stay.
+
+use kiln_graph::Digest;
+use kiln_graph::oci::{Manifest, media_type};
+use rusqlite::Connection;
+
+use super::record::{self, NamedBy, Record};
+use super::{Images, parse_config};
+use crate::error::{Error, Kind, Result};
+use crate::store::{Lease, Roots};
+
+/// Something that was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// A name, as docker prints it.
+    Untagged(String),
+    /// An image.
+    Deleted(Digest),
+}
+
+impl Images {
+    /// Removes a name, or an image when it is named by its id or loses its last name. Its content goes with the next
+    /// collection. Blocking.
+    ///
+    /// `user` names the container that uses an image, if one does, and says whether it runs.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict`, in docker's words, when it is in use or has several names and `force` is not given.
+    pub fn remove(
+        &self,
+        text: &str,
+        force: bool,
+        user: impl Fn(&Connection, &Digest) -> Result<Option<(String, bool)>>,
+    ) -> Result<Vec<Removal>> {
+        self.store.root().db().write(|tx| {
+            let (record, named_by) = record::find(tx, text)?;
+            let names = record.names.len();
+            if let NamedBy::Name(name) = &named_by
+                && (names > 1 || (name.digest().is_some() && names > 0))
+            {
+                record::remove_name(tx, name)?;
+                return Ok(vec![Removal::Untagged(name.familiar())]);
+            }
+            let short = record.id.short();
+            if let Some((container, running)) = user(tx, &record.id)? {
+                if running {
+                    return Err(Error::conflict(format!(
+                        "conflict: unable to delete {short} (cannot be forced) - image is being used by running container \
+                         {container}"
+                    )));
+                }
+                if !force {
+                    return Err(Error::conflict(format!(
+                        "conflict: unable to delete {short} (must be forced) - image is being used by stopped container \
+                         {container}"
+                    )));
+                }
+            }
+            if named_by == NamedBy::Id && names > 1 && !force {
+                return Err(Error::conflict(format!(
+                    "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
+                )));
+            }
+            delete(tx, &record)
+        })
+    }
+
+    /// Removes images that `unwanted` picks. Those in use are left. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn prune(
+        &self,
+        unwanted: impl Fn(&Record) -> bool,
+        user: impl Fn(&Connection, &Digest) -> Result<Option<(String, bool)>>,
+    ) -> Result<Vec<Removal>> {
+        self.store.root().db().write(|tx| {
+            let mut removed = Vec::new();
+            for record in record::all(tx)?.iter().filter(|record| unwanted(record)) {
+                if user(tx, &record.id)?.is_none() {
+                    removed.extend(delete(tx, record)?);
+                }
+            }
+            Ok(removed)
+        })
+    }
+
+    /// Adds what the recorded images need to the roots of a collection: documents, layers as blobs, and snapshots. Blocking;
+    /// `lease` keeps what is looked at meanwhile.
+    ///
+    /// # Errors
+    /// When the database fails. A damaged image keeps what can still be read of it.
+    pub fn add_roots(&self, connection: &Connection, roots: &mut Roots) -> Result<()> {
+        for record in record::all(connection)? {
+            roots.blobs.push(record.id);
+            if let Some(bytes) = self.peek(&record.id)?
+                && let Ok(config) = parse_config(&bytes)
+                && let Some(chain) = config.rootfs.chain_ids().pop()
+                && let Some(snapshot) = self.store.find_chain(connection, &chain)?
+            {
+                roots.snapshots.push(snapshot);
+            }
+            let indexes = record.repository_digests.iter().filter_map(kiln_graph::Reference::digest);
+            roots.blobs.extend(indexes);
+            let Some(manifest) = record.manifest else { continue };
+            roots.blobs.push(manifest);
+            if let Some(bytes) = self.peek(&manifest)?
+                && let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes)
+            {
+                roots.blobs.extend(manifest.layers.iter().map(|layer| layer.digest));
+                debug_assert!(!media_type::is_index(manifest.media_type.as_deref().unwrap_or_default()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a document that a collection under way cannot have removed yet.
+    fn peek(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
+        match self.store.peek(digest, super::MAX_DOCUMENT) {
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == Kind::Corrupt => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn delete(tx: &Connection, record: &Record) -> Result<Vec<Removal>> {
+    record::delete(tx, &record.id)?;
+    let names = record.names.iter().chain(&record.repository_digests);
+    let untagged = names.map(|name| Removal::Untagged(name.familiar()));
+    Ok(untagged.chain([Removal::Deleted(record.id)]).collect())
+}
+
+/// A lease is not needed to look at roots; this keeps the type in the signature of what looks at images otherwise.
+#[expect(dead_code, reason = "documents why `add_roots` takes none")]
+type NoLease = Lease;
