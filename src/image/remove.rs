@@ -1,13 +1,13 @@
 //! Removing images and names, and what the collector must keep for those that stay.
 
 use kiln_graph::Digest;
-use kiln_graph::oci::{Manifest, media_type};
+use kiln_graph::oci::Manifest;
 use rusqlite::Connection;
 
 use super::record::{self, NamedBy, Record};
 use super::{Images, parse_config};
 use crate::error::{Error, Kind, Result};
-use crate::store::{Lease, Roots};
+use crate::store::Roots;
 
 /// Something that was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,18 +85,18 @@ impl Images {
         })
     }
 
-    /// Adds what the recorded images need to the roots of a collection: documents, layers as blobs, and snapshots. Blocking;
-    /// `lease` keeps what is looked at meanwhile.
+    /// Adds what the recorded images need to the roots of a collection: documents, layers as blobs, and snapshots. Blocking; to
+    /// be called in the transaction of the collection.
     ///
     /// # Errors
     /// When the database fails. A damaged image keeps what can still be read of it.
     pub fn add_roots(&self, connection: &Connection, roots: &mut Roots) -> Result<()> {
         for record in record::all(connection)? {
             roots.blobs.push(record.id);
-            if let Some(bytes) = self.peek(&record.id)?
+            if let Some(bytes) = self.peek(connection, &record.id)?
                 && let Ok(config) = parse_config(&bytes)
                 && let Some(chain) = config.rootfs.chain_ids().pop()
-                && let Some(snapshot) = self.store.find_chain(connection, &chain)?
+                && let Some(snapshot) = self.store.snapshot_of_chain(connection, &chain)?
             {
                 roots.snapshots.push(snapshot);
             }
@@ -104,19 +104,18 @@ impl Images {
             roots.blobs.extend(indexes);
             let Some(manifest) = record.manifest else { continue };
             roots.blobs.push(manifest);
-            if let Some(bytes) = self.peek(&manifest)?
+            if let Some(bytes) = self.peek(connection, &manifest)?
                 && let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes)
             {
                 roots.blobs.extend(manifest.layers.iter().map(|layer| layer.digest));
-                debug_assert!(!media_type::is_index(manifest.media_type.as_deref().unwrap_or_default()));
             }
         }
         Ok(())
     }
 
     /// Reads a document that a collection under way cannot have removed yet.
-    fn peek(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
-        match self.store.peek(digest, super::MAX_DOCUMENT) {
+    fn peek(&self, connection: &Connection, digest: &Digest) -> Result<Option<Vec<u8>>> {
+        match self.store.peek_blob(connection, digest, super::MAX_DOCUMENT) {
             Ok(bytes) => Ok(bytes),
             Err(error) if error.kind() == Kind::Corrupt => Ok(None),
             Err(error) => Err(error),
@@ -130,7 +129,3 @@ fn delete(tx: &Connection, record: &Record) -> Result<Vec<Removal>> {
     let untagged = names.map(|name| Removal::Untagged(name.familiar()));
     Ok(untagged.chain([Removal::Deleted(record.id)]).collect())
 }
-
-/// A lease is not needed to look at roots; this keeps the type in the signature of what looks at images otherwise.
-#[expect(dead_code, reason = "documents why `add_roots` takes none")]
-type NoLease = Lease;

@@ -203,7 +203,9 @@ impl Memory {
     fn new(descriptor: &Descriptor, name: &Reference) -> Result<Self> {
         if descriptor.size > MAX_DOCUMENT {
             let (name, size) = (name.familiar(), descriptor.size);
-            return Err(Error::invalid(format!("the configuration of {name} has {size} bytes, more than {MAX_DOCUMENT}")));
+            return Err(Error::invalid(format!(
+                "the configuration of {name} has {size} bytes, more than {MAX_DOCUMENT}"
+            )));
         }
         Ok(Self { bytes: bytes::BytesMut::new(), descriptor: descriptor.clone() })
     }

@@ -78,6 +78,15 @@ impl Store {
         self.leased(lease, Leased::Blob, |connection| self.find_blob(connection, digest))
     }
 
+    /// Reads a small blob in the transaction of a collection, where a lease would come too late; `None` when there is none.
+    /// Blocking.
+    ///
+    /// # Errors
+    /// As [`Blob::read`].
+    pub fn peek_blob(&self, connection: &Connection, digest: &Digest, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+        self.find_blob(connection, digest)?.map(|(_, blob)| blob.read(max_bytes)).transpose()
+    }
+
     /// Stores a small blob that is in memory already. Blocking.
     ///
     /// # Errors

@@ -164,6 +164,14 @@ impl Store {
         self.leased(lease, Leased::Snapshot, |connection| find(connection, "chain_id = ?1", chain_id.to_string()))
     }
 
+    /// Finds the snapshot with a chain ID in the transaction of a collection, where a lease would come too late. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn snapshot_of_chain(&self, connection: &Connection, chain_id: &Digest) -> Result<Option<SnapshotId>> {
+        Ok(find(connection, "chain_id = ?1", chain_id.to_string())?.map(|(_, snapshot)| snapshot.id))
+    }
+
     /// Records the digests of a snapshot's layer, and leases and returns the snapshot that has them.
     ///
     /// That is another, earlier one when that one has the same layers, or the same parent and a layer that differs in times

@@ -1,0 +1,289 @@
+//! Reading images from an archive: a docker archive or an OCI layout, in one pass over the stream.
+//!
+//! Every file of the archive is stored as a blob while it goes by, because its meaning is known only at the end. What turns out
+//! not to be needed is collected later.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{Read, Write as _};
+use std::str::FromStr as _;
+
+use kiln_graph::oci::{Descriptor, Index, Manifest, annotation, media_type};
+use kiln_graph::{Digest, Platform, Reference};
+
+use super::{DockerManifest, INDEX, MANIFEST};
+use crate::error::{Error, Result, ResultExt as _};
+use crate::image::{Images, MAX_DOCUMENT, parse_config, record};
+use crate::store::compression::{Decoder, Format};
+use crate::store::{Blob, LayerBlob, Lease};
+use crate::task::Cancel;
+
+/// More files than any archive of images has.
+const MAX_ENTRIES: usize = 100_000;
+
+/// An image that was loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Its id.
+    pub id: Digest,
+    /// The names it got; empty for one without names.
+    pub names: Vec<Reference>,
+}
+
+/// The files of an archive.
+#[derive(Default)]
+struct Files {
+    blobs: HashMap<String, Blob>,
+    /// Links within the archive, as old docker versions write them for equal layers.
+    links: HashMap<String, String>,
+}
+
+/// An image as an archive describes it.
+struct Described {
+    config: Digest,
+    layers: Vec<Blob>,
+    manifest: Option<Digest>,
+    names: Vec<Reference>,
+}
+
+impl Images {
+    /// Loads the images of an archive, compressed in whatever way. Blocking; holds no layer in memory.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no archive of images; `Corrupt` when something in it is not what its digest says;
+    /// `Exhausted` on a full disk; `Cancelled`. Images that came before the damage are not loaded either.
+    pub fn load(&self, lease: &Lease, input: impl Read + Send, cancel: &Cancel) -> Result<Vec<Loaded>> {
+        let files = self.ingest_files(lease, input, cancel)?;
+        let described = if files.blobs.contains_key(MANIFEST) {
+            describe_docker(&files)?
+        } else if files.blobs.contains_key(INDEX) {
+            self.describe_layout(lease, &files)?
+        } else {
+            return Err(Error::invalid(format!(
+                "this is neither a docker archive nor an OCI layout: it has no {MANIFEST} and no {INDEX} (a root file system is \
+                 made an image with `import`)"
+            )));
+        };
+        described.into_iter().map(|image| self.load_image(lease, image, cancel)).collect()
+    }
+
+    fn ingest_files(&self, lease: &Lease, input: impl Read + Send, cancel: &Cancel) -> Result<Files> {
+        let mut archive = tar::Archive::new(Decoder::new(input).context(|| "read the archive")?);
+        let mut files = Files::default();
+        for (number, entry) in archive.entries().context(|| "read the archive")?.enumerate() {
+            cancel.check()?;
+            if number >= MAX_ENTRIES {
+                return Err(Error::invalid("the archive has too many files to be one of images"));
+            }
+            let mut entry = entry.map_err(|error| Error::invalid(format!("this is no tar archive: {error}")))?;
+            let path = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
+            match entry.header().entry_type() {
+                kind if kind.is_file() => {
+                    let mut writer = self.store.blob_writer(lease)?;
+                    let size = entry.size();
+                    let copied = std::io::copy(&mut entry, &mut writer).context(|| format!("read {path}"))?;
+                    if copied != size {
+                        return Err(Error::corrupt(format!("the archive ends within {path}")));
+                    }
+                    files.blobs.insert(path, writer.finish()?);
+                }
+                kind if kind.is_symlink() || kind.is_hard_link() => {
+                    let target = entry.link_name_bytes().unwrap_or_default();
+                    let target = String::from_utf8_lossy(&target).into_owned();
+                    let base = if kind.is_symlink() { parent(&path) } else { "" };
+                    files.links.insert(path.clone(), normalize(base, &target));
+                }
+                _ => {}
+            }
+        }
+        Ok(files)
+    }
+
+    /// Reads an OCI layout: of each index, what runs on this host, else all of it.
+    fn describe_layout(&self, lease: &Lease, files: &Files) -> Result<Vec<Described>> {
+        let index: Index = files.json(INDEX)?;
+        let mut images: BTreeMap<Digest, Described> = BTreeMap::new();
+        for descriptor in &index.manifests {
+            let names = names_of(descriptor)?;
+            let mut manifest = descriptor.clone();
+            // Indexes may nest; a few levels are more than anybody writes.
+            for _ in 0..4 {
+                if !media_type::is_index(&manifest.media_type) {
+                    break;
+                }
+                let inner: Index = self.layout_json(lease, &manifest.digest)?;
+                let chosen = inner.choose(&Platform::host()).or_else(|| inner.manifests.first());
+                manifest = chosen.cloned().ok_or_else(|| Error::invalid("an index of the archive is empty"))?;
+            }
+            let parsed: Manifest = self.layout_json(lease, &manifest.digest)?;
+            if !matches!(parsed.config.media_type.as_str(), media_type::OCI_CONFIG | media_type::DOCKER_CONFIG) {
+                continue;
+            }
+            let layers = parsed.layers.iter().map(|layer| self.layout_blob(lease, &layer.digest));
+            let image = Described {
+                config: parsed.config.digest,
+                layers: layers.collect::<Result<_>>()?,
+                manifest: Some(manifest.digest),
+                names,
+            };
+            images.entry(manifest.digest).and_modify(|known| known.names.extend(image.names.clone())).or_insert(image);
+        }
+        if images.is_empty() {
+            return Err(Error::invalid("the archive contains no image"));
+        }
+        Ok(images.into_values().collect())
+    }
+
+    fn layout_json<T: serde::de::DeserializeOwned>(&self, lease: &Lease, digest: &Digest) -> Result<T> {
+        let bytes = self.layout_blob(lease, digest)?.read(MAX_DOCUMENT)?;
+        serde_json::from_slice(&bytes).context(|| format!("read blob {digest} of the archive"))
+    }
+
+    /// Finds a blob by its digest: the files of the archive were stored under what they hash to, whatever they are called.
+    fn layout_blob(&self, lease: &Lease, digest: &Digest) -> Result<Blob> {
+        let blob = self.store.blob(lease, digest)?;
+        blob.ok_or_else(|| {
+            Error::corrupt(format!("blob {digest} is missing from the archive, or its content is damaged"))
+        })
+    }
+
+    fn load_image(&self, lease: &Lease, image: Described, cancel: &Cancel) -> Result<Loaded> {
+        let bytes = self.layout_blob(lease, &image.config)?.read(MAX_DOCUMENT)?;
+        let config = parse_config(&bytes)?;
+        let diff_ids = &config.rootfs.diff_ids;
+        if diff_ids.len() != image.layers.len() {
+            return Err(Error::corrupt(format!(
+                "image {} has {} layers, but its configuration lists {}",
+                image.config.short(),
+                image.layers.len(),
+                diff_ids.len()
+            )));
+        }
+        let unpacker = self.store.unpacker(lease, diff_ids)?;
+        let missing = unpacker.missing();
+        let work = |index: usize| unpacker.layer(index, image.layers[index].open()?, cancel);
+        unpack_in_parallel(&missing, &work)?;
+        unpacker.finish(cancel)?;
+        let compressed = self.remember(&image, diff_ids)?;
+        // Plain layers can be made again from what was unpacked; only compressed ones are kept as they came.
+        let manifest = image.manifest.filter(|_| compressed);
+        self.store.root().db().write(|tx| {
+            let (now, boot) = (self.clock.now_ns(), self.store.root().boot_id());
+            record::insert(tx, &image.config, manifest.as_ref(), now, boot)?;
+            image.names.iter().try_for_each(|name| record::set_name(tx, name, &image.config))
+        })?;
+        Ok(Loaded { id: image.config, names: image.names })
+    }
+
+    /// Remembers the compressed layers of an image; says whether all are compressed.
+    fn remember(&self, image: &Described, diff_ids: &[Digest]) -> Result<bool> {
+        let mut all = true;
+        for (blob, diff_id) in image.layers.iter().zip(diff_ids) {
+            let mut start = [0; 8];
+            let read = blob.open()?.read(&mut start)?;
+            let media_suffix = match Format::sniff(&start[..read]) {
+                Format::Gzip => "+gzip",
+                Format::Zstd => "+zstd",
+                Format::Plain | Format::Xz | Format::Bzip2 => {
+                    all = false;
+                    continue;
+                }
+            };
+            let form = LayerBlob { digest: *blob.digest(), size: blob.size(), media_suffix: media_suffix.to_owned() };
+            self.store.remember_layer_blob(diff_id, &form)?;
+        }
+        Ok(all)
+    }
+}
+
+/// Runs the work on all cores.
+fn unpack_in_parallel(layers: &[usize], work: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
+    use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
+    let results: Vec<Result<()>> = layers.par_iter().map(|index| work(*index)).collect();
+    results.into_iter().collect()
+}
+
+impl Files {
+    /// Finds a file, following links of the archive.
+    fn get(&self, path: &str) -> Result<&Blob> {
+        let mut path = normalize("", path);
+        for _ in 0..16 {
+            if let Some(blob) = self.blobs.get(&path) {
+                return Ok(blob);
+            }
+            match self.links.get(&path) {
+                Some(target) => path.clone_from(target),
+                None => break,
+            }
+        }
+        Err(Error::corrupt(format!("{path} is missing from the archive")))
+    }
+
+    fn json<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let bytes = self.get(path)?.read(MAX_DOCUMENT)?;
+        serde_json::from_slice(&bytes).context(|| format!("read {path} of the archive"))
+    }
+}
+
+fn describe_docker(files: &Files) -> Result<Vec<Described>> {
+    let entries: Vec<DockerManifest> = files.json(MANIFEST)?;
+    let manifests = layout_manifests(files);
+    entries
+        .into_iter()
+        .map(|entry| {
+            let config = *files.get(&entry.config)?.digest();
+            let layers = entry.layers.iter().map(|layer| files.get(layer).cloned()).collect::<Result<_>>()?;
+            let names = entry.repo_tags.unwrap_or_default();
+            let names =
+                names.iter().map(|name| Ok(Reference::from_str(name)?.with_default_tag())).collect::<Result<_>>()?;
+            Ok(Described { config, layers, manifest: manifests.get(&config).copied(), names })
+        })
+        .collect()
+}
+
+/// In an archive that is an OCI layout as well, the manifests by their configurations.
+fn layout_manifests(files: &Files) -> HashMap<Digest, Digest> {
+    let Ok(index) = files.json::<Index>(INDEX) else { return HashMap::new() };
+    let manifests = index.manifests.iter().filter_map(|descriptor| {
+        let path = format!("blobs/{}/{}", descriptor.digest.algorithm().as_str(), descriptor.digest.hex());
+        let manifest: Manifest = files.json(&path).ok()?;
+        Some((manifest.config.digest, descriptor.digest))
+    });
+    manifests.collect()
+}
+
+fn names_of(descriptor: &Descriptor) -> Result<Vec<Reference>> {
+    let full = descriptor.annotations.get(annotation::IMAGE_NAME);
+    let short = descriptor.annotations.get(annotation::REF_NAME);
+    // The short form is only a tag, unless a tool put a whole name there.
+    let name = full.or_else(|| short.filter(|name| name.contains(['/', ':'])));
+    name.map(|name| Ok(vec![Reference::from_str(name)?.with_default_tag()])).unwrap_or_else(|| Ok(Vec::new()))
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+/// Joins a path to a directory of the archive, resolving `.` and `..` as text.
+fn normalize(base: &str, path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in base.split('/').chain(path.split('/')) {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_of_old_archives_are_resolved_within_the_archive() {
+        assert_eq!(normalize("abc", "../def/layer.tar"), "def/layer.tar");
+        assert_eq!(normalize("", "./../../etc/passwd"), "etc/passwd");
+        assert_eq!(parent("a/b/c"), "a/b");
+    }
+}

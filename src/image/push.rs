@@ -1,0 +1,272 @@
+//! Sending an image to a registry: its own manifest and blobs where it has them, freshly compressed layers where not.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use kiln_graph::Reference;
+use kiln_graph::oci::{Descriptor, Manifest, media_type};
+
+use super::pull::{LayerStage, Report};
+use super::{Image, Images, record};
+use crate::error::{Error, Kind, Result, ResultExt as _};
+use crate::registry::{self, Client, Progress};
+use crate::store::compression::{Compression, Format};
+use crate::store::{Blob, Lease, Snapshot};
+use crate::task::{self, Cancel};
+
+/// How many layers are compressed and sent at a time; the registry client limits the uploads among them.
+const LAYERS: usize = 5;
+
+const TICK: Duration = Duration::from_millis(100);
+
+/// How many repositories are asked for a layer they may have.
+const MOUNTS: usize = 4;
+
+/// An image that was pushed.
+#[derive(Clone, Debug)]
+pub struct Pushed {
+    /// Its manifest.
+    pub manifest: Descriptor,
+    /// The name it was pushed under.
+    pub reference: Reference,
+}
+
+/// A layer on its way.
+enum LayerSource {
+    /// Its blob is here.
+    Blob(Descriptor, Blob),
+    /// It is known, but not here: the registry must have it already.
+    Elsewhere(Descriptor),
+    /// It is to be compressed.
+    Snapshot(Snapshot),
+}
+
+impl Images {
+    /// Pushes an image under a name, and records the digest the registry then knows it by.
+    ///
+    /// Dropping the future stops the work.
+    ///
+    /// # Errors
+    /// `Conflict` when a layer that came from elsewhere is neither here nor at the registry; otherwise what the registry says.
+    pub async fn push(
+        &self,
+        lease: &Lease,
+        image: &Image,
+        name: &Reference,
+        compression: Compression,
+        client: &Client,
+        report: &Report,
+    ) -> Result<Pushed> {
+        let name = name.clone().with_default_tag();
+        let (sources, manifest, mounts) = {
+            let (images, lease, image, name) = (self.clone(), lease.clone(), image.clone(), name.clone());
+            task::blocking(move || images.push_sources(&lease, &image, &name)).await?
+        };
+        let cancel = Cancel::new();
+        let _stop = cancel.on_drop();
+        let send =
+            Send { images: self, lease, client, name: &name, mounts: &mounts, report, compression, cancel: &cancel };
+        let work = sources.into_iter().map(|source| send.layer(source));
+        let mut work = futures_util::stream::iter(work).buffered(LAYERS);
+        let mut layers = Vec::new();
+        while let Some(layer) = work.next().await {
+            layers.push(layer.context(|| format!("push {}", name.familiar()))?);
+        }
+        drop(work);
+        send.config(image).await?;
+        let manifest = match manifest {
+            Some(manifest) => manifest,
+            None => new_manifest(image, layers)?,
+        };
+        let digest = client.push_manifest(&name, &manifest.0, manifest.1.clone()).await?;
+        let descriptor = Descriptor::new(&manifest.0, digest, manifest.1.len() as u64);
+        let (images, lease, id, pushed) = (self.clone(), lease.clone(), image.record.id, name.clone());
+        task::blocking(move || {
+            images.store.write_blob(&lease, &manifest.1)?;
+            images.store.root().db().write(|tx| {
+                record::insert(tx, &id, Some(&digest), images.clock.now_ns(), images.store.root().boot_id())?;
+                record::set_repository_digest(tx, &pushed.repository(), &digest, &id)
+            })
+        })
+        .await?;
+        Ok(Pushed { manifest: descriptor, reference: name })
+    }
+
+    /// Finds out where each layer comes from, and the manifest when the image has one that can be pushed as it is.
+    #[expect(clippy::type_complexity, reason = "a private intermediate result, taken apart at once")]
+    fn push_sources(
+        &self,
+        lease: &Lease,
+        image: &Image,
+        name: &Reference,
+    ) -> Result<(Vec<LayerSource>, Option<(String, Bytes)>, Vec<Reference>)> {
+        let mounts = self.mount_candidates(name)?;
+        if let Some(digest) = &image.record.manifest
+            && let Some(blob) = self.store.blob(lease, digest)?
+        {
+            let bytes = Bytes::from(blob.read(super::MAX_DOCUMENT)?);
+            let manifest: Manifest = serde_json::from_slice(&bytes).context(|| "read the image's manifest")?;
+            let source = |layer: &Descriptor| {
+                Ok(match self.store.blob(lease, &layer.digest)? {
+                    Some(blob) => LayerSource::Blob(layer.clone(), blob),
+                    None => LayerSource::Elsewhere(layer.clone()),
+                })
+            };
+            let sources: Vec<LayerSource> = manifest.layers.iter().map(source).collect::<Result<_>>()?;
+            let kind = manifest.media_type.unwrap_or_else(|| media_type::OCI_MANIFEST.to_owned());
+            return Ok((sources, Some((kind, bytes)), mounts));
+        }
+        let chain = self.chain(lease, self.snapshot(lease, image)?)?;
+        Ok((chain.into_iter().map(LayerSource::Snapshot).collect(), None, mounts))
+    }
+
+    /// Repositories of the same registry that may have layers of the image.
+    fn mount_candidates(&self, name: &Reference) -> Result<Vec<Reference>> {
+        let records = self.store.root().db().read(record::all)?;
+        let known = records.iter().flat_map(|record| &record.repository_digests);
+        let mut candidates: Vec<Reference> =
+            known.filter(|known| known.domain() == name.domain() && known.path() != name.path()).cloned().collect();
+        candidates.dedup_by(|a, b| a.path() == b.path());
+        candidates.truncate(MOUNTS);
+        Ok(candidates)
+    }
+}
+
+fn new_manifest(image: &Image, layers: Vec<Descriptor>) -> Result<(String, Bytes)> {
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_MANIFEST.to_owned()),
+        artifact_type: None,
+        config: config_descriptor(image),
+        layers,
+        subject: None,
+        annotations: BTreeMap::new(),
+    };
+    Ok((media_type::OCI_MANIFEST.to_owned(), serde_json::to_vec(&manifest)?.into()))
+}
+
+fn config_descriptor(image: &Image) -> Descriptor {
+    Descriptor::new(media_type::OCI_CONFIG, image.record.id, image.config_bytes.len() as u64)
+}
+
+/// What all layers of a push have in common.
+struct Send<'a> {
+    images: &'a Images,
+    lease: &'a Lease,
+    client: &'a Client,
+    name: &'a Reference,
+    mounts: &'a [Reference],
+    report: &'a Report,
+    compression: Compression,
+    cancel: &'a Cancel,
+}
+
+impl Send<'_> {
+    /// Sees to it that a layer is at the registry.
+    async fn layer(&self, source: LayerSource) -> Result<Descriptor> {
+        let (descriptor, blob) = match source {
+            LayerSource::Blob(descriptor, blob) => (descriptor, blob),
+            LayerSource::Elsewhere(descriptor) => return self.elsewhere(descriptor).await,
+            LayerSource::Snapshot(snapshot) => match self.compress(&snapshot).await {
+                Ok(blob) => (Descriptor::new(&layer_type(&blob)?, *blob.digest(), blob.size()), blob),
+                // It came from a registry, and its blob is no longer here. Perhaps this registry has it.
+                Err(error) if error.kind() == Kind::Conflict => return self.known_elsewhere(&snapshot, error).await,
+                Err(error) => return Err(error),
+            },
+        };
+        self.upload(&descriptor, blob).await?;
+        Ok(descriptor)
+    }
+
+    async fn compress(&self, snapshot: &Snapshot) -> Result<Blob> {
+        let (store, lease, id) = (self.images.store.clone(), self.lease.clone(), snapshot.id);
+        let (compression, cancel) = (self.compression, self.cancel.clone());
+        Ok(task::blocking(move || store.layer_blob(&lease, id, compression, &cancel)).await?.blob)
+    }
+
+    async fn upload(&self, descriptor: &Descriptor, blob: Blob) -> Result<()> {
+        (self.report)(descriptor, LayerStage::Waiting);
+        let progress = Progress::new();
+        let open = move |offset: u64| {
+            let mut file = blob.open()?;
+            file.seek(SeekFrom::Start(offset))?;
+            Ok(file)
+        };
+        let transfer = self.client.push_blob(self.name, descriptor, open, self.mounts, &progress);
+        tokio::pin!(transfer);
+        loop {
+            tokio::select! {
+                done = &mut transfer => {
+                    let stage = match done? {
+                        registry::Pushed::Exists | registry::Pushed::Mounted(_) => LayerStage::Exists,
+                        registry::Pushed::Uploaded => LayerStage::Done,
+                    };
+                    (self.report)(descriptor, stage);
+                    return Ok(());
+                }
+                () = tokio::time::sleep(TICK) => {
+                    (self.report)(descriptor, LayerStage::Downloading(progress.bytes()));
+                }
+            }
+        }
+    }
+
+    /// Makes sure that the registry has a layer that is not here.
+    async fn elsewhere(&self, descriptor: Descriptor) -> Result<Descriptor> {
+        let digest = descriptor.digest;
+        let absent = move |_: u64| -> Result<std::io::Empty> {
+            Err(Error::conflict(format!("layer {digest} is not here any more; pull the image it came with again")))
+        };
+        self.client.push_blob(self.name, &descriptor, absent, self.mounts, &Progress::new()).await?;
+        (self.report)(&descriptor, LayerStage::Exists);
+        Ok(descriptor)
+    }
+
+    async fn known_elsewhere(&self, snapshot: &Snapshot, error: Error) -> Result<Descriptor> {
+        let Some(diff_id) = snapshot.diff_id else { return Err(error) };
+        let store = self.images.store.clone();
+        let forms = task::blocking(move || store.layer_blobs(&diff_id)).await?;
+        for form in forms {
+            let kind = format!("{}{}", media_type::OCI_LAYER, form.media_suffix);
+            let descriptor = Descriptor::new(&kind, form.digest, form.size);
+            if let Ok(descriptor) = self.elsewhere(descriptor).await {
+                return Ok(descriptor);
+            }
+        }
+        Err(error)
+    }
+
+    async fn config(&self, image: &Image) -> Result<()> {
+        let bytes = Arc::clone(&image.config_bytes);
+        let open = move |offset: u64| {
+            let mut content = std::io::Cursor::new(Arc::clone(&bytes));
+            content.set_position(offset);
+            Ok(content)
+        };
+        let descriptor = config_descriptor(image);
+        self.client.push_blob(self.name, &descriptor, open, self.mounts, &Progress::new()).await?;
+        Ok(())
+    }
+}
+
+/// The media type of a layer, told by its first bytes: a known compressed form may be another than the one asked for.
+fn layer_type(blob: &Blob) -> Result<String> {
+    let mut start = [0; 8];
+    let read = blob.open()?.read(&mut start)?;
+    let suffix = match Format::sniff(&start[..read]) {
+        Format::Gzip => "+gzip",
+        Format::Zstd => "+zstd",
+        Format::Plain => "",
+        Format::Xz | Format::Bzip2 => {
+            return Err(Error::unsupported(format!(
+                "layer {} is compressed in a way images may not use",
+                blob.digest()
+            )));
+        }
+    };
+    Ok(format!("{}{suffix}", media_type::OCI_LAYER))
+}
