@@ -3,6 +3,7 @@
 //! The modules form layers; `src/tidy.rs` holds the table of who may import whom, and `docs/architecture.md` the map.
 //! The library exists for the binary, the tests and the benches; it is not an API for others.
 
+pub mod config;
 pub mod error;
 pub mod state;
 pub mod sys;
