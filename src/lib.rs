@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod error;
+pub mod registry;
 pub mod state;
 pub mod sys;
 pub mod task;
