@@ -6,7 +6,7 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result, ResultExt as _};
 
@@ -91,26 +91,30 @@ impl Credentials {
 /// An `AuthConfig`: one entry of `auths` in docker's configuration file, the decoded `X-Registry-Auth` header and the body
 /// of `POST /auth` of the Engine API.
 #[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
 pub struct AuthConfig {
     /// The user's name.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
     pub username: String,
     /// The password.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
     pub password: String,
     /// Base64 of `username:password`.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
     pub auth: String,
     /// The registry, as the client wrote it.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
     pub serveraddress: String,
     /// A refresh token.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
     pub identitytoken: String,
     /// A bearer token.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
     pub registrytoken: String,
+}
+
+/// Reads `null` as an empty text, as Go does.
+fn null_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl AuthConfig {
@@ -223,6 +227,7 @@ mod tests {
             let error = read_entry(&value).unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
-        assert_eq!(read_entry(&serde_json::json!({})).unwrap(), None);
+        let empty = serde_json::json!({"username": null, "identitytoken": null, "email": null});
+        assert_eq!(read_entry(&empty).unwrap(), None);
     }
 }

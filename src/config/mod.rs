@@ -2,8 +2,41 @@
 //!
 //! A flag wins over the environment, the environment over the user's file, the user's file over the system's. Nothing here
 //! opens the root directory or talks to anybody, except that [`docker`] runs docker's credential helpers.
+//!
+//! Everything a file may say (`/etc/kiln/config.toml`, `$XDG_CONFIG_HOME/kiln/config.toml`); relative paths start at its
+//! directory:
+//!
+//! ```toml
+//! root = "/srv/kiln"                       # --root, KILN_ROOT
+//! host = "unix:///run/kiln.sock"           # --host, KILN_HOST, DOCKER_HOST
+//!
+//! [registry."docker.io"]                   # the keys of buildkitd.toml
+//! mirrors = ["mirror.example.com", "http://cache.example.com:5000/hub"]
+//!
+//! [registry."registry.example.com:5000"]
+//! http = false                             # plain HTTP; by default only on loopback
+//! insecure = false                         # accept any certificate
+//! ca = ["ca.pem"]                          # besides the system's, and certs.d
+//! [[registry."registry.example.com:5000".keypair]]
+//! key = "client.key"
+//! cert = "client.pem"
+//!
+//! [transfer]                               # with one registry
+//! downloads = 6                            # blobs at a time
+//! uploads = 5
+//! attempts = 5                             # of one request, in all
+//!
+//! [log]                                    # of containers
+//! max-size = "10m"
+//! max-file = 3
+//!
+//! [dns]                                    # of containers
+//! nameservers = ["192.0.2.1"]
+//! search = ["example.com"]
+//! options = ["ndots:2"]
+//! ```
 
-pub mod credentials;
+mod credentials;
 pub mod docker;
 mod document;
 mod environment;
@@ -14,7 +47,7 @@ mod registries;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-pub use credentials::{Credentials, Secret};
+pub use credentials::{AuthConfig, Credentials, Secret};
 pub use environment::{Environment, User};
 pub use proxy::Proxies;
 pub use registries::{HostConfig, KeyPair, Mirror, Registries, Scheme, Transfer, domain_of};

@@ -319,12 +319,8 @@ impl TokenRequest<'_> {
             let passes = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
             return Err(if passes { Fault::after(error, wait) } else { error.into() });
         }
-        let who = credentials.map(|credentials| match credentials.username() {
-            "" => "the stored token".to_owned(),
-            user => format!("the password of user {user}"),
-        });
-        let text = match who {
-            Some(who) => format!("{} refused {who}: {}", endpoint.name, refusal.words()),
+        let text = match credentials {
+            Some(credentials) => format!("{} refused {}: {}", endpoint.name, name_of(credentials), refusal.words()),
             None => refusal.words(),
         };
         Err(Error::unauthorized(text).into())
@@ -385,14 +381,21 @@ impl Issued {
     }
 }
 
+/// Names who shows credentials.
+pub(super) fn name_of(credentials: &Credentials) -> String {
+    match credentials.username() {
+        "" => "the stored token".to_owned(),
+        user => format!("user {user}"),
+    }
+}
+
 pub(super) fn basic(username: &str, password: &Secret) -> HeaderValue {
     let text = format!("Basic {}", STANDARD.encode(format!("{username}:{}", password.expose())));
     sensitive(&text).expect("base64 has a header form")
 }
 
 pub(super) fn bearer(token: &str) -> Result<HeaderValue> {
-    sensitive(&format!("Bearer {token}"))
-        .ok_or_else(|| Error::unauthorized("the token has characters no token may have"))
+    sensitive(&format!("Bearer {token}")).ok_or_else(|| Error::invalid("the token has characters no token may have"))
 }
 
 fn sensitive(text: &str) -> Option<HeaderValue> {

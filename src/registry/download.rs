@@ -17,10 +17,10 @@ use super::{Access, Client, Progress, unexpected};
 use crate::error::{Error, Kind, Result};
 use crate::task;
 
-/// Bytes collected before they go to the sink: hashing and writing small pieces costs more than it overlaps.
-const BATCH: usize = 256 * 1024;
+/// Bytes collected before they go to the sink. Less costs more switches between threads, more leaves the caches.
+const BATCH: usize = 128 * 1024;
 
-/// Batches between the network and the sink: enough that neither waits for the other's scheduling. 1 MiB per download.
+/// Batches between the network and the sink: enough that neither waits for the other's scheduling.
 const BATCHES: usize = 4;
 
 /// Where a blob goes. Every method may block; all are called on the blocking pool.
@@ -135,7 +135,9 @@ impl Client {
         let access = Access::pull(&doing, reference, endpoint);
         let mut second = false;
         loop {
-            let mut fetch = Fetch::new(self, endpoint, &access, descriptor, progress, sink.offset());
+            let had = sink.offset();
+            let mut fetch =
+                Fetch { client: self, endpoint, access: &access, descriptor, progress, offset: had, had, requests: 0 };
             let result;
             (sink, result) = fetch.run(sink).await?;
             let wrong = match result {
@@ -183,18 +185,7 @@ struct Fetch<'a> {
     requests: u32,
 }
 
-impl<'a> Fetch<'a> {
-    fn new(
-        client: &'a Client,
-        endpoint: &'a Endpoint,
-        access: &'a Access<'a>,
-        descriptor: &'a Descriptor,
-        progress: &'a Progress,
-        offset: u64,
-    ) -> Self {
-        Self { client, endpoint, access, descriptor, progress, offset, had: offset, requests: 0 }
-    }
-
+impl Fetch<'_> {
     fn is_of_one_piece(&self) -> bool {
         self.had == 0 && self.requests < 2
     }
@@ -255,8 +246,8 @@ impl<'a> Fetch<'a> {
             StatusCode::PARTIAL_CONTENT => self.range_start(&answer)?,
             _ => return Err(self.refused(answer).await.into()),
         };
-        let (size, total) =
-            (self.descriptor.size, answer.announced_length().map(|length| start.saturating_add(length)));
+        let size = self.descriptor.size;
+        let total = answer.announced_length().map(|length| start.saturating_add(length));
         if let Some(total) = total.filter(|total| *total != size) {
             return Err(self.corrupt(&format!("its size is {size} bytes, the server has {total}")).into());
         }
@@ -307,10 +298,9 @@ impl<'a> Fetch<'a> {
     }
 
     async fn refused(&self, answer: Answer) -> Error {
-        let (digest, repository) = (self.descriptor.digest, self.access.reference.familiar_repository());
         match answer.status() {
             StatusCode::NOT_FOUND => Error::not_found(format!(
-                "{}: {} has no blob {digest} in {repository}",
+                "{}: {} does not have it, so the image is incomplete there (its publisher should push it again)",
                 self.access, self.endpoint.name
             )),
             StatusCode::RANGE_NOT_SATISFIABLE => {
@@ -336,6 +326,9 @@ impl Batch {
     }
 
     async fn flush(&mut self, sender: &mpsc::Sender<Vec<Bytes>>) -> Result<()> {
+        if self.pieces.is_empty() {
+            return Ok(());
+        }
         self.bytes = 0;
         let pieces = std::mem::take(&mut self.pieces);
         // Whoever waits for the writer gets the writer's own error instead of this one.

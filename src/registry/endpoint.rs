@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use kiln_graph::Reference;
 use reqwest::Url;
 
-use crate::config::{HostConfig, Mirror, Registries, Scheme};
+use crate::config::{HostConfig, Mirror, Registries, Scheme, domain_of};
 use crate::error::{Error, Result};
 
 /// The host that serves Docker Hub's images.
@@ -34,11 +34,11 @@ impl Endpoint {
 
     /// Returns a registry by its domain in image names.
     pub(super) fn of_domain(registries: &Registries, domain: &str, repository: &str) -> Self {
-        let host = if domain == kiln_graph::reference::DEFAULT_DOMAIN { DOCKER_HUB_HOST } else { domain };
+        let domain = domain_of(domain);
         Self {
             name: domain.to_owned(),
             scheme: scheme_of(domain, &registries.host(domain)),
-            host: host.to_owned(),
+            host: host_of(domain).to_owned(),
             repository: repository.to_owned(),
             mirror_of: None,
         }
@@ -55,10 +55,11 @@ impl Endpoint {
             "" => reference.path().to_owned(),
             prefix => format!("{prefix}/{}", reference.path()),
         };
+        let domain = domain_of(&mirror.host);
         Self {
-            name: mirror.host.clone(),
-            scheme: mirror.scheme.unwrap_or_else(|| scheme_of(&mirror.host, &registries.host(&mirror.host))),
-            host: mirror.host.clone(),
+            name: domain.to_owned(),
+            scheme: mirror.scheme.unwrap_or_else(|| scheme_of(domain, &registries.host(domain))),
+            host: host_of(domain).to_owned(),
             repository,
             mirror_of: Some(reference.domain().to_owned()),
         }
@@ -71,6 +72,11 @@ impl Endpoint {
     pub(super) fn base(&self) -> Result<Url> {
         let text = format!("{}://{}/v2/", self.scheme.as_str(), self.host);
         Url::parse(&text).map_err(|error| Error::invalid(format!("registry {}", self.name)).with_source(error))
+    }
+
+    /// Says whether an address is on this server, and not only somewhere the server points to.
+    pub(super) fn is_origin_of(&self, url: &Url) -> bool {
+        self.base().is_ok_and(|base| base.origin() == url.origin())
     }
 
     /// Returns the address of something in the repository, such as `manifests/latest`.
@@ -88,6 +94,11 @@ impl Endpoint {
         }
         Ok(url)
     }
+}
+
+/// Returns the host that serves a domain's images.
+fn host_of(domain: &str) -> &str {
+    if domain == kiln_graph::reference::DEFAULT_DOMAIN { DOCKER_HUB_HOST } else { domain }
 }
 
 /// Decides between TLS and plain HTTP: what is configured, else TLS when anything about TLS is configured, else plain HTTP
@@ -123,6 +134,9 @@ mod tests {
         let none = Registries::default();
         assert_eq!(url(&none, "ubuntu"), "https://registry-1.docker.io/v2/library/ubuntu/manifests/latest");
         assert_eq!(url(&none, "index.docker.io/a/b"), "https://registry-1.docker.io/v2/a/b/manifests/latest");
+        let reference: Reference = "registry-1.docker.io/library/ubuntu".parse().unwrap();
+        let endpoint = Endpoint::registry(&none, &reference);
+        assert_eq!((endpoint.name.as_str(), endpoint.host.as_str()), ("docker.io", "registry-1.docker.io"));
         assert_eq!(url(&none, "r.example/a"), "https://r.example/v2/a/manifests/latest");
     }
 

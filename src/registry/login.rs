@@ -3,7 +3,7 @@
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Method, StatusCode};
 
-use super::auth::{basic, bearer, offline_token};
+use super::auth::{basic, bearer, name_of, offline_token};
 use super::endpoint::Endpoint;
 use super::refusal::Refusal;
 use super::retry::Fault;
@@ -48,17 +48,16 @@ impl Client {
         let (header, identity_token) = self.prove(endpoint, &answer, credentials).await?;
         let request = request.header(AUTHORIZATION, header);
         let answer = transport.send(&request).await.map_err(|fault| fault.context(doing()))?;
-        if answer.status() == StatusCode::OK {
+        let status = answer.status();
+        if status == StatusCode::OK {
             return Ok(LoggedIn { identity_token });
         }
         let refusal = Refusal::read(answer).await;
-        let user = credentials.username();
-        Err(Error::unauthorized(format!(
-            "{} refused the credentials of user {user}: {}",
-            endpoint.name,
-            refusal.words()
-        ))
-        .into())
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            let (server, user) = (&endpoint.name, name_of(credentials));
+            return Err(Error::unauthorized(format!("{server} refused {user}: {}", refusal.words())).into());
+        }
+        Err(Fault::passing(Error::unavailable(format!("{}: {refusal}", doing()))))
     }
 
     /// Makes the header the server asks for, and a refresh token if it gives one.

@@ -33,7 +33,7 @@ use kiln_graph::Reference;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-pub use crate::config::{Credentials, Registries, Secret};
+pub use crate::config::{AuthConfig, Credentials, Registries, Secret};
 pub use auth::Provider;
 pub use download::BlobSink;
 pub use login::LoggedIn;
@@ -105,7 +105,8 @@ impl Client {
         Self { shared: Arc::new(shared), session: Arc::new(Session::new(Provider::anonymous(), Notes::none())) }
     }
 
-    /// Returns a client with the same connections and limits, and credentials and tokens of its own.
+    /// Returns a client with the same connections and limits, and credentials and tokens of its own, for one user's piece of
+    /// work. Credentials are asked for once, so a session should not outlive that.
     #[must_use]
     pub fn session(&self, credentials: Provider, notes: Notes) -> Self {
         Self { shared: Arc::clone(&self.shared), session: Arc::new(Session::new(credentials, notes)) }
@@ -157,24 +158,22 @@ impl Client {
     /// faults: not allowed, too busy, broken.
     async fn call(&self, endpoint: &Endpoint, access: &Access<'_>, request: &Request) -> Result<Answer, Fault> {
         let sent = self.authorize(endpoint, access).await?;
-        let answer = self.send(access, request, sent.as_ref()).await?;
-        let better = self.challenged(endpoint, access, &answer, sent.as_ref()).await?;
-        let answer = match better {
-            Some(header) => self.send(access, request, Some(&header)).await?,
-            None => answer,
-        };
+        let mut answer = self.send(endpoint, access, request, sent.as_ref()).await?;
+        if let Some(better) = self.challenged(endpoint, access, &answer, sent.as_ref()).await? {
+            answer = self.send(endpoint, access, request, Some(&better)).await?;
+        }
         self.session.pass_on_warnings(endpoint, &answer);
         self.judge(endpoint, access, answer).await
     }
 
     async fn send(
         &self,
+        endpoint: &Endpoint,
         access: &Access<'_>,
         request: &Request,
-        header: Option<&HeaderValue>,
+        login: Option<&HeaderValue>,
     ) -> Result<Answer, Fault> {
-        let mut request = request.clone();
-        request.headers.extend(header.map(|header| (AUTHORIZATION, header.clone())));
+        let request = with_login(request.clone(), endpoint, login);
         self.shared.transport.send(&request).await.map_err(|fault| fault.context(access))
     }
 
@@ -192,7 +191,7 @@ impl Client {
         answer: &Answer,
         sent: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, Fault> {
-        if answer.status() != StatusCode::UNAUTHORIZED || !is_origin(answer, endpoint) {
+        if answer.status() != StatusCode::UNAUTHORIZED || !endpoint.is_origin_of(answer.url()) {
             return Ok(None);
         }
         let (logins, transport) = (&self.session.logins, &self.shared.transport);
@@ -221,20 +220,19 @@ impl Client {
     }
 
     async fn judge(&self, endpoint: &Endpoint, access: &Access<'_>, answer: Answer) -> Result<Answer, Fault> {
-        let identity = self.session.logins.identity(endpoint);
+        let wait = retry_after(answer.headers());
+        let passing = |text: String| Err(Fault::after(Error::unavailable(format!("{access}: {text}")), wait));
         match answer.status() {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_origin(&answer, endpoint) => {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if endpoint.is_origin_of(answer.url()) => {
                 let refusal = Refusal::read(answer).await;
-                Err(access.denied(endpoint, &identity.await, &refusal.words()).into())
+                let identity = self.session.logins.identity(endpoint).await;
+                Err(access.denied(endpoint, &identity, &refusal.words()).into())
             }
             StatusCode::TOO_MANY_REQUESTS => {
-                let wait = retry_after(answer.headers());
                 let refusal = Refusal::read(answer).await;
-                let hint = match identity.await.credentials {
-                    Some(_) => String::new(),
-                    None => format!(" (who is logged in may do more: `kiln login {}`)", endpoint.name),
-                };
-                Err(Fault::after(Error::unavailable(format!("{access}: {refusal}{hint}")), wait))
+                let identity = self.session.logins.identity(endpoint).await;
+                let login = format!(" (who is logged in may do more: `kiln login {}`)", endpoint.name);
+                passing(format!("{refusal}{}", if identity.credentials.is_none() { login } else { String::new() }))
             }
             // Storage behind a registry refuses addresses whose signature is too old; the registry signs new ones.
             StatusCode::UNAUTHORIZED
@@ -243,11 +241,7 @@ impl Client {
             | StatusCode::INTERNAL_SERVER_ERROR
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => {
-                let wait = retry_after(answer.headers());
-                let refusal = Refusal::read(answer).await;
-                Err(Fault::after(Error::unavailable(format!("{access}: {refusal}")), wait))
-            }
+            | StatusCode::GATEWAY_TIMEOUT => passing(Refusal::read(answer).await.to_string()),
             _ => Ok(answer),
         }
     }
@@ -277,8 +271,12 @@ impl Session {
     }
 }
 
-fn is_origin(answer: &Answer, endpoint: &Endpoint) -> bool {
-    endpoint.base().is_ok_and(|base| base.origin() == answer.url().origin())
+/// Adds the proof of who asks, unless the request goes elsewhere: a registry may name any address for an upload.
+fn with_login(mut request: Request, endpoint: &Endpoint, login: Option<&HeaderValue>) -> Request {
+    if endpoint.is_origin_of(&request.url) {
+        request.headers.extend(login.map(|login| (AUTHORIZATION, login.clone())));
+    }
+    request
 }
 
 /// Makes the error of an answer that nothing else is known about.
@@ -330,11 +328,7 @@ impl<'a> Access<'a> {
     fn denied(&self, endpoint: &Endpoint, identity: &auth::Identity, words: &str) -> Error {
         let (repository, server) = (self.reference.familiar_repository(), &endpoint.name);
         let login = format!("`kiln login {server}`");
-        let user = identity.credentials.as_ref().map(|credentials| match credentials.username() {
-            "" => "the stored token".to_owned(),
-            user => format!("user {user}"),
-        });
-        let (kind, text) = match (self.right, user) {
+        let (kind, text) = match (self.right, identity.credentials.as_ref().map(auth::name_of)) {
             (Right::Pull, None) => (
                 Kind::NotFound,
                 format!("pull access denied for {repository}, repository does not exist or may require {login}"),

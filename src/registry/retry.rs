@@ -25,7 +25,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(20),
-            answer: Duration::from_mins(1),
+            answer: Duration::from_secs(30),
             stall: Duration::from_secs(30),
             first_pause: Duration::from_millis(500),
             longest_pause: Duration::from_mins(1),
@@ -121,11 +121,10 @@ impl Attempts {
             Again::After(wait) => (self.most, wait),
         };
         if asked > self.patience.longest_pause {
-            return Err(fault.error.context(format!("asked to wait {} s", asked.as_secs())));
+            return Err(remark(&fault.error, &format!("it asks to wait {asked:?}, which is too long")));
         }
         if self.failed >= most {
-            let error = fault.error;
-            return Err(if most > 1 { error.context(format!("gave up after {most} attempts")) } else { error });
+            return Err(remark(&fault.error, &format!("gave up after {} attempts", self.failed)));
         }
         let pause = self.backoff().max(asked);
         notes.say(&format!("{}; trying again in {:.1} s", fault.error, pause.as_secs_f32()));
@@ -140,6 +139,10 @@ impl Attempts {
         let random = getrandom::u32().unwrap_or(u32::MAX);
         full / 2 + full.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
     }
+}
+
+fn remark(error: &Error, remark: &str) -> Error {
+    Error::new(error.kind(), format!("{error} ({remark})"))
 }
 
 /// Reads a `Retry-After` header that gives seconds. The other form, a date, is of no use without the server's clock.
@@ -183,7 +186,7 @@ mod tests {
             attempts.pause(fault(), &notes).await.unwrap();
         }
         let error = attempts.pause(fault(), &notes).await.unwrap_err();
-        assert_eq!(error.to_string(), "gave up after 3 attempts: reset");
+        assert_eq!(error.to_string(), "reset (gave up after 3 attempts)");
     }
 
     #[tokio::test(start_paused = true)]
@@ -193,6 +196,6 @@ mod tests {
         attempts(2).pause(limited(30), &Notes::none()).await.unwrap();
         assert!(before.elapsed() >= Duration::from_secs(30));
         let error = attempts(2).pause(limited(3600), &Notes::none()).await.unwrap_err();
-        assert!(error.to_string().starts_with("asked to wait 3600 s"), "{error}");
+        assert!(error.to_string().ends_with("(it asks to wait 3600s, which is too long)"), "{error}");
     }
 }

@@ -40,9 +40,9 @@ pub(super) fn without_trust() -> ClientConfig {
 /// # Errors
 /// `InvalidArgument` naming the file that cannot be read or holds no certificate or key.
 pub(super) fn client_config(host: &HostConfig, roots: &Arc<RootCertStore>) -> Result<ClientConfig> {
-    let verifier: Arc<dyn ServerCertVerifier> =
-        if host.insecure == Some(true) { Arc::new(AcceptAnything(provider())) } else { verifier(host, roots)? };
-    let builder = builder().dangerous().with_custom_certificate_verifier(verifier);
+    let trust = if host.insecure == Some(true) { Trust::Anything } else { Trust::read(host, roots)? };
+    let verifier = Verifier { trust, provider: provider() };
+    let builder = builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match host.keypairs.as_slice() {
         [] => builder.with_no_client_auth(),
         [pair] => {
@@ -74,21 +74,6 @@ fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
         .expect("ring supports the default TLS versions")
 }
 
-fn verifier(host: &HostConfig, system: &Arc<RootCertStore>) -> Result<Arc<dyn ServerCertVerifier>> {
-    let mut roots = Arc::clone(system);
-    let mut pinned = Vec::new();
-    for file in &host.ca {
-        for certificate in read_certificates(file)? {
-            Arc::make_mut(&mut roots).add(certificate.clone()).map_err(|error| bad_file(file, error))?;
-            pinned.push(certificate);
-        }
-    }
-    let chain = WebPkiServerVerifier::builder_with_provider(roots, provider())
-        .build()
-        .map_err(|error| Error::internal("prepare the verification of certificates").with_source(error))?;
-    Ok(if pinned.is_empty() { chain } else { Arc::new(Pinned { certificates: pinned, chain }) })
-}
-
 fn bad_file(file: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::invalid(format!("read certificates from {}", file.display())).with_source(error)
 }
@@ -109,18 +94,43 @@ fn read_pair(pair: &KeyPair) -> Result<(Vec<CertificateDer<'static>>, PrivateKey
     Ok((read_certificates(&pair.cert)?, key))
 }
 
-/// Trusts authorities, and also a server that shows exactly a certificate the user listed.
-///
-/// Self-signed certificates as registries' manuals make them (`openssl req -x509`) are marked as an authority's, which a
-/// strict verification refuses to see at a server. Listing such a file is as clear a statement of trust as can be made; its
-/// dates are not checked then, its name is.
+/// Which servers are trusted.
 #[derive(Debug)]
-struct Pinned {
-    certificates: Vec<CertificateDer<'static>>,
-    chain: Arc<WebPkiServerVerifier>,
+enum Trust {
+    /// All, as `insecure = true` asks; only the handshake's own signatures are checked.
+    Anything,
+    /// Those an authority vouches for, and those that show exactly a certificate the user listed.
+    ///
+    /// Self-signed certificates as registries' manuals make them (`openssl req -x509`) are marked as an authority's, which a
+    /// strict verification refuses to see at a server. Listing such a file is as clear a statement of trust as can be made;
+    /// its dates are not checked then, its name is.
+    Listed { certificates: Vec<CertificateDer<'static>>, authorities: Arc<WebPkiServerVerifier> },
 }
 
-impl ServerCertVerifier for Pinned {
+impl Trust {
+    fn read(host: &HostConfig, system: &Arc<RootCertStore>) -> Result<Self> {
+        let mut roots = Arc::clone(system);
+        let mut certificates = Vec::new();
+        for file in &host.ca {
+            for certificate in read_certificates(file)? {
+                Arc::make_mut(&mut roots).add(certificate.clone()).map_err(|error| bad_file(file, error))?;
+                certificates.push(certificate);
+            }
+        }
+        let authorities = WebPkiServerVerifier::builder_with_provider(roots, provider())
+            .build()
+            .map_err(|error| Error::internal("prepare the verification of certificates").with_source(error))?;
+        Ok(Self::Listed { certificates, authorities })
+    }
+}
+
+#[derive(Debug)]
+struct Verifier {
+    trust: Trust,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -129,12 +139,17 @@ impl ServerCertVerifier for Pinned {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if self.certificates.iter().any(|listed| listed == end_entity) {
-            let certificate = ParsedCertificate::try_from(end_entity)?;
-            rustls::client::verify_server_name(&certificate, server_name)?;
-            return Ok(ServerCertVerified::assertion());
+        match &self.trust {
+            Trust::Anything => Ok(ServerCertVerified::assertion()),
+            Trust::Listed { certificates, .. } if certificates.iter().any(|listed| listed == end_entity) => {
+                let certificate = ParsedCertificate::try_from(end_entity)?;
+                rustls::client::verify_server_name(&certificate, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            Trust::Listed { authorities, .. } => {
+                authorities.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+            }
         }
-        self.chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(
@@ -143,7 +158,8 @@ impl ServerCertVerifier for Pinned {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -152,49 +168,11 @@ impl ServerCertVerifier for Pinned {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-}
-
-/// Trusts every server, as `insecure = true` asks; only the handshake's own signatures are checked.
-#[derive(Debug)]
-struct AcceptAnything(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AcceptAnything {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

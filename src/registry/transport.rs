@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT};
 use http::{Method, StatusCode};
 use reqwest::{Body, Url};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -93,8 +93,7 @@ impl Answer {
             Ok(Ok(chunk)) => Ok(chunk),
             Ok(Err(error)) => Err(explain(&error, self.url())),
             Err(_) => {
-                let (server, seconds) = (authority(self.url()), stall.as_secs_f32());
-                let text = format!("{server} stopped sending: nothing came for {seconds:.0} s");
+                let text = format!("{} stopped sending: nothing came for {stall:?}", authority(self.url()));
                 Err(Fault::passing(Error::timeout(text)))
             }
         }
@@ -139,11 +138,12 @@ pub(super) struct Transport {
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
 }
 
-/// Hosts with the same settings share connections and their TLS sessions.
+/// Which client a request uses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum ClientKey {
+    /// The one for everything without TLS.
     Plain,
-    /// TLS with the settings of a host.
+    /// The one with the TLS settings of a host.
     Tls(String),
 }
 
@@ -209,8 +209,8 @@ impl Transport {
             if now != before {
                 (before, moved) = (now, Instant::now());
             } else if now < length && moved.elapsed() >= self.patience.stall {
-                let (server, seconds) = (authority(url), self.patience.stall.as_secs_f32());
-                let text = format!("{server} stopped receiving: it took nothing for {seconds:.0} s");
+                let (server, stall) = (authority(url), self.patience.stall);
+                let text = format!("{server} stopped receiving: it took nothing for {stall:?}");
                 return Err(Fault::passing(Error::timeout(text)));
             } else if now == length && moved.elapsed() >= self.patience.finish(length) {
                 return Err(no_answer(url, self.patience.finish(length)));
@@ -326,7 +326,7 @@ pub(super) fn follow(from: &Url, location: &str) -> Result<Url> {
     match (from.scheme(), next.scheme()) {
         ("http", "http") | (_, "https") => Ok(next),
         ("https", "http") if next.host_str() == from.host_str() => {
-            // A port that was written out is the proxy's inner one only if it is not the one in use.
+            // The port is the one that was connected to: what the server believes is the proxy's inner side.
             let port = from.port();
             next.set_scheme("https").and_then(|()| next.set_port(port)).map_err(|()| refused("a strange address"))?;
             Ok(next)
@@ -337,8 +337,7 @@ pub(super) fn follow(from: &Url, location: &str) -> Result<Url> {
 }
 
 fn no_answer(url: &Url, waited: Duration) -> Fault {
-    let (server, seconds) = (authority(url), waited.as_secs_f32());
-    Fault::passing(Error::timeout(format!("{server} did not answer within {seconds:.0} s")))
+    Fault::passing(Error::timeout(format!("{} did not answer within {waited:?}", authority(url))))
 }
 
 /// The next cause of an error. `io::Error` hides its own behind `get_ref`.
@@ -383,20 +382,29 @@ fn explain(error: &reqwest::Error, url: &Url) -> Fault {
 }
 
 fn explain_tls(error: &rustls::Error, server: &str) -> Option<Error> {
-    let section = format!("[registry.\"{}\"]", domain_of(server));
+    let section = format!("[registry.\"{}\"] in Kiln's configuration", domain_of(server));
     let text = match error {
         rustls::Error::InvalidMessage(_) => format!(
-            "{server} does not speak TLS (if it is meant to serve plain HTTP, set `http = true` under {section} in Kiln's \
-             configuration)"
+            "{server} does not speak TLS (if it is meant to serve plain HTTP, set `http = true` under {section})"
         ),
-        rustls::Error::InvalidCertificate(why) => format!(
-            "the certificate of {server} is not trusted: {why} (name its authority with `ca = [\"file\"]` under {section} in \
-             Kiln's configuration, or put it into /etc/kiln/certs.d/{server}/ca.crt)"
-        ),
+        rustls::Error::InvalidCertificate(why) => explain_certificate(why, server, &section),
         rustls::Error::AlertReceived(alert) => format!("{server} refused the TLS connection: {alert:?}"),
         _ => return None,
     };
     Some(Error::unavailable(text))
+}
+
+fn explain_certificate(error: &CertificateError, server: &str, section: &str) -> String {
+    let why = match error {
+        CertificateError::UnknownIssuer => "its authority is not known here".to_owned(),
+        // Among them a certificate that is its own authority.
+        CertificateError::Other(_) => "nobody vouches for it".to_owned(),
+        other => return format!("the certificate of {server} is not trusted: {other}"),
+    };
+    format!(
+        "the certificate of {server} is not trusted: {why} (if you trust it, name its authority's file, or its own, with \
+         `ca = [\"file\"]` under {section}, or put it into /etc/kiln/certs.d/{server}/ca.crt)"
+    )
 }
 
 #[cfg(test)]

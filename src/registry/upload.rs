@@ -7,7 +7,7 @@ use std::io::Read;
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
+use http::header::{CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
 use http::{HeaderValue, Method, StatusCode};
 use kiln_graph::Reference;
 use kiln_graph::oci::Descriptor;
@@ -18,12 +18,12 @@ use super::refusal::Refusal;
 use super::retry::Fault;
 use super::scope::Scopes;
 use super::transport::{Answer, Request, follow};
-use super::{Access, Client, Progress, unexpected};
+use super::{Access, Client, Progress, unexpected, with_login};
 use crate::error::{Error, Kind, Result};
 use crate::task;
 
-/// Bytes read at a time.
-const CHUNK: usize = 512 * 1024;
+/// Bytes read at a time. Less costs more switches between threads, more leaves the caches.
+const CHUNK: usize = 128 * 1024;
 
 /// How a blob came to be at the registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,20 +235,18 @@ impl Upload<'_> {
             let range = HeaderValue::from_str(&format!("{offset}-{}", size - 1));
             request = request.header(CONTENT_RANGE, range.expect("digits have a header form"));
         }
-        let sent = self.client.authorize(self.endpoint, self.access).await?;
-        if request.url.origin() == self.endpoint.base()?.origin() {
-            request.headers.extend(sent.clone().map(|header| (AUTHORIZATION, header)));
-        }
+        let login = self.client.authorize(self.endpoint, self.access).await?;
+        let request = with_login(request, self.endpoint, login.as_ref());
         self.progress.set(offset);
-        let trouble = Arc::new(Mutex::new(None));
-        let body = body(Arc::clone(source), offset, *size, self.progress.clone(), Arc::clone(&trouble));
-        let counted = || self.progress.bytes() - offset;
-        let answer = self.client.shared.transport.upload(&request, body, size - offset, counted).await;
-        if let Some(error) = trouble.lock().expect("no panic happens while the lock is held").take() {
-            return Err(Error::context(error, self.access).into());
+        let feed = Feed::new(offset, *size, self.progress);
+        let body = body(Arc::clone(source), feed.clone());
+        let taken = || feed.taken.bytes();
+        let answer = self.client.shared.transport.upload(&request, body, size - offset, taken).await;
+        if let Some(error) = feed.trouble().take() {
+            return Err(error.context(self.access).into());
         }
         let answer = answer.map_err(|fault| fault.context(self.access))?;
-        if self.client.challenged(self.endpoint, self.access, &answer, sent.as_ref()).await?.is_some() {
+        if self.client.challenged(self.endpoint, self.access, &answer, login.as_ref()).await?.is_some() {
             let text = format!("{}: the login expired during the upload", self.access);
             return Err(Fault::passing(Error::unauthorized(text)));
         }
@@ -259,7 +257,7 @@ impl Upload<'_> {
     async fn finish(&mut self, answer: Answer, offset: u64) -> Result<(), Fault> {
         let resumed = offset > 0;
         match answer.status() {
-            StatusCode::CREATED => Ok(()),
+            status if status.is_success() => Ok(()),
             StatusCode::PAYLOAD_TOO_LARGE => {
                 let (server, size) = (&self.endpoint.name, self.descriptor.size);
                 let text =
@@ -293,19 +291,37 @@ trait Open<R>: Fn(u64) -> Result<R> + Send + Sync + 'static {}
 
 impl<R, F: Fn(u64) -> Result<R> + Send + Sync + 'static> Open<R> for F {}
 
-/// Makes a body that reads the blob while it is sent, a chunk at a time on the blocking pool, so that nothing waits or reads
-/// on when the request ends early. What goes wrong with the source is left in `trouble`.
-fn body<R: Read + Send + 'static>(
-    source: Arc<impl Open<R>>,
+/// What an upload and the body it sends have in common.
+#[derive(Clone)]
+struct Feed {
     offset: u64,
     size: u64,
+    /// What the user sees. A body that is still read when its request has failed may write to it too.
     progress: Progress,
+    /// Bytes of this one body that were taken.
+    taken: Progress,
+    /// What went wrong with the source.
     trouble: Arc<Mutex<Option<Error>>>,
-) -> Body {
-    let stream = futures_util::stream::try_unfold((None, offset), move |(reader, at)| {
-        let (source, progress, trouble) = (Arc::clone(&source), progress.clone(), Arc::clone(&trouble));
+}
+
+impl Feed {
+    fn new(offset: u64, size: u64, progress: &Progress) -> Self {
+        Self { offset, size, progress: progress.clone(), taken: Progress::new(), trouble: Arc::default() }
+    }
+
+    fn trouble(&self) -> std::sync::MutexGuard<'_, Option<Error>> {
+        self.trouble.lock().expect("no panic happens while the lock is held")
+    }
+}
+
+/// Makes a body that reads the blob while it is sent, a chunk at a time on the blocking pool, so that nothing waits or reads
+/// on when the request ends early.
+fn body<R: Read + Send + 'static>(source: Arc<impl Open<R>>, feed: Feed) -> Body {
+    let start = (None, feed.offset);
+    let stream = futures_util::stream::try_unfold(start, move |(reader, at)| {
+        let (source, feed) = (Arc::clone(&source), feed.clone());
         async move {
-            if at == size {
+            if at == feed.size {
                 return Ok(None);
             }
             let read = task::blocking(move || {
@@ -313,17 +329,18 @@ fn body<R: Read + Send + 'static>(
                     Some(reader) => reader,
                     None => source(at)?,
                 };
-                let chunk = read_chunk(&mut reader, at, size)?;
+                let chunk = read_chunk(&mut reader, at, feed.size)?;
                 Ok((chunk, reader))
             });
             match read.await {
                 Ok((chunk, reader)) => {
                     let at = at + chunk.len() as u64;
-                    progress.set(at);
+                    feed.taken.set(at - feed.offset);
+                    feed.progress.set(at);
                     Ok(Some((chunk, (Some(reader), at))))
                 }
                 Err(error) => {
-                    *trouble.lock().expect("no panic happens while the lock is held") = Some(error);
+                    *feed.trouble() = Some(error);
                     Err(std::io::Error::other("the source of the upload failed"))
                 }
             }

@@ -41,6 +41,8 @@ pub enum Connection {
     Plain,
     /// TLS, with a certificate that [`Registry::ca`] vouches for.
     Tls,
+    /// TLS, and clients have to show a certificate, such as [`Registry::client_cert`].
+    MutualTls,
     /// TLS, with a certificate that is its own authority, as registries' manuals make it.
     SelfSigned,
 }
@@ -109,6 +111,16 @@ impl Registry {
         self.dir.path().join("ca.crt")
     }
 
+    /// Returns a certificate that lets a client in, a PEM file, when the registry wants one.
+    pub fn client_cert(&self) -> PathBuf {
+        self.dir.path().join("client.crt")
+    }
+
+    /// Returns the key of [`Registry::client_cert`].
+    pub fn client_key(&self) -> PathBuf {
+        self.dir.path().join("client.key")
+    }
+
     /// Returns where the registry keeps its blobs.
     pub fn storage(&self) -> PathBuf {
         self.dir.path().join("storage")
@@ -130,8 +142,9 @@ fn configuration(dir: &Path, access: Access, connection: Connection) -> String {
     );
     if connection != Connection::Plain {
         make_certificates(dir, connection);
-        let (cert, key) = (dir.join("server.crt"), dir.join("server.key"));
-        config += &format!("  tls: {{certificate: {}, key: {}}}\n", cert.display(), key.display());
+        let [cert, key, ca] = ["server.crt", "server.key", "ca.crt"].map(|name| dir.join(name).display().to_string());
+        let clients = if connection == Connection::MutualTls { format!(", clientcas: [{ca}]") } else { String::new() };
+        config += &format!("  tls: {{certificate: {cert}, key: {key}{clients}}}\n");
     }
     if access == Access::Password {
         let file = dir.join("htpasswd");
@@ -156,11 +169,11 @@ fn make_certificates(dir: &Path, connection: Connection) {
         return;
     }
     self_signed("ca", "/CN=test authority", &[]);
-    self_signed(
-        "server",
-        "/CN=registry",
-        &["-addext", NAMES, "-addext", "basicConstraints=critical,CA:FALSE", "-CA", "ca.crt", "-CAkey", "ca.key"],
-    );
+    let signed = ["-addext", "basicConstraints=critical,CA:FALSE", "-CA", "ca.crt", "-CAkey", "ca.key"];
+    self_signed("server", "/CN=registry", &[&["-addext", NAMES], &signed[..]].concat());
+    if connection == Connection::MutualTls {
+        self_signed("client", "/CN=client", &signed);
+    }
 }
 
 fn openssl(dir: &Path, arguments: &[&str]) {

@@ -229,7 +229,7 @@ async fn a_wrong_password_is_named_with_its_user_and_not_shown() {
     let error = pull(&client, &server, "private").await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unauthorized);
     let expected = format!(
-        "{0} refused the password of user user: incorrect username or password (log in again with `kiln login {0}`)",
+        "{0} refused user user: incorrect username or password (log in again with `kiln login {0}`)",
         server.host()
     );
     assert_eq!(error.to_string(), expected);
@@ -304,7 +304,7 @@ async fn login_checks_the_credentials_and_brings_a_refresh_token() {
 
     let error = plain().check_login(server.host(), &Credentials::password("user", "nope-secret")).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unauthorized);
-    let expected = format!("{} refused the password of user user: incorrect username or password", server.host());
+    let expected = format!("{} refused user user: incorrect username or password", server.host());
     assert_eq!(error.to_string(), expected);
 }
 

@@ -212,7 +212,7 @@ async fn nobody_at_home_is_named_with_the_address() {
     let error = tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap();
     assert_eq!(error.kind(), Kind::Unavailable);
     let expected = format!(
-        "gave up after 2 attempts: fetch the manifest of {host}/a: cannot connect to {host}: connection refused"
+        "fetch the manifest of {host}/a: cannot connect to {host}: connection refused (gave up after 2 attempts)"
     );
     assert_eq!(error.to_string(), expected);
 }

@@ -148,6 +148,26 @@ async fn a_registry_with_tls_is_trusted_when_its_authority_is() {
 }
 
 #[tokio::test]
+async fn a_registry_that_wants_a_certificate_is_shown_one() {
+    let Some(registry) = start(Who::Open, Connection::MutualTls) else { return };
+    let image = named(&registry, "app");
+    let mut registries = Registries::default();
+    registries.host_mut(registry.host()).ca = vec![registry.ca()];
+    // TLS 1.3 tells of the missing certificate only after the handshake, and HTTP/2 has then lost the reason.
+    let error = client(registries.clone()).resolve(&image).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+
+    let pair = crate::config::KeyPair { key: registry.client_key(), cert: registry.client_cert() };
+    registries.host_mut(registry.host()).keypairs = vec![pair.clone()];
+    push_image(&client(registries.clone()), &image, &[noise(1000, 1)]).await.unwrap();
+
+    registries.host_mut(registry.host()).keypairs = vec![crate::config::KeyPair { key: registry.ca(), ..pair }];
+    let error = client(registries).resolve(&image).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::InvalidArgument);
+    assert!(error.to_string().contains("read a private key from "), "{error}");
+}
+
+#[tokio::test]
 async fn certificates_are_found_where_docker_keeps_them() {
     let Some(registry) = start(Who::Open, Connection::Tls) else { return };
     let home = tempfile::tempdir().unwrap();
@@ -165,22 +185,24 @@ async fn certificates_are_found_where_docker_keeps_them() {
 
 #[tokio::test]
 async fn a_registry_nobody_vouches_for_is_refused_unless_that_is_asked_for() {
-    let Some(registry) = start(Who::Open, Connection::Tls) else { return };
-    let image = named(&registry, "app");
-    let mut registries = Registries::default();
-    registries.host_mut(registry.host()).http = Some(false);
-    let error = client(registries.clone()).resolve(&image).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Unavailable);
-    let text = error.to_string();
-    assert!(
-        text.contains("is not trusted: ") && text.contains(&format!("[registry.\"{}\"]", registry.host())),
-        "{text}"
-    );
-    assert!(!text.contains("attempts"), "trust does not come by trying again: {text}");
+    for (connection, why) in
+        [(Connection::Tls, "its authority is not known here"), (Connection::SelfSigned, "nobody vouches for it")]
+    {
+        let Some(registry) = start(Who::Open, connection) else { return };
+        let image = named(&registry, "app");
+        let mut registries = Registries::default();
+        registries.host_mut(registry.host()).http = Some(false);
+        let error = client(registries.clone()).resolve(&image).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        let text = error.to_string();
+        let place = format!("[registry.\"{}\"]", registry.host());
+        assert!(text.contains(&format!("is not trusted: {why} (")) && text.contains(&place), "{text}");
+        assert!(!text.contains("attempts"), "trust does not come by trying again: {text}");
 
-    registries.host_mut(registry.host()).insecure = Some(true);
-    let error = client(registries).resolve(&image).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::NotFound, "{error}");
+        registries.host_mut(registry.host()).insecure = Some(true);
+        let error = client(registries).resolve(&image).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound, "{error}");
+    }
 }
 
 #[tokio::test]
@@ -202,6 +224,45 @@ async fn a_certificate_for_another_name_is_refused_even_when_it_is_listed() {
     let error = client(registries).resolve(&format!("{host}/app").parse().unwrap()).await.unwrap_err().to_string();
     assert!(error.contains("is not trusted: "), "{error}");
     drop(tunnel);
+}
+
+/// A proxy that tunnels every connection to one address; returns its own.
+async fn tunnelling_proxy(to: String) -> (String, crate::task::Owned<()>) {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let tasks = crate::task::Tasks::new();
+    let serve = async move {
+        while let Ok((inner, _)) = listener.accept().await {
+            let to = to.clone();
+            tasks.spawn(async move {
+                let mut inner = BufReader::new(inner);
+                let mut line = String::new();
+                inner.read_line(&mut line).await.unwrap();
+                assert!(line.starts_with("CONNECT registry.invalid:443 "), "{line}");
+                while line != "\r\n" {
+                    line.clear();
+                    inner.read_line(&mut line).await.unwrap();
+                }
+                inner.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                let mut outer = tokio::net::TcpStream::connect(&to).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut inner, &mut outer).await;
+            });
+        }
+    };
+    (address, crate::task::Owned::spawn(serve))
+}
+
+#[tokio::test]
+async fn tls_goes_through_a_proxy() {
+    let Some(registry) = start(Who::Open, Connection::Tls) else { return };
+    let (proxy, _running) = tunnelling_proxy(registry.host().to_owned()).await;
+    let variables = [("HTTPS_PROXY", proxy.as_str()), ("KILN_CONFIG", "/dev/null"), ("KILN_ROOT", "/nowhere")];
+    let environment = crate::config::Environment::of(crate::config::User::Root, &variables);
+    let mut registries = crate::config::Config::load(&Default::default(), &environment).unwrap().registries;
+    registries.host_mut("registry.invalid").insecure = Some(true);
+    let image = "registry.invalid/app".parse().unwrap();
+    push_image(&client(registries), &image, &[noise(1000, 1)]).await.unwrap();
 }
 
 #[tokio::test]

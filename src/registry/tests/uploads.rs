@@ -160,6 +160,26 @@ async fn a_login_that_expires_during_a_push_is_renewed() {
 }
 
 #[tokio::test]
+async fn an_upload_to_another_host_takes_no_credentials_along() {
+    let storage = server([Trick::BreakUpload(1000)]).await;
+    storage.content().uploads.insert("u".to_owned(), bytes::BytesMut::new());
+    let place = format!("http://{}/v2/a/blobs/uploads/u", storage.host());
+    let registry = Fake::with(move |seen| match (seen.header("authorization"), seen.method.as_str()) {
+        (None, _) => Trick::Answer(401, vec![("www-authenticate", "Basic".to_owned())], Bytes::new()),
+        (_, "POST") => Trick::Answer(202, vec![("location", place.clone())], Bytes::new()),
+        _ => Trick::None,
+    })
+    .await;
+    let client = as_user(&plain(), registry.host(), "user", "hunter2");
+    let blob = noise(100_000, 14);
+    assert_eq!(push(&client, &registry, &blob).await.unwrap(), Pushed::Uploaded);
+    assert!(has(&storage, &blob));
+    let methods: Vec<String> = storage.content().seen.iter().map(|seen| seen.method.to_string()).collect();
+    assert_eq!(methods, ["PUT", "GET", "PUT"]);
+    assert_eq!(storage.count(|seen| seen.header("authorization").is_some()), 0);
+}
+
+#[tokio::test]
 async fn an_upload_that_stalls_goes_on() {
     let impatient = Patience { stall: Duration::from_millis(300), ..patience() };
     let client = Client::with_patience(Registries::default(), impatient);
@@ -176,7 +196,7 @@ async fn an_upload_without_an_answer_is_given_up() {
     let server = Fake::with(|seen| if is_upload(seen) { Trick::StallUpload(usize::MAX) } else { Trick::None }).await;
     let error = push(&client, &server, &noise(1000, 10)).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Timeout);
-    assert!(error.to_string().starts_with("gave up after 5 attempts: push blob"), "{error}");
+    assert!(error.to_string().ends_with("did not answer within 100ms (gave up after 5 attempts)"), "{error}");
 }
 
 #[tokio::test]
