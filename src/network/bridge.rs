@@ -181,7 +181,7 @@ pub(super) fn connect(kernel: &mut Netlink, bridge: Bridge, wire: &Wire<'_>) -> 
         })
         .context(|| format!("make interface {}", wire.interface))?;
     let connected = configure(bridge, wire).and_then(|(mut inside, index)| {
-        await_forwarding(kernel, wire.host_interface)?;
+        await_passage(kernel, bridge, wire.host_interface)?;
         inside.announce(index, wire.mac.bytes())
     });
     connected.map_err(|error| {
@@ -207,13 +207,16 @@ fn configure(bridge: Bridge, wire: &Wire<'_>) -> Result<(Netlink, u32)> {
     })
 }
 
-/// Waits until the bridge passes frames of a port: a kernel thread enables it some microseconds after both ends are up. Frames
-/// sent before are lost, and a lost ARP request costs the container's first connection a second.
-fn await_forwarding(kernel: &mut Netlink, port: &str) -> Result<()> {
+/// Waits until packets pass from a port to the bridge and back.
+///
+/// A kernel thread enables the port some microseconds after both ends of its pair are up, and when it is the bridge's first, the bridge
+/// some more after that. What is sent before is lost, and a lost packet costs the container's first connection a second.
+fn await_passage(kernel: &mut Netlink, bridge: Bridge, port: &str) -> Result<()> {
     /// Two thirds of a second in all.
     const ATTEMPTS: u32 = 16;
     for attempt in 0..ATTEMPTS {
-        if kernel.link(port)?.is_some_and(|link| link.forwarding) {
+        let port_passes = kernel.link(port)?.is_some_and(|link| link.forwarding);
+        if port_passes && kernel.link_at(bridge.index)?.is_some_and(|link| link.running) {
             break;
         }
         std::thread::sleep(Duration::from_micros(10 << attempt));

@@ -24,6 +24,8 @@ const SKIP_STATS: u32 = 1 << 3;
 const ARP_NOTIFY: u16 = 22;
 /// `BR_STATE_FORWARDING` (linux/if_bridge.h).
 const FORWARDING: u8 = 3;
+/// `IF_OPER_UP` (linux/if.h).
+const OPER_UP: u8 = 6;
 /// `IFLA_INFO_DATA` and, inside it, `VETH_INFO_PEER` (linux/if_link.h, linux/veth.h): the generated encoder lacks veth.
 const INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -48,6 +50,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether the kernel sends packets by it (`IF_OPER_UP`): up, connected, and past the moment the kernel needs to notice.
+    pub running: bool,
     /// The bridge it is a port of.
     pub master: Option<u32>,
     /// Whether it is a bridge port that passes frames on.
@@ -397,6 +401,7 @@ fn describe(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         kind: info.and_then(|info| info.get_kind().ok().map(text)).unwrap_or_default(),
         mtu: attributes.get_mtu().unwrap_or(0),
         up: header.ifi_flags & UP != 0,
+        running: attributes.get_operstate().is_ok_and(|state| state == OPER_UP),
         master: attributes.get_master().ok(),
         forwarding,
     }
