@@ -239,7 +239,8 @@ fn privileged_a_reused_address_leads_to_its_new_owner_at_once() {
         assert_eq!(peer.calls(&server), Some(peer.ip()));
         let address = first.endpoint.address;
         network.release(&first.endpoint.id).unwrap();
-        // The port must be gone, or the bridge would still know the old owner; the peer's memory of it is what is tested.
+        // The port must be gone, or the bridge would still know the old owner; the peer's memory of it is what is
+        // tested.
         Netlink::new().delete_link(&first.endpoint.id.host_interface()).unwrap();
         let second = Container::try_start(&network, Some(address)).unwrap();
         let server = second.run(move || Server::start(ip));
@@ -545,7 +546,8 @@ fn privileged_a_policy_of_legacy_iptables_is_pointed_out() {
     });
 }
 
-/// Makes the table and chain `iptables -P FORWARD DROP` makes, or adds a rule that accepts what comes from an interface.
+/// Makes the table and chain `iptables -P FORWARD DROP` makes, or adds a rule that accepts what comes from an
+/// interface.
 fn write_dropping_table(accept_from: Option<&str>) {
     let ip = nft::Nfgenmsg { nfgen_family: 2, ..Default::default() };
     transaction(|batch| {
@@ -638,8 +640,8 @@ fn privileged_connecting_waits_for_nothing_slow() {
         let mut took: Vec<_> = (0..100).map(|_| connect()).collect();
         took.sort();
         eprintln!("connect: min {:?}, p50 {:?}, p90 {:?}", took[0], took[50], took[90]);
-        // Neither an RCU grace period, nor an interface's removal, nor a helper process: each takes longer, every time. A busy machine
-        // is slow now and then, so the best of many counts.
+        // Neither an RCU grace period, nor an interface's removal, nor a helper process: each takes longer, every time.
+        // A busy machine is slow now and then, so the best of many counts.
         assert!(took[0].as_millis() < 8, "{:?}", took[0]);
     });
 }

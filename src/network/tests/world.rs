@@ -1,5 +1,5 @@
-//! A small world for each test: a host and an outside, each a network namespace of its own, so that tests run in parallel, touch nothing
-//! of the machine and leave nothing.
+//! A small world for each test: a host and an outside, each a network namespace of its own, so that tests run in
+//! parallel, touch nothing of the machine and leave nothing.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -15,8 +15,8 @@ use crate::task;
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
-/// Longer than anything takes that works at the first attempt, shorter than the second after which TCP and ARP try again: for
-/// calls in which no packet may be lost, and for those that must fail.
+/// Longer than anything takes that works at the first attempt, shorter than the second after which TCP and ARP try
+/// again: for calls in which no packet may be lost, and for those that must fail.
 pub(super) const AT_ONCE: Duration = Duration::from_millis(900);
 
 /// For calls that must succeed, also on a machine that is busy with other things.
