@@ -1,6 +1,7 @@
 //! The kernel objects of a bridge network: the bridge, its address, IP forwarding, and the wires to containers.
 //!
-//! Functions act on the network namespace of the calling thread and keep no state. What should be there is decided by the caller.
+//! Functions act on the network namespace of the calling thread and keep no state. What should be there is decided by
+//! the caller.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
@@ -39,7 +40,8 @@ impl Identity<'_> {
         format!("kiln network {}", self.network)
     }
 
-    /// An address that stays the same for the network's life: containers that lived when the bridge was deleted remember it.
+    /// An address that stays the same for the network's life: containers that lived when the bridge was deleted
+    /// remember it.
     fn mac(self) -> MacAddress {
         MacAddress::derived(self.network.as_str())
     }
@@ -67,8 +69,8 @@ impl Bridge {
         if link.alias != identity.alias() {
             if kernel.veths()?.iter().any(|port| port.master == Some(link.index)) {
                 return Err(Error::conflict(format!(
-                    "bridge {name} belongs to another root directory, whose containers are connected to it; stop them, or use \
-                     another --root"
+                    "bridge {name} belongs to another root directory, whose containers are connected to it; stop them, or \
+                     use another --root"
                 )));
             }
             kernel.set_alias(link.index, &identity.alias()).context(|| format!("mark bridge {name}"))?;
@@ -146,8 +148,8 @@ pub(super) fn is_forwarding() -> Result<bool> {
     Ok(std::fs::read_to_string(&path).context(|| format!("read {path}"))?.trim() != "0")
 }
 
-/// Makes the host forward IPv4 packets, also those that come from the bridge: an administrator who decides for each interface may have
-/// decided otherwise for new ones.
+/// Makes the host forward IPv4 packets, also those that come from the bridge: an administrator who decides for each
+/// interface may have decided otherwise for new ones.
 pub(super) fn start_forwarding(bridge: &str) -> Result<()> {
     namespace::write_sysctl(FORWARDING, "1")
         .and_then(|()| namespace::write_sysctl(&format!("net/ipv4/conf/{bridge}/forwarding"), "1"))
@@ -181,7 +183,7 @@ pub(super) fn connect(kernel: &mut Netlink, bridge: Bridge, wire: &Wire<'_>) -> 
         })
         .context(|| format!("make interface {}", wire.interface))?;
     let connected = configure(bridge, wire).and_then(|(mut inside, index)| {
-        await_forwarding(kernel, wire.host_interface)?;
+        await_passage(kernel, bridge, wire.host_interface)?;
         inside.announce(index, wire.mac.bytes())
     });
     connected.map_err(|error| {
@@ -207,13 +209,17 @@ fn configure(bridge: Bridge, wire: &Wire<'_>) -> Result<(Netlink, u32)> {
     })
 }
 
-/// Waits until the bridge passes frames of a port: a kernel thread enables it some microseconds after both ends are up. Frames
-/// sent before are lost, and a lost ARP request costs the container's first connection a second.
-fn await_forwarding(kernel: &mut Netlink, port: &str) -> Result<()> {
+/// Waits until packets pass from a port to the bridge and back.
+///
+/// A kernel thread enables the port some microseconds after both ends of its pair are up, and when it is the bridge's
+/// first, the bridge some more after that. What is sent before is lost, and a lost packet costs the container's first
+/// connection a second.
+fn await_passage(kernel: &mut Netlink, bridge: Bridge, port: &str) -> Result<()> {
     /// Two thirds of a second in all.
     const ATTEMPTS: u32 = 16;
     for attempt in 0..ATTEMPTS {
-        if kernel.link(port)?.is_some_and(|link| link.forwarding) {
+        let port_passes = kernel.link(port)?.is_some_and(|link| link.forwarding);
+        if port_passes && kernel.link_at(bridge.index)?.is_some_and(|link| link.running) {
             break;
         }
         std::thread::sleep(Duration::from_micros(10 << attempt));

@@ -1,7 +1,7 @@
 //! The files that tell a container who it is and whom to ask: `/etc/hosts`, `/etc/resolv.conf`, `/etc/hostname`.
 //!
-//! Contents are Docker's, except for the comments. Texts only: who writes them where, and who stops rewriting them once a user
-//! has edited them, is the sandbox's and the container's business.
+//! Contents are Docker's, except for the comments. Texts only: who writes them where, and who stops rewriting them once
+//! a user has edited them, is the sandbox's and the container's business.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -223,8 +223,8 @@ fn nameserver(word: &str) -> Option<IpAddr> {
     word.split('%').next().unwrap_or(word).parse().ok()
 }
 
-/// What a container's `resolv.conf` shall say instead of the host's: `--dns`, `--dns-search`, `--dns-option`. An empty list leaves
-/// the host's.
+/// What a container's `resolv.conf` shall say instead of the host's: `--dns`, `--dns-search`, `--dns-option`. An empty
+/// list leaves the host's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dns {
     nameservers: Vec<IpAddr>,
@@ -370,7 +370,8 @@ mod tests {
                 "nameserver 8.8.8.8|nameserver 8.8.4.4",
             ),
             (
-                "# note\n; note\ndomain old.example\nsearch a.example b.example\noptions ndots:2\noptions edns0 trust-ad\nnameserver 1.1.1.1 x\nsortlist 10.0.0.0\n\n",
+                "# note\n; note\ndomain old.example\nsearch a.example b.example\noptions ndots:2\noptions edns0 trust-ad\n\
+                 nameserver 1.1.1.1 x\nsortlist 10.0.0.0\n\n",
                 None,
                 Reach::Bridge,
                 "nameserver 1.1.1.1|search a.example b.example|options ndots:2 edns0 trust-ad|sortlist 10.0.0.0",

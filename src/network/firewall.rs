@@ -1,9 +1,9 @@
 //! The packet filter rules of Kiln's networks, as a value.
 //!
-//! Kiln owns one table and writes it as a whole; it never touches another table, and sets no policy. What the rules promise:
-//! containers reach the outside under the host's address, containers of one network reach each other, and nobody else reaches
-//! a container unless it asked first. Rules of other tables still apply: a host whose firewall drops forwarded packets
-//! must let the bridge pass.
+//! Kiln owns one table and writes it as a whole; it never touches another table, and sets no policy. What the rules
+//! promise: containers reach the outside under the host's address, containers of one network reach each other, and
+//! nobody else reaches a container unless it asked first. Rules of other tables still apply: a host whose firewall
+//! drops forwarded packets must let the bridge pass.
 
 use super::address::Ipv4Subnet;
 use crate::sys::netlink_nft::{Chain, Hook, Match, Rule, Table, Verdict};
@@ -34,17 +34,19 @@ pub(super) fn table(name: &str, bridge: &str, subnet: Ipv4Subnet) -> Table {
     }
 }
 
-/// Says in words, with the remedy, that a table of the host's own firewall keeps the bridge's packets from being forwarded.
+/// Says in words, with the remedy, that a table of the host's own firewall keeps the bridge's packets from being
+/// forwarded.
 pub(super) fn obstacle(table: &str, bridge: &str) -> String {
     let remedy = match table {
         "ip filter" => format!(
-            "iptables -I FORWARD -i {bridge} -j ACCEPT; iptables -I FORWARD -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j \
-             ACCEPT (with Docker on the host use the chain DOCKER-USER instead of FORWARD, which Docker keeps)"
+            "iptables -I FORWARD -i {bridge} -j ACCEPT; iptables -I FORWARD -o {bridge} -m conntrack --ctstate \
+             RELATED,ESTABLISHED -j ACCEPT (with Docker on the host use the chain DOCKER-USER instead of FORWARD, which \
+             Docker keeps)"
         ),
         _ => format!("add rules to it that accept what comes from {bridge}, and established connections to {bridge}"),
     };
     format!(
-        "this host's firewall (table `{table}`) drops forwarded packets and does not mention {bridge}: containers will not reach the \
-         outside; to let them: {remedy}"
+        "this host's firewall (table `{table}`) drops forwarded packets and does not mention {bridge}: containers will not \
+         reach the outside; to let them: {remedy}"
     )
 }

@@ -58,8 +58,8 @@ pub fn default_pools() -> Vec<AddressPool> {
 pub(super) struct InUse {
     /// Ranges that break when a network takes them: interfaces' own networks and addresses, and nameservers.
     pub near: Vec<Ipv4Subnet>,
-    /// Ranges reached through a router. Often generous summaries of which little is used (a VPN's 172.16.0.0/12), so they are
-    /// avoided when possible, but do not count as taken.
+    /// Ranges reached through a router. Often generous summaries of which little is used (a VPN's 172.16.0.0/12), so
+    /// they are avoided when possible, but do not count as taken.
     pub far: Vec<Ipv4Subnet>,
 }
 

@@ -1,18 +1,18 @@
 //! Networks: what containers and build steps are connected to.
 //!
-//! One bridge network with address translation, `bridge`, plus the host's network and none at all. Everything is done by
-//! netlink; nothing is executed. Several engines work on one root at once: records are rows of the database, kernel objects
-//! are made when they are missing, by whoever needs them first.
+//! One bridge network with address translation, `bridge`, plus the host's network and none at all. Everything is done
+//! by netlink; nothing is executed. Several engines work on one root at once: records are rows of the database, kernel
+//! objects are made when they are missing, by whoever needs them first.
 //!
-//! **Who lives.** A connected endpoint is a virtual Ethernet pair with one end in the container's network namespace. The kernel
-//! removes it when the last process and the last file descriptor of that namespace are gone, however they went. So the
-//! host's end *is* the proof that an address is in use: no process id, no lock file, nothing a crash can leave behind. While an
-//! endpoint is being made, its maker holds a shared lock on the root's network; a sweep takes the lock alone, so a record
-//! without its interface is dead.
+//! **Who lives.** A connected endpoint is a virtual Ethernet pair with one end in the container's network namespace.
+//! The kernel removes it when the last process and the last file descriptor of that namespace are gone, however they
+//! went. So the host's end *is* the proof that an address is in use: no process id, no lock file, nothing a crash can
+//! leave behind. While an endpoint is being made, its maker holds a shared lock on the root's network; a sweep takes
+//! the lock alone, so a record without its interface is dead.
 //!
-//! **What is asked of the host.** The first use of a bridge network switches IPv4 forwarding on (`net.ipv4.ip_forward`), if it is
-//! off, and leaves it on. Reverse path filtering may be on: packets of a subnet come and go by its bridge. Tables of others are not
-//! touched; [`Network::obstacles`] says when one of them is in the way.
+//! **What is asked of the host.** The first use of a bridge network switches IPv4 forwarding on
+//! (`net.ipv4.ip_forward`), if it is off, and leaves it on. Reverse path filtering may be on: packets of a subnet come
+//! and go by its bridge. Tables of others are not touched; [`Network::obstacles`] says when one of them is in the way.
 //!
 //! Left out for now, with room kept: networks of users, published ports, DNS for container names, IPv6.
 
@@ -69,8 +69,8 @@ pub struct Config {
 pub enum Naming {
     /// Bridge `kiln0` and table `kiln`: for the root that is used when none is named.
     Default,
-    /// Bridge and table `kiln-` and eight digits made of the root's path, and a search for a subnet that starts elsewhere: for
-    /// any other root, so that engines of several roots do not meet.
+    /// Bridge and table `kiln-` and eight digits made of the root's path, and a search for a subnet that starts
+    /// elsewhere: for any other root, so that engines of several roots do not meet.
     ByPath,
 }
 
@@ -80,8 +80,8 @@ impl Default for Config {
     }
 }
 
-/// The networks of one root, in the network namespace of the thread that opened it: all calls must come from there. Cloning
-/// is cheap.
+/// The networks of one root, in the network namespace of the thread that opened it: all calls must come from there.
+/// Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Network(Arc<Inner>);
 
@@ -195,15 +195,16 @@ impl Network {
         Ok(Self(Arc::new(Inner { root, lock, config, bridge, table, start, host })))
     }
 
-    /// Connects a network namespace to a bridge network, making bridge, address translation and forwarding when they are missing.
+    /// Connects a network namespace to a bridge network, making bridge, address translation and forwarding when they
+    /// are missing.
     ///
     /// The endpoint lasts as long as the namespace; [`Self::release`] frees its address at once. Blocking, about 1 ms.
     ///
     /// # Errors
-    /// `NotFound` for an unknown network; `InvalidArgument` for one that cannot be connected to, or an address it does not
-    /// have; `Conflict` when the address or the interface's name is taken; `Exhausted` when no address or subnet is left;
-    /// `Forbidden` without CAP_NET_ADMIN and CAP_SYS_ADMIN; `Unsupported` when the kernel lacks bridges or nftables.
-    /// On error nothing is left of the endpoint.
+    /// `NotFound` for an unknown network; `InvalidArgument` for one that cannot be connected to, or an address it does
+    /// not have; `Conflict` when the address or the interface's name is taken; `Exhausted` when no address or subnet is
+    /// left; `Forbidden` without CAP_NET_ADMIN and CAP_SYS_ADMIN; `Unsupported` when the kernel lacks bridges or
+    /// nftables. On error nothing is left of the endpoint.
     pub fn connect(&self, attach: &Attach<'_>) -> Result<Endpoint> {
         let network = self.db().read(|connection| records::find_network(connection, attach.network))?;
         if network.driver != Driver::Bridge {
@@ -274,8 +275,8 @@ impl Network {
 
     /// Frees an endpoint's address. The interface goes with its network namespace, so nothing waits for the kernel.
     ///
-    /// Close the namespace, or let its processes end, before or soon after: addresses are given out in turn, so this one is given out
-    /// again last. An endpoint that is gone is no error. Blocking, 0.1 ms.
+    /// Close the namespace, or let its processes end, before or soon after: addresses are given out in turn, so this
+    /// one is given out again last. An endpoint that is gone is no error. Blocking, 0.1 ms.
     ///
     /// # Errors
     /// When the database fails.
@@ -318,7 +319,8 @@ impl Network {
         Ok(NetworkInfo { id, name, driver, created_ns, bridge, endpoints })
     }
 
-    /// Returns the gateway of the default bridge network, for `host-gateway`, making the bridge when it is missing. Blocking.
+    /// Returns the gateway of the default bridge network, for `host-gateway`, making the bridge when it is missing.
+    /// Blocking.
     ///
     /// # Errors
     /// As [`Self::connect`].
@@ -336,8 +338,8 @@ impl Network {
 
     /// Says in words, with the remedy, what on this host will keep containers from reaching the outside. Blocking.
     ///
-    /// Looks for policies that drop forwarded packets, of nftables and of both kinds of iptables, without a rule that mentions the
-    /// bridge.
+    /// Looks for policies that drop forwarded packets, of nftables and of both kinds of iptables, without a rule that
+    /// mentions the bridge.
     ///
     /// # Errors
     /// `Forbidden` without CAP_NET_ADMIN.

@@ -1,8 +1,8 @@
 //! Network namespaces: making one, and running code inside one.
 //!
-//! A namespace is kept by a file descriptor only; nothing is bind-mounted. When the last descriptor is closed and the last process in
-//! it has ended, the kernel removes it with its interfaces. A thread that entered a namespace never returns to a pool: it
-//! ends.
+//! A namespace is kept by a file descriptor only; nothing is bind-mounted. When the last descriptor is closed and the
+//! last process in it has ended, the kernel removes it with its interfaces. A thread that entered a namespace never
+//! returns to a pool: it ends.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -20,8 +20,8 @@ const LOOPBACK: u32 = 1;
 /// Makes a network namespace that holds loopback only, which is up. This is all of the network `none`.
 ///
 /// Any process in it may bind any port and send ICMP echo requests, as in Docker's containers
-/// (`net.ipv4.ip_unprivileged_port_start` and `net.ipv4.ping_group_range`; a sandbox sets other sysctls). The namespace belongs to
-/// the caller's user namespace. Blocking, about 0.7 ms.
+/// (`net.ipv4.ip_unprivileged_port_start` and `net.ipv4.ping_group_range`; a sandbox sets other sysctls). The namespace
+/// belongs to the caller's user namespace. Blocking, about 0.7 ms.
 ///
 /// # Errors
 /// `Forbidden` without CAP_SYS_ADMIN; `Exhausted` when there are too many namespaces already.
@@ -73,8 +73,8 @@ pub(super) fn write_sysctl(name: &str, value: &str) -> Result<()> {
     std::fs::write(&path, value).context(|| format!("write {value:?} to {}", path.display()))
 }
 
-/// Keeps an interface of the calling thread's network namespace free of IPv6: no addresses, and no believing what routers, real
-/// ones or a neighbouring container's fakes, advertise.
+/// Keeps an interface of the calling thread's network namespace free of IPv6: no addresses, and no believing what
+/// routers, real ones or a neighbouring container's fakes, advertise.
 pub(super) fn disable_ipv6(interface: &str) -> Result<()> {
     if has_ipv6() { write_sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "1") } else { Ok(()) }
 }

@@ -1,8 +1,8 @@
 //! Network namespaces that are connected before they are needed, for build steps.
 //!
-//! A namespace is used by one step after another: making one takes 1.5 ms and the kernel 20 ms of work to remove it. Only a
-//! namespace a step left as it found it goes back: no sockets, not even closed connections that still wait (TIME_WAIT),
-//! because a port they hold would be missing to the next step.
+//! A namespace is used by one step after another: making one takes 1.5 ms and the kernel 20 ms of work to remove it.
+//! Only a namespace a step left as it found it goes back: no sockets, not even closed connections that still wait
+//! (TIME_WAIT), because a port they hold would be missing to the next step.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::{Attach, DEFAULT, Endpoint, Network, namespace};
 use crate::error::{Result, ResultExt as _};
 
-/// Connected network namespaces in waiting. Cloning gives another handle to the same pool; dropping the last releases them.
+/// Connected network namespaces in waiting. Cloning gives another handle to the same pool; dropping the last releases
+/// them.
 #[derive(Clone, Debug)]
 pub struct Pool(Arc<Inner>);
 
@@ -31,8 +32,8 @@ struct Ready {
     sockets: Vec<File>,
 }
 
-/// A network namespace on loan. Unless [`Self::recycle`]d it is given up when dropped, which writes to the database: drop
-/// it on the blocking pool.
+/// A network namespace on loan. Unless [`Self::recycle`]d it is given up when dropped, which writes to the database:
+/// drop it on the blocking pool.
 #[derive(Debug)]
 pub struct PooledNetns {
     ready: Option<Ready>,
@@ -52,18 +53,19 @@ impl Pool {
     /// As [`Network::connect`].
     pub fn get(&self) -> Result<PooledNetns> {
         let waiting = self.idle().pop();
-        let ready = match waiting {
+        let on_loan = |ready| PooledNetns { ready: Some(ready), pool: self.clone() };
+        match waiting {
             Some(ready) => {
+                let netns = on_loan(ready);
                 self.0.network.prepare()?;
-                ready
+                Ok(netns)
             }
-            None => self.make()?,
-        };
-        Ok(PooledNetns { ready: Some(ready), pool: self.clone() })
+            None => self.make().map(on_loan),
+        }
     }
 
-    /// Makes namespaces until `count` (at most the pool's size) are waiting. Blocking: run it in the background as soon as it is
-    /// known that steps will come.
+    /// Makes namespaces until `count` (at most the pool's size) are waiting. Blocking: run it in the background as soon
+    /// as it is known that steps will come.
     ///
     /// # Errors
     /// As [`Network::connect`].
@@ -166,11 +168,11 @@ impl Ready {
     }
 }
 
-/// Reads `/proc/net/sockstat`, lines like `TCP: inuse 0 orphan 0 tw 0 alloc 3 mem 0`: the numbers of sockets in use and of
-/// connections in TIME_WAIT are the namespace's, the others the whole machine's.
+/// Reads `/proc/net/sockstat`, lines like `TCP: inuse 0 orphan 0 tw 0 alloc 3 mem 0`: the numbers of sockets in use and
+/// of connections in TIME_WAIT are the namespace's, the others the whole machine's.
 ///
-/// The line `sockets: used 1` is the namespace's, too, but says nothing: it counts netlink sockets until some milliseconds after
-/// they were closed, and resolving a name opens one.
+/// The line `sockets: used 1` is the namespace's, too, but says nothing: it counts netlink sockets until some
+/// milliseconds after they were closed, and resolving a name opens one.
 fn no_sockets(sockstat: &str) -> bool {
     let words: Vec<&str> = sockstat.split_whitespace().collect();
     let mut counts = words.windows(2).filter(|pair| matches!(pair[0], "inuse" | "tw")).map(|pair| pair[1]).peekable();

@@ -1,7 +1,7 @@
 //! The records of networks and endpoints in the database.
 //!
-//! Several engines work on one root, so what is here is all there is. Functions take a connection: whether it is one of a
-//! transaction is the caller's business.
+//! Several engines work on one root, so what is here is all there is. Functions take a connection: whether it is one of
+//! a transaction is the caller's business.
 
 use std::fmt;
 use std::net::Ipv4Addr;

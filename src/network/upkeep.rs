@@ -1,4 +1,5 @@
-//! Keeping the records and the kernel in step: what is missing is made, what is dead is swept, what is no longer wanted deleted.
+//! Keeping the records and the kernel in step: what is missing is made, what is dead is swept, what is no longer wanted
+//! deleted.
 
 use std::collections::HashSet;
 
@@ -11,14 +12,15 @@ use crate::sys::netlink::Netlink;
 use crate::sys::netlink_nft::Table;
 
 impl Network {
-    /// Makes the default bridge network complete: bridge, forwarding, packet filter; and puts ports back on a bridge that was deleted
-    /// and made again.
+    /// Makes the default bridge network complete: bridge, forwarding, packet filter; and puts ports back on a bridge
+    /// that was deleted and made again.
     pub(super) fn prepare(&self) -> Result<Bridge> {
         let network = self.db().read(|connection| records::find_network(connection, DEFAULT))?;
         Ok(self.ready(&mut Netlink::new(), &network)?.1)
     }
 
-    /// Brings the records up to date before they are shown: without dead endpoints, and with a subnet for the bridge network.
+    /// Brings the records up to date before they are shown: without dead endpoints, and with a subnet for the bridge
+    /// network.
     pub(super) fn settle(&self) -> Result<()> {
         self.sweep()?;
         let bridge = self.db().read(|connection| records::find_network(connection, DEFAULT))?;
@@ -29,7 +31,8 @@ impl Network {
         Ok(())
     }
 
-    /// Deletes the records of endpoints that died without being released; returns how many. Does nothing while somebody connects.
+    /// Deletes the records of endpoints that died without being released; returns how many. Does nothing while somebody
+    /// connects.
     ///
     /// Needed by nobody: it happens when addresses run out, and before networks are listed. Blocking.
     ///
@@ -72,8 +75,8 @@ impl Network {
         Ok(dead.len())
     }
 
-    /// Deletes bridge, packet filter table, interfaces and records of this root's networks. Containers still connected lose
-    /// their connection. IP forwarding stays as it is. Blocking, 20 ms and more.
+    /// Deletes bridge, packet filter table, interfaces and records of this root's networks. Containers still connected
+    /// lose their connection. IP forwarding stays as it is. Blocking, 20 ms and more.
     ///
     /// # Errors
     /// `Forbidden` without CAP_NET_ADMIN.
@@ -98,8 +101,8 @@ impl Network {
         FileLock::acquire(&self.0.lock, mode)
     }
 
-    /// Makes what is missing of a bridge network, and returns it with a lock: while that is held, no engine changes it or takes a
-    /// record without its interface for dead.
+    /// Makes what is missing of a bridge network, and returns it with a lock: while that is held, no engine changes it
+    /// or takes a record without its interface for dead.
     pub(super) fn ready(&self, kernel: &mut Netlink, network: &NetworkRecord) -> Result<(FileLock, Bridge)> {
         /// Each failure means that somebody deleted the bridge since we made it.
         const ATTEMPTS: usize = 5;
@@ -156,8 +159,8 @@ impl Network {
         Err(Error::unavailable(format!("other interfaces keep taking the subnet chosen for bridge {}", self.0.bridge)))
     }
 
-    /// Returns the network's subnet, choosing one when it has none that the host leaves to it. The search starts at number `skip`
-    /// after the usual start.
+    /// Returns the network's subnet, choosing one when it has none that the host leaves to it. The search starts at
+    /// number `skip` after the usual start.
     fn settle_subnet(&self, kernel: &mut Netlink, network: &NetworkId, skip: u32) -> Result<Ipv4Subnet> {
         let left_over = match self.subnet(network)? {
             Some(subnet) if !self.host_uses(kernel, subnet)? => return Ok(subnet),
@@ -185,7 +188,7 @@ impl Network {
             return Ok(());
         }
         Err(Error::conflict(format!(
-            "bridge {} must be made again, but the host uses its subnet {subnet} now; stop the containers that are connected to it",
+            "bridge {} must be made again, but the host uses its subnet {subnet} now; stop the containers connected to it",
             self.0.bridge
         )))
     }

@@ -1,8 +1,8 @@
 //! The SQLite database: connections, transactions and schema upgrades.
 //!
-//! `synchronous=NORMAL` in WAL mode, and a log that outlives the processes that write it: a commit waits for no disk, except one
-//! in a thousand pages, which copies the log into the database. After a power cut the last transactions may be missing, but
-//! the database is whole; [`super::durable`] deals with records that outlived what they describe.
+//! `synchronous=NORMAL` in WAL mode, and a log that outlives the processes that write it: a commit waits for no disk, except
+//! once in a thousand pages, when the log is copied into the database. After a power cut the last transactions may be missing,
+//! but the database is whole; [`super::durable`] deals with records that outlived what they describe.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -90,7 +90,7 @@ fn connect(path: &Path) -> Result<Connection> {
     let connection = Connection::open_with_flags(path, flags).context(|| format!("open {}", path.display()))?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(64);
-    // Else each process that is the last to close waits for the disk (a checkpoint), and the next one to write again (a new log).
+    // Else each process that closes last waits for the disk (a checkpoint), and so does the next that writes (a new log).
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Setting the mode again on a database that has it costs one read.
     connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;

@@ -121,7 +121,7 @@ fn check_format(path: &Path) -> Result<()> {
             FORMAT.trim()
         ))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            // Several may be first at once, in one process or in processes that share an id, each in a namespace of its own.
+            // Several may be first at once, in one process or in processes of one id, each in a namespace of its own.
             let unique = getrandom::u64().map_err(|error| Error::internal(format!("make a file name: {error}")))?;
             let temporary = path.join(format!("format.{unique:016x}"));
             std::fs::write(&temporary, FORMAT).context(|| format!("write {}", temporary.display()))?;

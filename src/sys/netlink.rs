@@ -1,7 +1,7 @@
 //! Links, IPv4 addresses and IPv4 routes of one network namespace, by rtnetlink.
 //!
-//! Each method is one request to the kernel. What networks are made of these is decided in `network`; packet filters are
-//! in [`super::netlink_nft`]. It deliberately knows bridges and virtual Ethernet pairs only.
+//! Each method is one request to the kernel. What networks are made of these is decided in `network`; packet filters
+//! are in [`super::netlink_nft`]. It deliberately knows bridges and virtual Ethernet pairs only.
 
 use std::ffi::CString;
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,11 +24,14 @@ const SKIP_STATS: u32 = 1 << 3;
 const ARP_NOTIFY: u16 = 22;
 /// `BR_STATE_FORWARDING` (linux/if_bridge.h).
 const FORWARDING: u8 = 3;
+/// `IF_OPER_UP` (linux/if.h).
+const OPER_UP: u8 = 6;
 /// `IFLA_INFO_DATA` and, inside it, `VETH_INFO_PEER` (linux/if_link.h, linux/veth.h): the generated encoder lacks veth.
 const INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 
-/// A handle on a network namespace: that of the thread which makes the first request. Later requests may come from any thread.
+/// A handle on a network namespace: that of the thread which makes the first request. Later requests may come from any
+/// thread.
 pub struct Netlink {
     pub(super) socket: NetlinkSocket,
 }
@@ -48,6 +51,9 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether the kernel sends packets by it (`IF_OPER_UP`): up, connected, and past the moment the kernel needs to
+    /// notice.
+    pub running: bool,
     /// The bridge it is a port of.
     pub master: Option<u32>,
     /// Whether it is a bridge port that passes frames on.
@@ -228,8 +234,8 @@ impl Netlink {
 
     /// Sends a gratuitous ARP for the interface's addresses, so that neighbours forget who had them before.
     ///
-    /// The kernel does that when the hardware address of an interface is set, even to what it was; so no packet socket is
-    /// needed, whose closing would wait for an RCU grace period (10 ms and more).
+    /// The kernel does that when the hardware address of an interface is set, even to what it was; so no packet socket
+    /// is needed, whose closing would wait for an RCU grace period (10 ms and more).
     ///
     /// # Errors
     /// `NotFound` when there is no such interface; `Forbidden` without CAP_NET_ADMIN.
@@ -261,8 +267,8 @@ impl Netlink {
 
     /// Deletes an interface, and with a virtual Ethernet interface its peer; says whether there was one.
     ///
-    /// Takes 20 ms and more, because the kernel waits until nobody uses the interface; an interface whose namespace dies
-    /// goes without anybody waiting.
+    /// Takes 20 ms and more, because the kernel waits until nobody uses the interface; an interface whose namespace
+    /// dies goes without anybody waiting.
     ///
     /// # Errors
     /// `Forbidden` without CAP_NET_ADMIN.
@@ -397,6 +403,7 @@ fn describe(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         kind: info.and_then(|info| info.get_kind().ok().map(text)).unwrap_or_default(),
         mtu: attributes.get_mtu().unwrap_or(0),
         up: header.ifi_flags & UP != 0,
+        running: attributes.get_operstate().is_ok_and(|state| state == OPER_UP),
         master: attributes.get_master().ok(),
         forwarding,
     }

@@ -1,7 +1,7 @@
 //! One nftables table as a value: written to the kernel in one transaction, compared with what is there, deleted.
 //!
-//! Tables are of the `inet` family, so one holds rules for IPv4 and IPv6. Only the expressions Kiln's rules need exist here; rules of
-//! others are looked at, never changed. No sets, no maps.
+//! Tables are of the `inet` family, so one holds rules for IPv4 and IPv6. Only the expressions Kiln's rules need exist
+//! here; rules of others are looked at, never changed. No sets, no maps.
 
 use std::ffi::{CStr, CString};
 use std::net::Ipv4Addr;
@@ -220,10 +220,11 @@ impl Netlink {
 }
 
 /// What a kernel must have.
-const LACKING: &str = "the kernel lacks a part of nftables (NF_TABLES_INET, NFT_CT, NFT_NAT and NFT_MASQ are needed); use another kernel, \
-                       or --network=host or none";
+const LACKING: &str = "the kernel lacks a part of nftables (NF_TABLES_INET, NFT_CT, NFT_NAT and NFT_MASQ are needed); \
+                       use another kernel, or --network=host or none";
 
-/// Explains why a netfilter socket cannot be had. netlink-socket2 0.3 calls every reason EPERM, so the kernel is asked again.
+/// Explains why a netfilter socket cannot be had. netlink-socket2 0.3 calls every reason EPERM, so the kernel is asked
+/// again.
 fn no_socket(error: std::io::Error) -> Error {
     let again = rustix::net::socket_with(
         AddressFamily::NETLINK,

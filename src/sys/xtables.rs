@@ -1,4 +1,5 @@
-//! A look at the packet filter of the legacy `iptables`, which nftables' interface does not show. It reads; it never writes.
+//! A look at the packet filter of the legacy `iptables`, which nftables' interface does not show. It reads; it never
+//! writes.
 //!
 //! Structures are those of linux/netfilter_ipv4/ip_tables.h.
 
@@ -25,8 +26,8 @@ const VERDICT: usize = 32;
 /// `-NF_DROP - 1`.
 const DROP: i32 = -1;
 
-/// Says whether the legacy table `filter` of the calling thread's network namespace drops forwarded IPv4 packets unless a rule
-/// lets them pass, and holds no rule that mentions `interface`.
+/// Says whether the legacy table `filter` of the calling thread's network namespace drops forwarded IPv4 packets unless
+/// a rule lets them pass, and holds no rule that mentions `interface`.
 ///
 /// # Errors
 /// `Forbidden` without CAP_NET_ADMIN.
@@ -62,8 +63,8 @@ pub fn drops_forwarded(interface: &str) -> Result<bool> {
 fn get(socket: impl AsFd, option: i32, buffer: &mut [u8]) -> Result<()> {
     let mut len = libc::socklen_t::try_from(buffer.len())
         .map_err(|_| Error::new(Kind::Exhausted, "the host's iptables rules do not fit into memory"))?;
-    // SAFETY: the kernel reads and writes at most `len` bytes at the pointer, and `buffer`, borrowed for the whole call, has as many;
-    // any bytes are valid in it.
+    // SAFETY: the kernel reads and writes at most `len` bytes at the pointer, and `buffer`, borrowed for the whole
+    // call, has as many; any bytes are valid in it.
     let result = unsafe {
         libc::getsockopt(socket.as_fd().as_raw_fd(), libc::IPPROTO_IP, option, buffer.as_mut_ptr().cast(), &raw mut len)
     };

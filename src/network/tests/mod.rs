@@ -11,7 +11,7 @@ use std::time::Instant;
 use netlink_bindings::nftables as nft;
 
 use super::*;
-use world::{AT_ONCE, Container, HOST, OUTSIDE, Server, World, attach, call, on_host, open, until};
+use world::{AT_ONCE, Container, HOST, OUTSIDE, SOON, Server, attach, call, on_host, open, until};
 
 fn bridge(network: &Network) -> BridgeInfo {
     network.inspect("bridge").unwrap().bridge.unwrap()
@@ -38,11 +38,11 @@ fn privileged_a_container_reaches_the_outside_under_the_hosts_address() {
             client
         });
         let mut buffer = [0; 8];
-        udp.set_read_timeout(Some(AT_ONCE)).unwrap();
+        udp.set_read_timeout(Some(SOON)).unwrap();
         let (_, from) = udp.recv_from(&mut buffer).expect("a datagram from the container");
         assert_eq!(from.ip(), IpAddr::from(HOST), "UDP");
         udp.send_to(b"pong", from).unwrap();
-        client.set_read_timeout(Some(AT_ONCE)).unwrap();
+        client.set_read_timeout(Some(SOON)).unwrap();
         assert_eq!(client.recv(&mut buffer).expect("the answer"), 4);
 
         assert!(container.run(|| echo(OUTSIDE)), "ICMP");
@@ -54,7 +54,7 @@ fn privileged_a_container_reaches_the_outside_under_the_hosts_address() {
 fn echo(to: Ipv4Addr) -> bool {
     use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, sockopt};
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, Some(ipproto::ICMP)).unwrap();
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(AT_ONCE)).unwrap();
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(SOON)).unwrap();
     let request = [8, 0, 0, 0, 0, 0, 0, 1];
     let to = std::net::SocketAddrV4::new(to, 0);
     rustix::net::sendto(&socket, &request, SendFlags::empty(), &to).unwrap();
@@ -70,7 +70,17 @@ fn privileged_containers_of_one_network_reach_each_other() {
         let ip = two.ip();
         let server = two.run(move || Server::start(ip));
         assert_eq!(one.calls(&server), Some(one.ip()));
-        assert_eq!(call(server.address), Some(bridge(&network).gateway.into()), "from the host");
+        assert_eq!(call(server.address, SOON), Some(bridge(&network).gateway.into()), "from the host");
+    });
+}
+
+#[test]
+fn privileged_no_packet_is_lost_on_a_bridge_that_was_just_made() {
+    on_host(|world| {
+        let server = world.outside(|| Server::start(OUTSIDE.into()));
+        assert!(call(server.address, SOON).is_some(), "the host's own way out");
+        let container = Container::start(&world.network());
+        assert_eq!(container.calls_within(AT_ONCE, &server), Some(HOST.into()));
     });
 }
 
@@ -85,7 +95,7 @@ fn privileged_nobody_outside_reaches_a_container_uninvited() {
             let mut kernel = Netlink::new();
             let eth0 = kernel.link("eth0").unwrap().unwrap().index;
             kernel.add_default_route(HOST, eth0).unwrap();
-            (call(on_the_host), call(server))
+            (call(on_the_host, SOON), call(server, AT_ONCE))
         });
         assert_eq!(reached_host, Some(OUTSIDE.into()));
         assert_eq!(reached_container, None);
@@ -99,7 +109,7 @@ fn privileged_the_network_none_has_only_loopback() {
         namespace::within(netns.as_fd(), || {
             assert_eq!(interfaces(), ["lo"]);
             let server = Server::start(Ipv4Addr::LOCALHOST.into());
-            assert_eq!(call(server.address), Some(Ipv4Addr::LOCALHOST.into()));
+            assert_eq!(call(server.address, SOON), Some(Ipv4Addr::LOCALHOST.into()));
             let sysctl = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap();
             assert_eq!(sysctl("ping_group_range").trim(), "0\t2147483647");
             assert_eq!(sysctl("ip_unprivileged_port_start").trim(), "0");
@@ -229,12 +239,13 @@ fn privileged_a_reused_address_leads_to_its_new_owner_at_once() {
         assert_eq!(peer.calls(&server), Some(peer.ip()));
         let address = first.endpoint.address;
         network.release(&first.endpoint.id).unwrap();
-        // The port must be gone, or the bridge would still know the old owner; the peer's memory of it is what is tested.
+        // The port must be gone, or the bridge would still know the old owner; the peer's memory of it is what is
+        // tested.
         Netlink::new().delete_link(&first.endpoint.id.host_interface()).unwrap();
         let second = Container::try_start(&network, Some(address)).unwrap();
         let server = second.run(move || Server::start(ip));
-        assert_eq!(peer.calls(&server), Some(peer.ip()), "from a container");
-        assert!(call(server.address).is_some(), "from the host");
+        assert_eq!(peer.calls_within(AT_ONCE, &server), Some(peer.ip()), "from a container");
+        assert!(call(server.address, AT_ONCE).is_some(), "from the host");
     });
 }
 
@@ -247,7 +258,7 @@ fn privileged_a_deleted_bridge_is_made_again_and_its_containers_put_back() {
         let new = Container::start(&network);
         let server = world.outside(|| Server::start(OUTSIDE.into()));
         assert_eq!(new.calls(&server), Some(HOST.into()));
-        until("the old container is connected again", || old.calls(&server).is_some());
+        assert_eq!(old.calls(&server), Some(HOST.into()));
         assert_ne!(old.ip(), new.ip());
     });
 }
@@ -506,7 +517,7 @@ fn privileged_a_firewall_that_drops_forwarded_packets_is_pointed_out() {
         assert_eq!(network.obstacles().unwrap(), Vec::<String>::new());
         write_dropping_table(None);
         let server = world.outside(|| Server::start(OUTSIDE.into()));
-        assert_eq!(container.calls(&server), None);
+        assert_eq!(container.calls_within(AT_ONCE, &server), None);
         let obstacles = network.obstacles().unwrap();
         assert!(obstacles[0].contains("iptables -I FORWARD -i kiln0 -j ACCEPT"), "{obstacles:?}");
         write_dropping_table(Some("kiln0"));
@@ -535,7 +546,8 @@ fn privileged_a_policy_of_legacy_iptables_is_pointed_out() {
     });
 }
 
-/// Makes the table and chain `iptables -P FORWARD DROP` makes, or adds a rule that accepts what comes from an interface.
+/// Makes the table and chain `iptables -P FORWARD DROP` makes, or adds a rule that accepts what comes from an
+/// interface.
 fn write_dropping_table(accept_from: Option<&str>) {
     let ip = nft::Nfgenmsg { nfgen_family: 2, ..Default::default() };
     transaction(|batch| {
@@ -615,24 +627,22 @@ fn privileged_a_namespace_with_sockets_left_in_it_is_not_used_again() {
 }
 
 #[test]
-fn privileged_connecting_is_fast() {
-    on_host(|world: &World| {
+fn privileged_connecting_waits_for_nothing_slow() {
+    on_host(|world| {
         let network = world.network();
         Container::start(&network);
-        let mut connects: Vec<_> = (0..100)
-            .map(|_| {
-                let netns = namespace::create().unwrap();
-                let begin = Instant::now();
-                let endpoint = network.connect(&attach(netns.as_fd(), "fast")).unwrap();
-                let took = begin.elapsed();
-                network.release(&endpoint.id).unwrap();
-                took
-            })
-            .collect();
-        connects.sort();
-        eprintln!("connect: p50 {:?}, p90 {:?}", connects[50], connects[90]);
-        // Far above what it takes, far below what a helper process or an interface's removal would cost.
-        assert!(connects[50].as_millis() < 10, "{:?}", connects[50]);
+        let connect = || {
+            let netns = namespace::create().unwrap();
+            let begin = Instant::now();
+            network.connect(&attach(netns.as_fd(), "fast")).unwrap();
+            begin.elapsed()
+        };
+        let mut took: Vec<_> = (0..100).map(|_| connect()).collect();
+        took.sort();
+        eprintln!("connect: min {:?}, p50 {:?}, p90 {:?}", took[0], took[50], took[90]);
+        // Neither an RCU grace period, nor an interface's removal, nor a helper process: each takes longer, every time.
+        // A busy machine is slow now and then, so the best of many counts.
+        assert!(took[0].as_millis() < 8, "{:?}", took[0]);
     });
 }
 
