@@ -4,6 +4,7 @@
 //! The library exists for the binary, the tests and the benches; it is not an API for others.
 
 pub mod error;
+pub mod sandbox;
 pub mod state;
 pub mod sys;
 pub mod task;

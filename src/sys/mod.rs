@@ -9,5 +9,7 @@ pub mod bpf;
 mod init;
 pub mod mount;
 pub mod plan;
+#[cfg(test)]
+pub(crate) mod probe;
 pub mod process;
 pub mod seccomp;
