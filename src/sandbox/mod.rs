@@ -82,7 +82,8 @@ pub struct Sandbox {
 }
 
 /// Starts a sandbox, and returns when it executes its command. Blocking for one to three milliseconds: call on the blocking
-/// pool. Needs root (all capabilities in the user namespace of this process).
+/// pool. Needs root (all capabilities in the user namespace of this process). From the first start on this process is not
+/// dumpable: only root can look into its memory.
 ///
 /// # Errors
 /// With [`exit_code`] 127 when the command, its interpreter or something it needs does not exist, 126 when it may not be
