@@ -18,6 +18,7 @@ pub mod solver;
 pub mod config;
 pub mod error;
 pub mod registry;
+pub mod sandbox;
 pub mod state;
 pub mod store;
 pub mod sys;

@@ -102,7 +102,7 @@ impl Target {
             .fold(ThreadNameSpaceType::empty(), |all, (_, kind)| all | *kind);
         let pid_namespace =
             if differs("pid") { File::open(proc_dir.join("ns/pid")).ok().map(OwnedFd::from) } else { None };
-        let child = Child { pid, pidfd: super::duplicate(pidfd.as_fd())? };
+        let child = Child { pid, pidfd: pidfd.try_clone().context(|| "duplicate a descriptor")? };
         // The number meant this process all along if it still runs.
         if child.ends_within(Duration::ZERO) {
             return Err(gone());

@@ -9,8 +9,8 @@
 //!
 //! **What a container may learn of Kiln itself.** The process is not dumpable until it executes, all descriptors but three
 //! close then, and its command cannot be `/proc/self/exe`, so that the program file of the engine is not handed in
-//! (CVE-2019-5736). An interpreter line can still name it; it cannot be written to as long as an engine runs it, which is as
-//! long as the container lives.
+//! (CVE-2019-5736). An interpreter line can still name it; the file cannot be written to as long as an engine runs it, and
+//! never when that engine was executed through [`own_program`].
 
 mod capability;
 mod cgroup;
@@ -20,6 +20,7 @@ mod exec;
 mod exit;
 mod failure;
 mod prepare;
+mod rlimit;
 mod seccomp;
 mod security;
 mod spawner;
@@ -54,6 +55,7 @@ pub use device::{Device, DeviceAccess, Kind as DeviceKind, Rule as DeviceRule};
 pub use exec::{Execution, exec};
 pub use exit::{Exit, Status};
 pub use failure::{NotStarted, exit_code};
+pub use rlimit::rlimit;
 pub use seccomp::Profile;
 pub use security::SecurityOptions;
 pub use spec::{
@@ -80,7 +82,8 @@ pub struct Sandbox {
 }
 
 /// Starts a sandbox, and returns when it executes its command. Blocking for one to three milliseconds: call on the blocking
-/// pool. Needs root (all capabilities in the user namespace of this process).
+/// pool. Needs root (all capabilities in the user namespace of this process). From the first start on this process is not
+/// dumpable: only root can look into its memory.
 ///
 /// # Errors
 /// With [`exit_code`] 127 when the command, its interpreter or something it needs does not exist, 126 when it may not be
@@ -88,6 +91,7 @@ pub struct Sandbox {
 /// this kernel cannot do, `Exhausted` at limits of the host. Nothing is left behind but mount points made in the root file
 /// system.
 pub fn spawn(mut spec: Spec, stdio: Stdio) -> Result<Sandbox> {
+    check_names(&spec)?;
     let ids = spec.process.user.resolve(spec.rootfs.as_fd())?;
     let mut warnings = limit_to_own_capabilities(&mut spec)?;
     let cgroup = match &spec.cgroup {
@@ -114,6 +118,15 @@ struct Begun {
     terminal: Option<Terminal>,
     streams: Streams,
     stubs: Stubs,
+}
+
+/// Names of a namespace that is not the sandbox's own are not changed.
+fn check_names(spec: &Spec) -> Result<()> {
+    let has_names = !spec.hostname.is_empty() || !spec.domainname.is_empty();
+    if has_names && !matches!(spec.namespaces.uts, Namespace::Private) {
+        return Err(Error::invalid("a host or domain name needs a UTS namespace of the container's own"));
+    }
+    Ok(())
 }
 
 /// Only what this process may do itself can be passed on.
@@ -273,7 +286,7 @@ impl Sandbox {
 /// Collects a sandbox that has ended. The lock is held meanwhile, so that it happens once.
 fn finish(child: &Child, cgroup: Option<&Cgroup>, slot: &Mutex<Option<Exit>>) -> Result<Exit> {
     // Waiting itself needs no lock: signals are still sent.
-    child.ends_within(Duration::MAX);
+    while !child.ends_within(Duration::from_secs(3600)) {}
     let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(exit) = slot.as_ref() {
         return Ok(exit.clone());
@@ -303,7 +316,14 @@ impl Drop for Sandbox {
     }
 }
 
-/// Duplicates a descriptor for a spec that outlives the caller's.
-fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
-    fd.try_clone_to_owned().context(|| "duplicate a descriptor")
+/// Opens this program through a read-only mount of its own, which exists nowhere else.
+///
+/// A program that supervises sandboxes and may be killed before them is best executed through this descriptor (as
+/// `/proc/self/fd/<number>`): its `/proc/<pid>/exe`, should a container get hold of it, can then never be written to.
+/// Needs `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// When the kernel refuses the mount.
+pub fn own_program() -> Result<OwnedFd> {
+    view::readonly_copy("/proc/self/exe")
 }

@@ -1,12 +1,12 @@
-//! The one thread that starts processes.
+//! The threads that start processes, and do nothing else.
 //!
-//! The kernel's parent-death signal follows the *thread* that started a process, and joining a namespace for a child affects
-//! the calling thread: both need a thread that lives as long as the program and does nothing else. It only clones; waiting for
-//! the child to set itself up is its caller's, so that sandboxes start in parallel.
+//! The kernel's parent-death signal follows the *thread* that started a process, joining a namespace for a child affects the
+//! calling thread, and a child that uses its parent's memory stops it until it executes: all this needs threads of our own,
+//! which live as long as the program.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -32,51 +32,49 @@ pub(super) struct Order {
 /// An order with the place its outcome goes to.
 type Job = (Order, SyncSender<(Result<Started>, Order)>);
 
-static QUEUE: Mutex<Option<SyncSender<Job>>> = Mutex::new(None);
+/// Spawners that wait for work. There are as many in all as ever were needed at once.
+static IDLE: Mutex<Vec<SyncSender<Job>>> = Mutex::new(Vec::new());
 
 /// Carries out an order, and returns it with the process. Blocking.
 ///
 /// # Errors
 /// When a namespace cannot be joined or the kernel refuses to start a process.
 pub(super) fn carry_out(order: Order) -> Result<(Started, Order)> {
+    let idle = lock().pop();
+    let spawner = idle.map_or_else(new_spawner, Ok)?;
+    let gone = || Error::internal("a thread that starts containers has died");
     let (sender, receiver) = sync_channel(1);
-    submit((order, sender))?;
-    let (started, order) =
-        receiver.recv().map_err(|_| Error::internal("the thread that starts containers has died"))?;
+    spawner.send((order, sender)).map_err(|_| gone())?;
+    let (started, order) = receiver.recv().map_err(|_| gone())?;
     Ok((started?, order))
 }
 
-/// A thread that could not return to its own namespaces has ended; another takes its place.
-fn submit(job: Job) -> Result<()> {
-    let mut queue = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
-    let job = match queue.as_ref() {
-        None => job,
-        Some(sender) => match sender.send(job) {
-            Ok(()) => return Ok(()),
-            Err(returned) => returned.0,
-        },
-    };
-    // One job at a time is worked on; others wait in their callers.
+fn lock() -> MutexGuard<'static, Vec<SyncSender<Job>>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One that cannot return to its own namespaces ends instead of taking further orders. Processes it has started may end with
+/// it; such an error of the kernel has not been seen.
+fn new_spawner() -> Result<SyncSender<Job>> {
+    // Whoever has taken a spawner gives it one job.
     let (sender, receiver) = sync_channel::<Job>(1);
+    let own = sender.clone();
+    let home = Home::get()?;
     task::thread("spawner", move || {
-        let Ok(home) = Home::open() else { return };
         while let Ok((order, outcome)) = receiver.recv() {
             let (started, at_home) = home.carry_out(&order);
-            // The caller may have gone; dropping the process descriptor does not end the process, but nobody needs it.
-            let _ = outcome.send((started, order));
             if !at_home {
                 return;
             }
+            lock().push(own.clone());
+            // The caller blocks until this arrives, so it cannot be gone.
+            let _ = outcome.send((started, order));
         }
     })?;
-    sender
-        .send(job)
-        .map_err(|_| Error::internal("the thread that starts containers cannot open its own namespaces"))?;
-    *queue = Some(sender);
-    Ok(())
+    Ok(sender)
 }
 
-/// The spawner's own namespaces.
+/// The namespaces of this process, to which spawners return.
 struct Home(Vec<(OwnedFd, LinkNameSpaceType)>);
 
 /// Namespaces a thread can join for its children, in the order of joining.
@@ -88,9 +86,17 @@ const KINDS: [(&str, LinkNameSpaceType); 4] = [
 ];
 
 impl Home {
+    fn get() -> Result<&'static Self> {
+        static HOME: OnceLock<Home> = OnceLock::new();
+        match HOME.get() {
+            Some(home) => Ok(home),
+            None => Self::open().map(|home| HOME.get_or_init(|| home)),
+        }
+    }
+
     fn open() -> Result<Self> {
         let open = |(name, kind): &(&str, LinkNameSpaceType)| {
-            let path = format!("/proc/thread-self/ns/{name}");
+            let path = format!("/proc/self/ns/{name}");
             let file = std::fs::File::open(&path).context(|| format!("open {path}"))?;
             Ok((OwnedFd::from(file), *kind))
         };

@@ -76,7 +76,7 @@ pub struct Process {
     pub seccomp: Seccomp,
     /// The `AppArmor` profile, which must be loaded. Ignored on a host without `AppArmor`, as Docker does.
     pub apparmor: Option<String>,
-    /// Limits of resources; others are inherited.
+    /// Limits of resources (see [`super::rlimit`]); others are inherited.
     pub rlimits: Vec<(Resource, Rlimit)>,
     /// How eagerly the kernel kills it when memory runs out, -1000 to 1000; `None` inherits.
     pub oom_score_adj: Option<i32>,
@@ -96,7 +96,8 @@ pub enum Seccomp {
 pub struct Namespaces {
     /// The network.
     pub network: Network,
-    /// Message queues, semaphores and shared memory.
+    /// Message queues, semaphores and shared memory. `/dev/shm` is the host's with `Host`; with `Join` the caller mounts the
+    /// other sandbox's.
     pub ipc: Namespace,
     /// Processes.
     pub pid: Namespace,
@@ -221,7 +222,7 @@ pub enum Source {
     },
     /// Memory.
     Tmpfs(Tmpfs),
-    /// A file with this content, which never reaches a disk.
+    /// A file with this content, which never reaches a disk. It cannot be executed.
     File {
         /// The content.
         content: Vec<u8>,
@@ -275,7 +276,7 @@ pub enum Devices {
 pub enum Stdio {
     /// Nowhere.
     Null,
-    /// Through pipes, whose other ends [`super::Sandbox::streams`] holds.
+    /// Through pipes, whose other ends [`super::Sandbox::take_streams`] gives.
     Pipes {
         /// Whether there is a pipe for input; else it is empty.
         stdin: bool,

@@ -81,24 +81,26 @@ impl Targets {
 
     /// Returns the path of a mount point, without symbolic links and relative to the root, after making what is missing.
     pub(super) fn locate(&mut self, target: &str, kind: PointKind) -> Result<CString> {
-        let doing = || format!("mount point {target}");
+        let path = self.walk(target, kind).map_err(|errno| match errno {
+            Errno::NOTDIR => failure::wrong_kind(target),
+            errno => failure::step(&format!("make mount point {target}"), errno),
+        })?;
+        CString::new(path).map_err(|_| Error::invalid(format!("mount point {target:?} contains a zero byte")))
+    }
+
+    fn walk(&mut self, target: &str, kind: PointKind) -> Result<String, Errno> {
         let mut walk = Walk { path: Vec::new(), dirs: vec![self.root_of("")], links: 0, pending: components(target) };
         while let Some(name) = walk.pending.pop_front() {
             let is_last = walk.pending.is_empty();
-            match self.enter(&mut walk, &name, is_last.then_some(kind)) {
-                Ok(()) => {}
-                Err(Errno::NOTDIR) => return Err(failure::wrong_kind(target)),
-                Err(errno) => return Err(failure::step(&format!("make {}", doing()), errno)),
-            }
+            self.enter(&mut walk, &name, is_last.then_some(kind))?;
         }
-        let path = if walk.path.is_empty() { ".".to_owned() } else { walk.path.join("/") };
-        CString::new(path).map_err(|_| Error::invalid("it contains a zero byte")).context(doing)
+        Ok(if walk.path.is_empty() { ".".to_owned() } else { walk.path.join("/") })
     }
 
     /// Makes a directory and everything above it, like `mkdir -p`, unless it exists.
     pub(super) fn make_directory(&mut self, path: &str) -> Result<()> {
         let before = self.stubs.0.len();
-        self.locate(path, PointKind::Directory)?;
+        self.walk(path, PointKind::Directory).map_err(|errno| failure::step(&format!("mkdir {path}"), errno))?;
         // It is wanted for itself, so it stays.
         self.stubs.0.truncate(before);
         Ok(())
@@ -155,7 +157,11 @@ impl Targets {
     fn make(&mut self, walk: &Walk, dir: &OwnedFd, name: &str, kind: PointKind) -> Result<OwnedFd, Errno> {
         let before = mtime(&rustix::fs::fstat(dir)?);
         match kind {
-            PointKind::Directory => rustix::fs::mkdirat(dir, name, Mode::from(0o755))?,
+            PointKind::Directory => {
+                rustix::fs::mkdirat(dir, name, Mode::from(0o755))?;
+                // The mask of this process does not apply.
+                rustix::fs::chmodat(dir, name, Mode::from(0o755), AtFlags::empty())?;
+            }
             PointKind::File => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 rustix::fs::openat(dir, name, flags, Mode::from(0o644))?;

@@ -18,7 +18,7 @@ use rustix::process::{Gid, Uid};
 use super::cgroup::Cgroup;
 use super::device::{self, Device, Kind};
 use super::failure;
-use super::spec::{Access, Devices, Mount, Network, Source, Spec, Tmpfs, outside};
+use super::spec::{Access, Devices, Mount, Namespace, Network, Source, Spec, Tmpfs, outside};
 use super::target::{PointKind, Stubs, Targets};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::sys::mount::{Change, Extent, Propagation, change};
@@ -65,7 +65,7 @@ pub(super) fn prepare(spec: &mut Spec, rootfs: OwnedFd, cgroup: Option<&Cgroup>,
     };
     let mut mounts = std::mem::take(&mut spec.mounts);
     mounts.sort_by_key(|mount| clean(&mount.target).len());
-    builder.add_proc()?;
+    builder.add_proc(spec)?;
     let terminals = builder.add_dev(spec, terminal)?;
     builder.add_sys(spec)?;
     if let Some(cgroup) = cgroup {
@@ -76,8 +76,9 @@ pub(super) fn prepare(spec: &mut Spec, rootfs: OwnedFd, cgroup: Option<&Cgroup>,
         let target = mount.target.clone();
         builder.add(mount, spec).context(|| format!("mount {target}"))?;
     }
+    builder.add_nodes_elsewhere(spec)?;
     if spec.process.create_cwd && !spec.process.cwd.is_empty() {
-        builder.targets.make_directory(&spec.process.cwd).context(|| "make the working directory")?;
+        builder.targets.make_directory(&spec.process.cwd)?;
     }
     builder.restrict(spec)?;
     if spec.readonly_rootfs {
@@ -93,6 +94,11 @@ pub(super) fn prepare(spec: &mut Spec, rootfs: OwnedFd, cgroup: Option<&Cgroup>,
 /// Makes device nodes on a mount have no effect.
 pub(super) fn forbid_devices(mount: BorrowedFd<'_>) -> Result<()> {
     change(mount, &Change::set(NODEV, Extent::Tree)).map_err(|errno| failure::step("forbid devices in the root", errno))
+}
+
+/// Mounts a file or directory of the host again, read-only and detached.
+pub(super) fn readonly_copy(path: &str) -> Result<OwnedFd> {
+    bind(open_path(path)?.as_fd(), &flags(RDONLY, Extent::Top))
 }
 
 /// Opens a `/dev/null` that belongs to neither the host nor a container: whoever has it can change its permissions.
@@ -246,8 +252,21 @@ impl Builder {
         Ok(())
     }
 
-    fn add_proc(&mut self) -> Result<()> {
-        if self.is_taken("/proc") { Ok(()) } else { self.mount("/proc", c"proc", NOSUID | NODEV | NOEXEC) }
+    /// proc shows the namespace of processes, and can only be mounted by who owns that.
+    fn add_proc(&mut self, spec: &Spec) -> Result<()> {
+        if self.is_taken("/proc") {
+            return Ok(());
+        }
+        if spec.namespaces.user.is_none() || matches!(spec.namespaces.pid, Namespace::Private) {
+            return self.mount("/proc", c"proc", NOSUID | NODEV | NOEXEC);
+        }
+        self.attach_host("/proc", &flags(NOSUID | NODEV | NOEXEC, Extent::Tree))
+    }
+
+    /// Plans that a directory of the host appears under the same path.
+    fn attach_host(&mut self, path: &str, changes: &Change) -> Result<()> {
+        let copy = bind(open_path(path)?.as_fd(), changes)?;
+        self.attach(path, PointKind::Directory, copy).map(drop)
     }
 
     /// sysfs shows the network namespace, and can only be mounted by who owns that.
@@ -259,12 +278,7 @@ impl Builder {
         if spec.namespaces.user.is_none() || matches!(spec.namespaces.network, Network::None) {
             return self.mount("/sys", c"sysfs", attributes);
         }
-        let host = open_path("/sys")?;
-        let copy = bind(
-            host.as_fd(),
-            &Change { propagation: Some(Propagation::Private), ..Change::set(attributes, Extent::Tree) },
-        )?;
-        self.attach("/sys", PointKind::Directory, copy).map(drop)
+        self.attach_host("/sys", &flags(attributes, Extent::Tree))
     }
 
     fn add_cgroup(&mut self, spec: &Spec, cgroup: &Cgroup) -> Result<()> {
@@ -273,10 +287,9 @@ impl Builder {
             return Ok(());
         }
         let attributes = NOSUID | NODEV | NOEXEC | if spec.writable_sys { MountAttrFlags::empty() } else { RDONLY };
-        let changes = Change { propagation: Some(Propagation::Private), ..Change::set(attributes, Extent::Tree) };
+        let changes = flags(attributes, Extent::Tree);
         if !spec.is_cgroup_view_private() {
-            let copy = bind(open_path(TARGET)?.as_fd(), &changes)?;
-            return self.attach(TARGET, PointKind::Directory, copy).map(drop);
+            return self.attach_host(TARGET, &changes);
         }
         let views = cgroup.views();
         if let [(name, dir)] = &views[..]
@@ -346,21 +359,22 @@ impl Builder {
         if terminal {
             rustix::fs::openat(&dev, c"console", OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, Mode::from(0o600))?;
         }
-        let own = device::standard_nodes().chain(match &spec.devices {
+        // Nodes of the caller come first, so that one in the place of a usual one wins.
+        let wanted = match &spec.devices {
             Devices::All => device::host_nodes(),
             Devices::Listed { nodes, .. } => nodes.clone(),
-        });
-        for node in own {
-            self.make_node(dev.as_fd(), &node)?;
+        };
+        for node in wanted.into_iter().chain(device::standard_nodes()) {
+            self.make_node_in_dev(dev.as_fd(), &node)?;
         }
         Ok(dev)
     }
 
-    /// Makes a node below `/dev`. One that exists (a device given by the caller again) is left.
-    fn make_node(&self, dev: BorrowedFd<'_>, node: &Device) -> Result<(), Errno> {
+    /// Makes a node if its place is below `/dev` and nothing is there.
+    fn make_node_in_dev(&self, dev: BorrowedFd<'_>, node: &Device) -> Result<(), Errno> {
         let path = clean(&node.path);
         let Some(("dev", names)) = path.split_first().map(|(first, rest)| (first.as_str(), rest)) else {
-            return Err(Errno::INVAL);
+            return Ok(());
         };
         for depth in 1..names.len() {
             match rustix::fs::mkdirat(dev, names[..depth].join("/"), Mode::from(0o755)) {
@@ -369,15 +383,27 @@ impl Builder {
             }
         }
         let name = CString::new(names.join("/")).map_err(|_| Errno::INVAL)?;
-        let kind = if node.kind == Kind::Block { FileType::BlockDevice } else { FileType::CharacterDevice };
-        match rustix::fs::mknodat(dev, &name, kind, Mode::empty(), rustix::fs::makedev(node.major, node.minor)) {
-            Err(Errno::EXIST) => return Ok(()),
-            result => result?,
+        match make_node(dev, &name, node, self.owner) {
+            Err(Errno::EXIST) => Ok(()),
+            result => result,
         }
-        let owner = if (node.uid, node.gid) == (0, 0) { self.owner } else { (node.uid, node.gid) };
-        set_owner(dev, &name, owner)?;
-        // The mask of this process does not apply.
-        rustix::fs::chmodat(dev, &name, Mode::from(node.mode), AtFlags::empty())
+    }
+
+    /// Plans nodes whose place is not in the sandbox's own `/dev`.
+    fn add_nodes_elsewhere(&mut self, spec: &Spec) -> Result<()> {
+        let Devices::Listed { nodes, .. } = &spec.devices else { return Ok(()) };
+        let dev_is_own = !self.is_taken("/dev");
+        for node in nodes {
+            if dev_is_own && clean(&node.path).first().is_some_and(|name| name == "dev") {
+                continue;
+            }
+            let doing = |errno| failure::step(&format!("make device {}", node.path), errno);
+            let name = self.staging.next_name();
+            make_node(self.staging.mount.as_fd(), &name, node, self.owner).map_err(doing)?;
+            let source = self.staging.place(&name);
+            self.graft(&node.path, PointKind::File, source, Change::set(NOSUID | NOEXEC, Extent::Top))?;
+        }
+        Ok(())
     }
 
     fn new_terminals(&self, spec: &Spec) -> Result<OwnedFd, Errno> {
@@ -394,22 +420,21 @@ impl Builder {
     }
 
     fn add_shared_memory(&mut self, spec: &Spec) -> Result<()> {
-        if !self.is_taken("/dev/mqueue") {
+        // Message queues of another namespace can only be mounted by who owns that.
+        let has_queues = spec.namespaces.user.is_none() || !spec.shares_ipc();
+        if has_queues && !self.is_taken("/dev/mqueue") {
             self.mount("/dev/mqueue", c"mqueue", NOSUID | NODEV | NOEXEC)?;
         }
         if self.is_taken("/dev/shm") {
             return Ok(());
         }
-        let shm = if spec.shares_ipc() {
-            let changes =
-                Change { propagation: Some(Propagation::Private), ..Change::set(NOSUID | NODEV | NOEXEC, Extent::Top) };
-            bind(open_path("/dev/shm")?.as_fd(), &changes)?
-        } else {
-            let size = spec.shm_size_bytes.to_string();
-            let (uid, gid) = (self.owner.0.to_string(), self.owner.1.to_string());
-            let options = [(c"mode", "1777"), (c"size", &*size), (c"uid", &uid), (c"gid", &gid)];
-            tmpfs(&options, NOSUID | NODEV | NOEXEC).map_err(|errno| failure::step("prepare /dev/shm", errno))?
-        };
+        if matches!(spec.namespaces.ipc, Namespace::Host) {
+            return self.attach_host("/dev/shm", &flags(NOSUID | NODEV | NOEXEC, Extent::Top));
+        }
+        let size = spec.shm_size_bytes.to_string();
+        let (uid, gid) = (self.owner.0.to_string(), self.owner.1.to_string());
+        let options = [(c"mode", "1777"), (c"size", &*size), (c"uid", &uid), (c"gid", &gid)];
+        let shm = tmpfs(&options, NOSUID | NODEV | NOEXEC).map_err(|errno| failure::step("prepare /dev/shm", errno))?;
         self.attach("/dev/shm", PointKind::Directory, shm).map(drop)
     }
 
@@ -507,6 +532,19 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// A copy of a mount with these flags, into which nothing propagates.
+fn flags(set: MountAttrFlags, extent: Extent) -> Change {
+    Change { propagation: Some(Propagation::Private), ..Change::set(set, extent) }
+}
+
+fn make_node(dir: BorrowedFd<'_>, name: &CStr, node: &Device, root: (u32, u32)) -> Result<(), Errno> {
+    let kind = if node.kind == Kind::Block { FileType::BlockDevice } else { FileType::CharacterDevice };
+    rustix::fs::mknodat(dir, name, kind, Mode::empty(), rustix::fs::makedev(node.major, node.minor))?;
+    set_owner(dir, name, if (node.uid, node.gid) == (0, 0) { root } else { (node.uid, node.gid) })?;
+    // The mask of this process does not apply.
+    rustix::fs::chmodat(dir, name, Mode::from(node.mode), AtFlags::empty())
 }
 
 fn host_ids(spec: &Spec, uid: u32, gid: u32) -> Result<(u32, u32)> {

@@ -1,7 +1,7 @@
 //! What a process does between clone and exec: one ordered list of kernel steps, prepared by the parent.
 //!
-//! The parent has threads, so the child may only make system calls: nothing here that the child runs allocates, locks or
-//! panics. Everything a step needs (descriptors, strings with their zero bytes, compiled filters) is made by the parent and
+//! The parent has threads, and the child may even use the parent's memory, so it may only make system calls: nothing here that
+//! the child runs allocates, locks, panics or writes anything but its own stack. Everything a step needs (descriptors, strings with their zero bytes, compiled filters) is made by the parent and
 //! kept in the [`Plan`]. A step that fails sends its index and errno back; the parent holds the words for it.
 //! What steps a container needs, and in what order, is decided in `sandbox::plan`.
 
@@ -35,6 +35,15 @@ pub struct Plan {
     pub supervise: bool,
     /// The command.
     pub command: Command,
+}
+
+impl Plan {
+    /// Says whether a child can carry this out in its parent's memory, while its parent waits: not when the parent has
+    /// something to do meanwhile, and not when the child stays without executing anything.
+    #[must_use]
+    pub fn can_share_memory(&self) -> bool {
+        !self.supervise && !self.steps.iter().any(|step| matches!(step.call, Call::Await { .. }))
+    }
 }
 
 /// One step and what it is for.
@@ -261,7 +270,7 @@ impl Failure {
 pub(super) extern "C" fn carry_out(plan: &Plan, reader: RawFd, writer: RawFd) -> ! {
     // SAFETY: the parent's end of the pipe, which this copy of the process does not use.
     unsafe { libc::close(reader) };
-    // SAFETY: the descriptor belongs to the parent's stack frame, which this copy of the process never leaves.
+    // SAFETY: the descriptor's owner is the parent's; nothing closes this process's copy.
     let report = unsafe { BorrowedFd::borrow_raw(writer) };
     let failure = match run(plan, report) {
         Err(failure) => failure,
@@ -280,6 +289,8 @@ fn run(plan: &Plan, report: BorrowedFd<'_>) -> Result<std::convert::Infallible, 
         child.take(&step.call).map_err(|errno| Failure { at: Point::Step(index), errno })?;
     }
     if plan.supervise {
+        // What `ps` shows; there is no command line.
+        let _ = rustix::thread::set_name(c"kiln-init");
         let pid = fork().map_err(|errno| Failure { at: Point::Fork, errno })?;
         if pid != 0 {
             super::init::supervise(pid);

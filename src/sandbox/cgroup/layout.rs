@@ -4,6 +4,7 @@
 //! what each hierarchy holds, so there is one description for all. Nothing is mounted or changed here.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// A resource that groups account for or limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,13 +73,18 @@ impl Controller {
     }
 }
 
-/// Returns the hierarchies mounted in this mount namespace, v1 first.
+/// Returns the hierarchies mounted in this mount namespace, v1 first. They are looked for once they are there.
 ///
 /// Named v1 hierarchies (systemd's) and controllers that Kiln has no use for are left out. A hierarchy that is mounted twice is
 /// listed once.
-pub(super) fn detect() -> Vec<Hierarchy> {
+pub(super) fn detect() -> &'static [Hierarchy] {
+    static FOUND: OnceLock<Vec<Hierarchy>> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return found;
+    }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    parse(&mounts, |mount| std::fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default())
+    let found = parse(&mounts, |mount| std::fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default());
+    if found.is_empty() { &[] } else { FOUND.get_or_init(|| found) }
 }
 
 fn parse(mountinfo: &str, v2_controllers: impl Fn(&Path) -> String) -> Vec<Hierarchy> {

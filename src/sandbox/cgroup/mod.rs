@@ -9,7 +9,7 @@ mod limits;
 mod stats;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -72,10 +72,10 @@ impl Cgroup {
         let mut warnings = Vec::new();
         let mut groups = Vec::new();
         for hierarchy in layout::detect() {
-            if !is_needed(&hierarchy, &spec.limits) {
+            if !is_needed(hierarchy, &spec.limits) {
                 continue;
             }
-            match Group::make(&hierarchy, &path) {
+            match Group::make(hierarchy, &path) {
                 Ok(group) => groups.push(group),
                 Err(error) => {
                     let place = hierarchy.mount.display();
@@ -104,8 +104,8 @@ impl Cgroup {
     pub fn open(parent: &str, id: &str) -> Result<Self> {
         let path = group_path(parent, id)?;
         let groups: Vec<Group> = layout::detect()
-            .into_iter()
-            .map(|hierarchy| Group::describe(&hierarchy, &path))
+            .iter()
+            .map(|hierarchy| Group::describe(hierarchy, &path))
             .filter(|group| group.dir.is_dir())
             .collect();
         if groups.is_empty() {
@@ -255,9 +255,14 @@ impl Cgroup {
     pub(super) fn restrict_devices(&self, rules: &[super::device::Rule]) -> Result<bool> {
         if let Some(group) = self.group(Controller::Devices) {
             group.write("devices.deny", "a")?;
-            for rule in rules {
-                group.write("devices.allow", &rule.to_string())?;
-            }
+            let path = group.dir.join("devices.allow");
+            let mut file =
+                fs::File::options().write(true).open(&path).context(|| format!("open {}", path.display()))?;
+            // The kernel takes one rule in one write.
+            rules
+                .iter()
+                .try_for_each(|rule| file.write_all(rule.to_string().as_bytes()))
+                .context(|| format!("write device rules to {}", path.display()))?;
             return Ok(true);
         }
         match self.clone_target()? {

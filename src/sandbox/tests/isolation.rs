@@ -156,6 +156,18 @@ fn privileged_a_device_that_is_not_given_cannot_be_opened() {
 }
 
 #[test]
+fn privileged_a_device_can_be_given_in_any_place() {
+    if !is_root() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let device = |path: &str| Device::from_host(Path::new("/dev/null"), path, DeviceAccess::ALL).unwrap();
+    let mut spec = fixture.shell("stat -c %t:%T /nothing /dev/zero; echo x > /nothing && echo written");
+    spec.devices = Devices::Listed { nodes: vec![device("/nothing"), device("/dev/zero")], rules: Vec::new() };
+    assert_eq!(run(spec).lines(), ["1:3", "1:3", "written"]);
+}
+
+#[test]
 fn privileged_a_privileged_container_has_the_hosts_devices_and_a_writable_sys() {
     if !is_root() {
         return;
@@ -200,6 +212,27 @@ fn privileged_the_engines_program_cannot_be_executed_or_written() {
         rustix::fs::Mode::empty(),
     );
     assert_eq!(error.unwrap_err(), rustix::io::Errno::TXTBSY);
+}
+
+/// Runs in the program that [`privileged_a_supervisor_cannot_be_overwritten_through_its_own_mount`] executes.
+#[test]
+#[ignore = "looks at its own program for another test"]
+fn own_program_is_read_only() {
+    let flags = rustix::fs::statvfs("/proc/self/exe").unwrap().f_flag;
+    assert!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+}
+
+#[test]
+fn privileged_a_supervisor_cannot_be_overwritten_through_its_own_mount() {
+    if !is_root() {
+        return;
+    }
+    let program = own_program().unwrap();
+    let test = "sandbox::tests::isolation::own_program_is_read_only";
+    let status = std::process::Command::new(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&program)))
+        .args(["--exact", test, "--ignored"])
+        .status();
+    assert!(status.unwrap().success());
 }
 
 #[test]

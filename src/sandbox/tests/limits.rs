@@ -219,7 +219,7 @@ fn privileged_two_hundred_sandboxes_leave_nothing_behind() {
         (descriptors, mounts, children)
     };
     let before = counts();
-    let groups = std::sync::Mutex::new(Vec::new());
+    let groups = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {

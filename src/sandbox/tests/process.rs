@@ -100,6 +100,11 @@ fn privileged_the_working_directory_is_made_when_it_is_missing() {
     assert_eq!(run(spec).lines(), ["/private"]);
 
     let mut spec = fixture.shell("pwd");
+    spec.process.cwd = "/etc/passwd".to_owned();
+    let error = spawn(spec, Stdio::Null).unwrap_err();
+    assert!(error.to_string().ends_with("mkdir /etc/passwd: not a directory"), "{error}");
+
+    let mut spec = fixture.shell("pwd");
     spec.process.cwd = "/missing".to_owned();
     spec.process.create_cwd = false;
     let error = spawn(spec, Stdio::Null).unwrap_err();
@@ -287,6 +292,27 @@ fn privileged_limits_and_scores_are_those_asked_for() {
     spec.process.rlimits.push((Resource::Nofile, limit));
     spec.process.oom_score_adj = Some(321);
     assert_eq!(run(spec).lines(), ["77", "99", "321"]);
+}
+
+#[test]
+fn privileged_an_apparmor_profile_must_exist_where_there_is_apparmor() {
+    if !is_root() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let confined = |profile: &str| {
+        let mut spec = fixture.shell("true");
+        spec.process.apparmor = Some(profile.to_owned());
+        spawn(spec, Stdio::Null).and_then(|sandbox| sandbox.wait_blocking())
+    };
+    assert_eq!(confined("unconfined").unwrap().code(), 0);
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'));
+    match confined("no-such-profile") {
+        Ok(exit) => assert!(!enabled && exit.code() == 0),
+        Err(error) => {
+            assert!(enabled && error.to_string().contains("\"no-such-profile\" (it must be loaded)"), "{error}");
+        }
+    }
 }
 
 #[test]
