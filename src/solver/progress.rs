@@ -87,8 +87,11 @@ pub struct Warning {
     pub lines: Vec<(u32, u32)>,
 }
 
-/// Watchers that lag further behind than this many bytes of logs keep the build's memory; others' events are dropped.
+/// Logs beyond this many bytes are dropped once all watchers have seen them.
 const KEEP_BYTES: usize = 1 << 20;
+
+/// Logs beyond this many bytes are dropped when nobody watches.
+const KEEP_UNSEEN_BYTES: usize = 16 << 20;
 
 #[derive(Debug, Default)]
 struct Buffer {
@@ -104,9 +107,10 @@ struct Buffer {
 impl Buffer {
     /// Drops what every watcher has seen, when it is worth it.
     fn shrink(&mut self) {
-        let Some(seen) = self.watchers.iter().flatten().min().copied() else { return };
-        while self.log_bytes > KEEP_BYTES && self.dropped < seen {
-            // Vertex states are few and a late watcher needs them, but they cannot be kept without gaps: the log can.
+        let seen = self.watchers.iter().flatten().min().copied();
+        let keep = if seen.is_some() { KEEP_BYTES } else { KEEP_UNSEEN_BYTES };
+        let seen = seen.unwrap_or(usize::MAX);
+        while self.log_bytes > keep && self.dropped < seen {
             if let Some(Event::Log { data, .. }) = self.events.pop_front() {
                 self.log_bytes -= data.len();
             }
@@ -150,6 +154,7 @@ impl Progress {
             buffer.log_bytes += data.len();
         }
         buffer.events.push_back(event);
+        buffer.shrink();
         drop(buffer);
         self.0.changed.notify_waiters();
     }
@@ -191,20 +196,15 @@ pub struct Part {
 const INTERVAL_NS: i64 = 100_000_000;
 
 impl Part {
-    /// Adds to what is done. Reports now and then only.
-    pub fn advance(&self, amount: u64) {
+    /// Sets what is done; it may go back when a transfer begins anew. Reports now and then only.
+    pub fn update(&self, current: u64) {
         let now = self.progress.now_ns();
         let mut status = self.status.lock().expect("no panic happens while the lock is held");
-        status.current += amount;
+        status.current = current;
         if now - status.time_ns >= INTERVAL_NS {
             status.time_ns = now;
             self.progress.report(Event::Status(status.clone()));
         }
-    }
-
-    /// Sets what is done, for example back to 0 when a transfer begins anew.
-    pub fn set(&self, current: u64) {
-        self.status.lock().expect("no panic happens while the lock is held").current = current;
     }
 
     /// Reports that this part is complete.

@@ -1,0 +1,68 @@
+//! How a build fails: the error, and the place in the source that it is about.
+
+use kiln_graph::graph::Location;
+use kiln_graph::{Diagnostic, Digest, Graph, SourceFile};
+
+use crate::error::Error;
+
+/// A failed build.
+#[derive(Debug)]
+pub struct Failure {
+    /// What went wrong.
+    pub error: Error,
+    /// The step that failed.
+    pub vertex: Option<Digest>,
+    /// The places in the sources it is about.
+    pub places: Vec<Place>,
+}
+
+/// A place in a source file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub file: SourceFile,
+    /// First and last line, from 1.
+    pub lines: (u32, u32),
+    /// First and last column, from 1 and in characters, when the place is within a line.
+    pub columns: Option<(u32, u32)>,
+    /// What is wrong there and what to do about it, when that is not the error itself.
+    pub finding: Option<Diagnostic>,
+}
+
+impl Failure {
+    /// Makes a failure of a step.
+    #[must_use]
+    pub fn of_step(error: Error, graph: &Graph, vertex: &kiln_graph::Vertex) -> Self {
+        let places = vertex.meta.location.and_then(|location| place(graph, location)).into_iter().collect();
+        Self { error, vertex: Some(vertex.digest()), places }
+    }
+
+    /// Makes a failure of a source file that cannot be built from.
+    #[must_use]
+    pub fn of_source(file: &SourceFile, diagnostics: Vec<Diagnostic>) -> Self {
+        let summary = match diagnostics.as_slice() {
+            [one] => one.to_string(),
+            [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
+            [] => "the source cannot be built".to_owned(),
+        };
+        let places = diagnostics.into_iter().filter_map(|diagnostic| {
+            let span = diagnostic.span?;
+            let (start, end) = (file.position(span.start), file.position(span.end));
+            let columns = (start.line == end.line).then_some((start.column, end.column.max(start.column)));
+            let lines = file.lines(span);
+            Some(Place { file: file.clone(), lines, columns, finding: Some(diagnostic) })
+        });
+        Self { error: Error::invalid(summary), vertex: None, places: places.collect() }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, vertex: None, places: Vec::new() }
+    }
+}
+
+fn place(graph: &Graph, location: Location) -> Option<Place> {
+    let file = graph.sources().get(location.file as usize)?.clone();
+    Some(Place { lines: file.lines(location.span), file, columns: None, finding: None })
+}
