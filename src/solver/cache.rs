@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 use super::key::Key;
 use crate::error::Result;
 use crate::state::Schema;
+use crate::store::{ActiveId, Roots, SnapshotId};
 
 /// The tables of the build cache.
 pub const SCHEMA: Schema = Schema {
@@ -34,7 +35,18 @@ pub const SCHEMA: Schema = Schema {
         selector TEXT NOT NULL,
         hash BLOB NOT NULL,
         PRIMARY KEY (chain, selector)
-    ) WITHOUT ROWID;"],
+    ) WITHOUT ROWID;
+    -- Directories of cache mounts. number tells those of one name apart that are used at the same time.
+    CREATE TABLE cache_mounts (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        active INTEGER NOT NULL,
+        created_ns INTEGER NOT NULL,
+        used_ns INTEGER NOT NULL,
+        uses INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (name, number)
+    );"],
 };
 
 /// A step's record.
@@ -165,6 +177,22 @@ pub fn all(connection: &Connection) -> Result<Vec<Step>> {
 /// When the database fails.
 pub fn forget(tx: &Connection, id: i64) -> Result<()> {
     tx.prepare_cached("DELETE FROM steps WHERE id = ?1")?.execute([id])?;
+    Ok(())
+}
+
+/// Adds the snapshots of all steps and the trees of all cache mounts.
+///
+/// # Errors
+/// When the database fails.
+pub fn add_roots(connection: &Connection, roots: &mut Roots) -> Result<()> {
+    let mut snapshots = connection.prepare_cached("SELECT snapshot FROM steps")?;
+    for id in snapshots.query_map([], |row| row.get::<_, SnapshotId>(0))? {
+        roots.snapshots.push(id?);
+    }
+    let mut mounts = connection.prepare_cached("SELECT active FROM cache_mounts")?;
+    for id in mounts.query_map([], |row| row.get::<_, ActiveId>(0))? {
+        roots.actives.push(id?);
+    }
     Ok(())
 }
 

@@ -1,0 +1,39 @@
+//! What a build is asked for and what it answers, as BuildKit's `Solve` has it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// One build.
+#[derive(Clone, Debug, Default)]
+pub struct BuildRequest {
+    /// The frontend; `dockerfile.v0` is built in.
+    pub frontend: String,
+    /// The frontend's attributes, as BuildKit's `FrontendAttrs`: `target`, `filename`, `build-arg:NAME`, `label:NAME`, ...
+    pub attrs: BTreeMap<String, String>,
+    /// The session of the client: where secrets and credentials come from.
+    pub session: Option<String>,
+    /// What becomes of the result; none keeps it in the build cache only.
+    pub exporters: Vec<Exporter>,
+    /// Directories of the client that are read in place, by name: `context`, `dockerfile`.
+    pub locals: BTreeMap<String, PathBuf>,
+    /// A Dockerfile that is no file of the client (standard input).
+    pub dockerfile: Option<Vec<u8>>,
+    /// What steps may do beyond the usual: `network.host`, `security.insecure`.
+    pub entitlements: Vec<String>,
+}
+
+/// What becomes of a result.
+#[derive(Clone, Debug, Default)]
+pub struct Exporter {
+    /// `image` or `moby`.
+    pub kind: String,
+    /// Its attributes: `name` (separated by commas), `push`, ...
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// A finished build.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Built {
+    /// BuildKit's `ExporterResponse`: `containerimage.digest`, `containerimage.config.digest`, `image.name`, ...
+    pub response: BTreeMap<String, String>,
+}
