@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use kiln::api::Server;
 use kiln::client::ENGINE_ROLE;
+use kiln::config::{Config, Environment, Flags};
 use kiln::engine::{Control, Engine};
 use kiln::error::Result;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     match (args.get(1).and_then(|arg| arg.to_str()), args.get(2)) {
-        (Some(ENGINE_ROLE), Some(root)) => exit(engine(Path::new(root))),
+        (Some(ENGINE_ROLE), Some(root)) => exit(engine(Path::new(root), args.get(3).map(Path::new))),
         _ => kiln::cli::main(args),
     }
 }
@@ -32,9 +33,11 @@ fn exit(result: Result<()>) -> ExitCode {
     }
 }
 
-/// Serves the parent over the socket on standard input until it closes it.
-fn engine(root: &Path) -> Result<()> {
-    let engine = Engine::open(root)?;
+/// Serves the parent over the socket on standard input until it closes it. Settings come from the same files and environment
+/// as the parent's, or from the one file the parent names.
+fn engine(root: &Path, config: Option<&Path>) -> Result<()> {
+    let flags = Flags { root: Some(root.to_owned()), config: config.map(Path::to_owned), host: None };
+    let engine = Engine::open(Config::load(&flags, &Environment::of_process())?)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let control = Control::new(std::io::stdin().as_fd().try_clone_to_owned()?)?;

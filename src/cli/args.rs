@@ -1,12 +1,19 @@
 //! The grammar of the command line, and what all commands share.
+//!
+//! Each noun has a file or a directory of its own with two enums: its grouped commands (`kiln image ls`) and those that docker
+//! also knows without the noun (`kiln images`). Both lead to the same arguments.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::client::{Client, Dialer, ENGINE_ROLE, Endpoint};
+use crate::config::{Config, Environment, Flags};
 use crate::error::Result;
+
+use super::{image, registry, system};
 
 /// Builds container images and runs them.
 #[derive(Debug, Parser)]
@@ -22,32 +29,65 @@ pub(super) struct Cli {
 #[derive(Debug, Args)]
 pub(super) struct Global {
     /// Directory that holds everything Kiln keeps
-    #[arg(long, global = true, env = "KILN_ROOT", value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub(super) root: Option<PathBuf>,
+    /// Configuration file to read instead of the usual ones
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub(super) config: Option<PathBuf>,
+    // Not for all subcommands: `history` has a -H of its own, as with docker.
     /// Engine to talk to: unix:///path or tcp://host:port
-    #[arg(short = 'H', long, global = true, value_name = "HOST")]
+    #[arg(short = 'H', long, value_name = "HOST", help_heading = "Global options")]
     pub(super) host: Option<String>,
 }
 
+/// All commands. A noun takes two lines here and two in [`Command::run`].
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Show the versions of the command and of the engine
-    Version(super::system::VersionArgs),
+    /// Manage images
+    #[command(subcommand)]
+    Image(image::Grouped),
+    #[command(flatten)]
+    ImageFlat(image::Flat),
+    #[command(flatten)]
+    Registry(registry::Flat),
+    /// Manage Kiln
+    #[command(subcommand)]
+    System(system::Grouped),
+    #[command(flatten)]
+    SystemFlat(system::Flat),
+}
+
+impl Command {
+    pub(super) async fn run(self, context: &Context) -> Result<ExitCode> {
+        match self {
+            Self::Image(command) => command.run(context).await,
+            Self::ImageFlat(command) => command.run(context).await,
+            Self::Registry(command) => command.run(context).await,
+            Self::System(command) => command.run(context).await,
+            Self::SystemFlat(command) => command.run(context).await,
+        }
+    }
 }
 
 /// What a command works with: the engine and the settings.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) client: Client,
+    pub(super) environment: Environment,
 }
 
 impl Context {
+    /// Reads the settings and prepares to speak to the engine: the one that was named, else a daemon at the default socket,
+    /// else an engine child.
     pub(super) fn new(global: &Global) -> Result<Self> {
-        let endpoint = match &global.host {
+        let environment = Environment::of_process();
+        let flags = Flags { config: global.config.clone(), root: global.root.clone(), host: global.host.clone() };
+        let config = Config::load(&flags, &environment)?;
+        let endpoint = match &config.host {
             Some(host) => host.parse()?,
-            None => Endpoint::Child(engine_args(global)),
+            None => default_endpoint(global, &config, &environment),
         };
-        Ok(Self { client: Client::new(Dialer::new(endpoint)?) })
+        Ok(Self { client: Client::new(Dialer::new(endpoint)?), environment })
     }
 
     /// Lets an engine child finish.
@@ -56,8 +96,21 @@ impl Context {
     }
 }
 
+/// A daemon is asked only when nothing says where things are to be kept: it may keep them elsewhere.
+fn default_endpoint(global: &Global, config: &Config, environment: &Environment) -> Endpoint {
+    let socket = environment.default_socket();
+    if global.root.is_none() && environment.path("KILN_ROOT").is_none() && answers(&socket) {
+        return Endpoint::Unix(socket);
+    }
+    Endpoint::Child(engine_args(&config.root, global.config.as_deref()))
+}
+
+fn answers(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
+}
+
 /// Returns the arguments that start an engine child.
-fn engine_args(global: &Global) -> Vec<String> {
-    let root = global.root.clone().unwrap_or_else(|| PathBuf::from("/var/lib/kiln"));
-    vec![ENGINE_ROLE.to_owned(), root.to_string_lossy().into_owned()]
+fn engine_args(root: &Path, config: Option<&Path>) -> Vec<std::ffi::OsString> {
+    let args = [Some(Path::new(ENGINE_ROLE)), Some(root), config];
+    args.into_iter().flatten().map(|arg| arg.as_os_str().to_owned()).collect()
 }

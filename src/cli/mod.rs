@@ -5,6 +5,8 @@
 mod args;
 mod container;
 pub mod format;
+mod image;
+mod registry;
 mod system;
 mod value;
 
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Cli, Command, Context};
+use args::{Cli, Context};
 
 use crate::error::Result;
 
@@ -40,11 +42,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let context = Context::new(&cli.global)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(async {
-        match cli.command {
-            Command::Version(args) => system::version(&context, args).await,
-        }
-    });
+    let result = runtime.block_on(cli.command.run(&context));
     context.close();
     result
 }

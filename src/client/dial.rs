@@ -1,5 +1,6 @@
 //! Opening byte streams to an engine: a daemon's unix or TCP socket, or an engine child of this process.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ pub enum Endpoint {
     /// A daemon's TCP address, `host:port`.
     Tcp(String),
     /// No daemon: this binary, started as an engine child with these arguments.
-    Child(Vec<String>),
+    Child(Vec<OsString>),
 }
 
 impl std::str::FromStr for Endpoint {
@@ -137,7 +138,7 @@ fn unavailable(address: &str, error: std::io::Error) -> Error {
 }
 
 impl EngineChild {
-    fn start(args: &[String]) -> Result<Self> {
+    fn start(args: &[OsString]) -> Result<Self> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         // Its own process group: Ctrl-C reaches this command alone, which then decides what to cancel.
         let process = Command::new("/proc/self/exe")

@@ -5,6 +5,8 @@
 
 mod dial;
 mod http;
+mod query;
 
 pub use dial::{Dialer, ENGINE_ROLE, Endpoint};
 pub use http::{Client, Hijacked, Lines};
+pub use query::Query;

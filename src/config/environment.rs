@@ -103,6 +103,16 @@ impl Environment {
         self.path("XDG_CONFIG_HOME").or_else(|| Some(self.path("HOME")?.join(".config")))
     }
 
+    /// Returns the socket a daemon listens on unless told otherwise: `/run/kiln.sock`, or one in an ordinary user's runtime
+    /// directory.
+    #[must_use]
+    pub fn default_socket(&self) -> PathBuf {
+        match (self.user, self.path("XDG_RUNTIME_DIR")) {
+            (User::Ordinary, Some(dir)) => dir.join("kiln.sock"),
+            _ => PathBuf::from("/run/kiln.sock"),
+        }
+    }
+
     /// Returns `$XDG_DATA_HOME`, by default `~/.local/share`.
     #[must_use]
     pub fn data_home(&self) -> Option<PathBuf> {

@@ -60,7 +60,7 @@ use registries::{Hosts, TransferFile};
 pub const SYSTEM_FILE: &str = "/etc/kiln/config.toml";
 
 /// The root directory of the system's user root.
-const SYSTEM_ROOT: &str = "/var/lib/kiln";
+pub const SYSTEM_ROOT: &str = "/var/lib/kiln";
 
 /// What flags say; each wins over everything else.
 #[derive(Clone, Debug, Default)]

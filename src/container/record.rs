@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 use super::config::Config;
 use crate::error::{Error, Result};
 use crate::state::Schema;
+use crate::store::Roots;
 
 /// The table of containers.
 pub const SCHEMA: Schema = Schema {
@@ -221,6 +222,18 @@ pub fn all(connection: &Connection) -> Result<Vec<Record>> {
     let mut statement = connection.prepare_cached(&sql)?;
     let rows = statement.query_map([], |row| Ok(from_row(row)))?;
     rows.map(|record| record?).collect()
+}
+
+/// Adds the writable layers of all containers to the roots of a collection.
+///
+/// # Errors
+/// When the database fails.
+pub fn add_roots(connection: &Connection, roots: &mut Roots) -> Result<()> {
+    let mut statement = connection.prepare_cached("SELECT snapshot FROM containers")?;
+    for active in statement.query_map([], |row| row.get(0))? {
+        roots.actives.push(active?);
+    }
+    Ok(())
 }
 
 /// Stores what a container is doing now.

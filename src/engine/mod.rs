@@ -7,12 +7,27 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rusqlite::Connection;
+
 pub use control::Control;
 
+use crate::config::{Config, SYSTEM_ROOT};
 use crate::error::Result;
+use crate::image::Images;
+use crate::network::{self, Network};
+use crate::registry::Client;
 use crate::solver::session::Sessions;
-use crate::state::Root;
+use crate::state::{Root, Schema};
+use crate::store::{Freed, Roots, Store};
 use crate::task::{Clock, Tasks};
+use crate::{container, image, solver, store};
+
+/// The tables of all modules.
+const SCHEMAS: &[Schema] =
+    &[store::SCHEMA, image::record::SCHEMA, network::SCHEMA, solver::cache::SCHEMA, container::record::SCHEMA];
+
+/// How long what an interrupted download left is kept, to be resumed.
+const KEEP_PARTIAL: Duration = Duration::from_hours(24);
 
 /// Everything an API handler needs. Cloning gives another handle.
 #[derive(Clone, Debug)]
@@ -20,10 +35,14 @@ pub struct Engine(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    config: Config,
     root: Root,
     tasks: Tasks,
     clock: Clock,
     sessions: Sessions,
+    images: Images,
+    registry: Client,
+    network: Network,
 }
 
 impl Engine {
@@ -31,9 +50,27 @@ impl Engine {
     ///
     /// # Errors
     /// When the root cannot be opened; see [`Root::open`].
-    pub fn open(root: &Path) -> Result<Self> {
-        let root = Root::open(root, &[])?;
-        Ok(Self(Arc::new(Inner { root, tasks: Tasks::new(), clock: Clock::system(), sessions: Sessions::default() })))
+    pub fn open(config: Config) -> Result<Self> {
+        let clock = Clock::system();
+        let root = Root::open(&config.root, SCHEMAS)?;
+        let store = Store::open(root.clone(), clock, None)?;
+        let network = Network::open(root.clone(), clock, network_config(root.path()))?;
+        Ok(Self(Arc::new(Inner {
+            images: Images::new(store, clock),
+            registry: Client::new(config.registries.clone()),
+            config,
+            root,
+            tasks: Tasks::new(),
+            clock,
+            sessions: Sessions::default(),
+            network,
+        })))
+    }
+
+    /// Returns the settings.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.0.config
     }
 
     /// Returns the root directory.
@@ -48,6 +85,30 @@ impl Engine {
         self.0.clock
     }
 
+    /// Returns the store.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        self.0.images.store()
+    }
+
+    /// Returns the images.
+    #[must_use]
+    pub fn images(&self) -> &Images {
+        &self.0.images
+    }
+
+    /// Returns the registry client, without credentials; [`Client::session`] gives it some.
+    #[must_use]
+    pub fn registry(&self) -> &Client {
+        &self.0.registry
+    }
+
+    /// Returns the networks.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.0.network
+    }
+
     /// Returns the open build sessions.
     #[must_use]
     pub fn sessions(&self) -> &Sessions {
@@ -60,8 +121,31 @@ impl Engine {
         &self.0.tasks
     }
 
+    /// Removes from the store what no image, build or container needs and nobody is using. Blocking.
+    ///
+    /// # Errors
+    /// When the database or the file system fails; what could not be removed is tried again by the next call.
+    pub fn collect(&self) -> Result<Freed> {
+        self.store().collect(KEEP_PARTIAL, |connection| self.roots(connection))
+    }
+
+    /// Gathers what has to stay, in the transaction of a collection. Each subsystem that keeps things adds a line.
+    fn roots(&self, connection: &Connection) -> Result<Roots> {
+        let mut roots = Roots::default();
+        self.images().add_roots(connection, &mut roots)?;
+        solver::cache::add_roots(connection, &mut roots)?;
+        container::record::add_roots(connection, &mut roots)?;
+        Ok(roots)
+    }
+
     /// Cancels what is running and waits for it, at most `grace`.
     pub async fn shutdown(&self, grace: Duration) {
         self.0.tasks.shutdown(grace).await;
     }
+}
+
+/// The root that is used when none is named has the plain names in the kernel; others have names of their own.
+fn network_config(root: &Path) -> network::Config {
+    let naming = if root == Path::new(SYSTEM_ROOT) { network::Naming::Default } else { network::Naming::ByPath };
+    network::Config { naming, ..network::Config::default() }
 }
