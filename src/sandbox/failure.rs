@@ -33,7 +33,7 @@ impl fmt::Display for NotStarted {
 
 impl std::error::Error for NotStarted {}
 
-/// Returns the exit code `run` has after an error of [`super::spawn`] or [`super::exec`]: 125, 126 or 127.
+/// Returns the exit code `run` has after an error of [`super::spawn`] or [`super::exec()`]: 125, 126 or 127.
 #[must_use]
 pub fn exit_code(error: &Error) -> u8 {
     error.cause::<NotStarted>().map_or(125, NotStarted::exit_code)

@@ -2,7 +2,7 @@
 //!
 //! [`spawn`] prepares everything (mounts, descriptors, filters, strings) in this process, clones one process into its
 //! namespaces, and lets it carry out an ordered list of kernel steps up to executing the command: no helper process, no second
-//! executable. [`exec`] runs a further process in a sandbox. Build steps and containers use the same two functions.
+//! executable. [`exec()`] runs a further process in a sandbox. Build steps and containers use the same two functions.
 //!
 //! It makes neither root file systems nor networks, keeps no records, copies no output, and sets nothing up on the host
 //! besides control groups. Linux 5.12 is needed (`mount_setattr`); cgroup v1, hybrid and v2 all work.

@@ -76,7 +76,7 @@ pub struct Process {
     pub seccomp: Seccomp,
     /// The `AppArmor` profile, which must be loaded. Ignored on a host without `AppArmor`, as Docker does.
     pub apparmor: Option<String>,
-    /// Limits of resources (see [`super::rlimit`]); others are inherited.
+    /// Limits of resources (see `super::rlimit`); others are inherited.
     pub rlimits: Vec<(Resource, Rlimit)>,
     /// How eagerly the kernel kills it when memory runs out, -1000 to 1000; `None` inherits.
     pub oom_score_adj: Option<i32>,

@@ -21,7 +21,7 @@ pub struct Dockerfile {
     pub global_arguments: Vec<GlobalArguments>,
     /// The stages, in order; at least one.
     pub stages: Vec<Stage>,
-    /// Findings of checks that need nothing but the file. `# check=` is not applied yet: [`crate::lower`] does that.
+    /// Findings of checks that need nothing but the file. `# check=` is not applied yet: [`crate::lower()`] does that.
     pub warnings: Vec<Diagnostic>,
 }
 

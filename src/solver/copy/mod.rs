@@ -1,7 +1,7 @@
 //! Copies: choosing files in a tree, hashing them, and writing them into a layer.
 //!
-//! [`select`] finds what a COPY takes (paths, patterns, ignore rules) and hashes it; the hash becomes part of the step's key.
-//! Only when the step must run, [`write`] copies the selection, without looking for the files again.
+//! [`select()`] finds what a COPY takes (paths, patterns, ignore rules) and hashes it; the hash becomes part of the step's key.
+//! Only when the step must run, `write` copies the selection, without looking for the files again.
 
 mod entry;
 mod listing;

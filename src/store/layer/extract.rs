@@ -2,7 +2,7 @@
 //!
 //! Every component of every path is opened in the directory before it and never followed by the kernel; symbolic links on the
 //! way are resolved here, within the root, as containerd does. A layer is unpacked into *upper form* without looking at the
-//! layers below it, so that the layers of an image unpack in parallel; what that leaves open is settled by [`super::settle`].
+//! layers below it, so that the layers of an image unpack in parallel; what that leaves open is settled by [`super::settle()`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{CStr, CString};

@@ -186,7 +186,7 @@ pub struct Need {
     pub suggestion: Option<String>,
 }
 
-/// The answer of [`crate::lower`].
+/// The answer of [`crate::lower()`].
 #[derive(Debug)]
 pub enum Outcome {
     /// These images must be resolved; then call again, with all images so far.

@@ -1,7 +1,7 @@
 //! The parser: a file becomes stages and instructions, or a list of all that is wrong with it.
 //!
 //! Everything that needs no build arguments and no images is checked here, in all stages. What the instructions mean
-//! together is [`crate::lower`]'s business.
+//! together is [`crate::lower()`]'s business.
 
 mod flags;
 mod instructions;

@@ -1,7 +1,7 @@
 //! Shell words: quotes, escapes and the expansion of `$variables`, as the language defines them.
 //!
 //! This is not a shell: there are no commands, no arithmetic and no file names. Splitting an instruction into words is
-//! [`crate::split`]'s business; here one word (or a whole text) becomes its value.
+//! `split`'s business; here one word (or a whole text) becomes its value.
 
 mod pattern;
 mod variables;
