@@ -168,6 +168,19 @@ fn modules_import_only_what_the_table_lists() {
 }
 
 #[test]
+fn the_map_shows_the_same_table() {
+    let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
+    let map = std::fs::read_to_string(map).unwrap();
+    let rows = map.lines().filter(|line| line.starts_with("| `")).map(|line| {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let imports = cells[3].split(", ").filter(|name| *name != "-").collect::<Vec<_>>();
+        (cells[1].trim_matches('`'), imports)
+    });
+    let table: Vec<_> = LAYERS.iter().map(|(module, imports)| (*module, imports.to_vec())).collect();
+    assert_eq!(rows.collect::<Vec<_>>(), table);
+}
+
+#[test]
 fn unsafe_code_spawning_and_the_clock_stay_where_they_belong() {
     let rules: &[(&[&str], &[&str])] = &[
         (&["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"], &["sys"]),
