@@ -1,1 +1,1 @@
-
+//! What the store promises, on real directories, devices and files.
