@@ -3,6 +3,8 @@
 //! They are bollard's generated models of the published API description; what that description leaves open (streams of
 //! progress messages, error bodies) is added here. Only `api`, `client` and `cli` see them: domain types are converted.
 
+pub mod build;
+
 pub use bollard_stubs::models::*;
 
 use serde::{Deserialize, Serialize};

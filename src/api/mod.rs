@@ -15,10 +15,9 @@ pub use serve::{Peer, Server};
 pub use version::ApiVersion;
 
 use axum::Router;
-use axum::routing::{any, get, post};
+use axum::routing::{any, get};
 
 use crate::engine::Engine;
-use crate::error::Error;
 
 /// What handlers return: an answer, or an error with its status.
 type Answer<T> = Result<T, ApiError>;
@@ -29,13 +28,8 @@ pub fn router(engine: Engine) -> Router {
         .route("/_ping", get(system::ping).head(system::ping))
         .route("/version", get(system::version))
         .route("/info", get(system::info))
-        .route("/session", post(build::session::session))
-        .fallback(any(page_not_found))
-        .method_not_allowed_fallback(page_not_found)
+        .merge(build::routes(&engine))
+        .fallback(any(build::unknown))
+        .method_not_allowed_fallback(build::unknown)
         .with_state(engine)
-}
-
-/// moby answers unknown paths and wrong methods alike.
-async fn page_not_found() -> ApiError {
-    ApiError::from(Error::not_found("page not found"))
 }

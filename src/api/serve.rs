@@ -8,7 +8,7 @@ use axum::extract::Extension;
 use axum::http::{HeaderValue, Request, Response, Uri, header};
 use axum::response::IntoResponse as _;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower::ServiceExt as _;
 
@@ -25,6 +25,22 @@ pub enum Peer {
     Parent,
     /// Anybody who may open the daemon's socket.
     Client,
+}
+
+/// Runs the streams of HTTP/2 connections as tasks that are joined before the engine exits.
+#[derive(Clone, Debug)]
+pub(super) struct Executor(Tasks);
+
+impl Executor {
+    pub(super) fn new(tasks: Tasks) -> Self {
+        Self(tasks)
+    }
+}
+
+impl<F: Future<Output: Send + 'static> + Send + 'static> hyper::rt::Executor<F> for Executor {
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
 }
 
 /// Serves one engine on any number of connections. Cloning gives another handle.
@@ -47,8 +63,9 @@ impl Server {
         let router = self.router.clone().layer(Extension(peer));
         let service = hyper::service::service_fn(move |request| handle(router.clone(), request));
         let stopping = self.tasks.stopping();
+        let executor = Executor::new(self.tasks.clone());
         self.tasks.spawn(async move {
-            let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            let builder = hyper_util::server::conn::auto::Builder::new(executor);
             // How a connection ends is the client's business: handlers are dropped with it, which cancels their work.
             tokio::select! {
                 _ = builder.serve_connection_with_upgrades(TokioIo::new(io), service) => {}

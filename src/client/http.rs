@@ -23,6 +23,9 @@ const VERSION: &str = "v1.51";
 /// The largest JSON answer that is read into memory.
 const MAX_JSON: usize = 256 << 20;
 
+/// The largest headers of a gRPC answer, in bytes.
+const MAX_HEADERS: u32 = 16 << 20;
+
 /// A client of one engine. Cloning gives another handle to the same connections.
 #[derive(Clone, Debug)]
 pub struct Client(Arc<Inner>);
@@ -181,6 +184,8 @@ impl Client {
             }
         });
         tonic::transport::Endpoint::from_static("http://kiln")
+            // The details of an error hold sources and travel in a header.
+            .http2_max_header_list_size(MAX_HEADERS)
             .connect_with_connector(connector)
             .await
             .map_err(|error| Error::unavailable("open the engine's build service").with_source(error))

@@ -3,10 +3,14 @@
 //! The command line only ever holds byte streams that speak the Engine API: to a daemon's socket, or to an engine child it
 //! started itself. This module opens such streams, sends requests over them, and upgrades them for attach, sessions and gRPC.
 
+mod build;
 mod dial;
 mod http;
 mod query;
+mod session;
 
+pub use build::{Builder, Refused, Statuses};
 pub use dial::{Dialer, ENGINE_ROLE, Endpoint};
 pub use http::{Client, Hijacked, Lines};
 pub use query::Query;
+pub use session::{Lookup, Offer, Session};

@@ -17,6 +17,7 @@ use crate::image::Images;
 use crate::network::{self, Network};
 use crate::registry::Client;
 use crate::solver::session::Sessions;
+use crate::solver::{Deps, Solver};
 use crate::state::{Root, Schema};
 use crate::store::{Freed, Roots, Store};
 use crate::task::{Clock, Tasks};
@@ -43,6 +44,7 @@ struct Inner {
     images: Images,
     registry: Client,
     network: Network,
+    solver: Solver,
 }
 
 impl Engine {
@@ -55,16 +57,19 @@ impl Engine {
         let root = Root::open(&config.root, SCHEMAS)?;
         let store = Store::open(root.clone(), clock, None)?;
         let network = Network::open(root.clone(), clock, network_config(root.path()))?;
-        Ok(Self(Arc::new(Inner {
-            images: Images::new(store, clock),
-            registry: Client::new(config.registries.clone()),
-            config,
-            root,
-            tasks: Tasks::new(),
+        let images = Images::new(store.clone(), clock);
+        let registry = Client::new(config.registries.clone());
+        let (tasks, sessions) = (Tasks::new(), Sessions::default());
+        let solver = Solver::open(Deps {
+            store,
+            images: images.clone(),
+            network: network.clone(),
+            registry: registry.clone(),
+            sessions: sessions.clone(),
+            tasks: tasks.clone(),
             clock,
-            sessions: Sessions::default(),
-            network,
-        })))
+        })?;
+        Ok(Self(Arc::new(Inner { config, root, tasks, clock, sessions, images, registry, network, solver })))
     }
 
     /// Returns the settings.
@@ -107,6 +112,12 @@ impl Engine {
     #[must_use]
     pub fn network(&self) -> &Network {
         &self.0.network
+    }
+
+    /// Returns the solver.
+    #[must_use]
+    pub fn solver(&self) -> &Solver {
+        &self.0.solver
     }
 
     /// Returns the open build sessions.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, Request, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 
 use crate::api::Answer;
@@ -45,7 +45,7 @@ pub(in crate::api) fn switching_protocols(protocol: &'static str) -> Response<Bo
 }
 
 fn announced(headers: &HeaderMap) -> Result<(String, HashSet<String>)> {
-    let text = |value: &axum::http::HeaderValue| value.to_str().map(str::to_owned).ok();
+    let text = |value: &HeaderValue| value.to_str().map(str::to_owned).ok();
     let id = headers.get(ID).and_then(text).filter(|id| !id.is_empty());
     let id = id.ok_or_else(|| Error::invalid(format!("the header {ID} is missing")))?;
     Ok((id, headers.get_all(METHOD).iter().filter_map(text).collect()))
@@ -58,7 +58,7 @@ async fn channel(
     let (end, closed) = tokio::sync::oneshot::channel();
     let mut connection = Some(Watched { io: TokioIo::new(upgraded), _end: end });
     // The channel asks for a second connection when the first breaks: there is none.
-    let connector = tower::service_fn(move |_: axum::http::Uri| {
+    let connector = tower::service_fn(move |_: Uri| {
         let io = connection.take().ok_or_else(|| std::io::Error::from(std::io::ErrorKind::ConnectionAborted));
         async move { io.map(TokioIo::new) }
     });

@@ -1,0 +1,271 @@
+//! The service `moby.buildkit.v1.Control`.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use kiln_graph::Platform;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert;
+use super::running::{Builds, Watching};
+use crate::api::serve::Peer;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::solver::{CacheKind, CacheRecord, PruneFilter, Solver};
+use crate::task;
+use crate::types::build::control_server;
+use crate::types::build::types::{BuildkitVersion, WorkerRecord};
+use crate::types::build::{
+    BuildHistoryEvent, BuildHistoryRequest, BytesMessage, DiskUsageRequest, DiskUsageResponse, InfoRequest,
+    InfoResponse, ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse, StatusRequest,
+    StatusResponse, UpdateBuildHistoryRequest, UpdateBuildHistoryResponse, UsageRecord, pb,
+};
+
+/// The service. It holds the builds of its engine.
+#[derive(Debug)]
+pub(super) struct Control {
+    engine: Engine,
+    builds: Builds,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Control {
+    /// Makes the service of an engine.
+    pub(super) fn new(engine: Engine) -> Self {
+        let builds = Builds::new(engine.clock());
+        Self { engine, builds }
+    }
+
+    async fn build(&self, request: SolveRequest, peer: Peer) -> Result<SolveResponse, Status> {
+        let reference = request.r#ref.clone();
+        let request = convert::build_request(request, peer).map_err(|error| convert::refusal(&error))?;
+        let running = self.builds.begin(&reference).map_err(|error| convert::refusal(&error))?;
+        // Dropping this future, when the client goes, cancels the build and ends its report.
+        let built = Box::pin(self.engine.solver().build(request, running.progress().clone())).await;
+        drop(running);
+        match built {
+            Ok(built) => Ok(SolveResponse { exporter_response: built.response.into_iter().collect() }),
+            Err(failure) => Err(convert::failure(&failure)),
+        }
+    }
+}
+
+/// Writes the reports of a build until it ends.
+fn statuses(watching: Watching) -> Answers<StatusResponse> {
+    let batches = stream::try_unfold(watching, |mut watching| async {
+        match watching.next().await {
+            Ok(Some(events)) => Ok(Some((stream::iter(convert::responses(events)).map(Ok), watching))),
+            Ok(None) => Ok(None),
+            Err(error) => Err(convert::refusal(&error)),
+        }
+    });
+    Box::pin(batches.try_flatten())
+}
+
+fn unimplemented<T>(method: &str) -> Result<Response<T>, Status> {
+    Err(Status::unimplemented(format!("moby.buildkit.v1.Control/{method} is not there yet")))
+}
+
+#[tonic::async_trait]
+impl control_server::Control for Control {
+    type PruneStream = Answers<UsageRecord>;
+    type StatusStream = Answers<StatusResponse>;
+    type SessionStream = Answers<BytesMessage>;
+    type ListenBuildHistoryStream = Answers<BuildHistoryEvent>;
+
+    async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
+        let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::Client);
+        self.build(request.into_inner(), peer).await.map(Response::new)
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
+        let reference = request.into_inner().r#ref;
+        Ok(Response::new(statuses(self.builds.watch(&reference))))
+    }
+
+    async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Result<Response<ListWorkersResponse>, Status> {
+        Ok(Response::new(ListWorkersResponse { record: vec![worker()] }))
+    }
+
+    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        Ok(Response::new(InfoResponse { buildkit_version: Some(version()) }))
+    }
+
+    async fn disk_usage(&self, request: Request<DiskUsageRequest>) -> Result<Response<DiskUsageResponse>, Status> {
+        let request = request.into_inner();
+        let select = Selection::parse(&request.filter, request.age_limit).map_err(|error| convert::refusal(&error))?;
+        let solver = self.engine.solver().clone();
+        let records = task::blocking(move || solver.usage()).await.map_err(|error| convert::refusal(&error))?;
+        let now_ns = self.engine.clock().now_ns();
+        let records = records.into_iter().filter(|record| select.takes(record, now_ns));
+        Ok(Response::new(DiskUsageResponse { record: records.map(convert::usage).collect() }))
+    }
+
+    async fn prune(&self, request: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
+        let request = request.into_inner();
+        let solver = self.engine.solver().clone();
+        let now_ns = self.engine.clock().now_ns();
+        let pruned = task::blocking(move || prune(&solver, &request, now_ns)).await;
+        let pruned = pruned.map_err(|error| convert::refusal(&error))?;
+        Ok(Response::new(Box::pin(stream::iter(pruned).map(|record| Ok(convert::usage(record))))))
+    }
+
+    async fn session(&self, _: Request<Streaming<BytesMessage>>) -> Result<Response<Self::SessionStream>, Status> {
+        unimplemented("Session")
+    }
+
+    async fn listen_build_history(
+        &self,
+        _: Request<BuildHistoryRequest>,
+    ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
+        unimplemented("ListenBuildHistory")
+    }
+
+    async fn update_build_history(
+        &self,
+        _: Request<UpdateBuildHistoryRequest>,
+    ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
+        unimplemented("UpdateBuildHistory")
+    }
+}
+
+fn version() -> BuildkitVersion {
+    BuildkitVersion {
+        package: "kiln".to_owned(),
+        version: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
+        revision: String::new(),
+    }
+}
+
+fn worker() -> WorkerRecord {
+    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let label = |name: &str, value: &str| (format!("org.mobyproject.buildkit.worker.{name}"), value.to_owned());
+    let host = Platform::host().normalized();
+    WorkerRecord {
+        id: "kiln".to_owned(),
+        labels: HashMap::from([
+            label("executor", "kiln"),
+            label("hostname", &hostname),
+            label("network", "bridge"),
+            label("oci.process-mode", "sandbox"),
+        ]),
+        platforms: vec![pb::Platform {
+            architecture: host.architecture,
+            os: host.os,
+            variant: host.variant,
+            ..pb::Platform::default()
+        }],
+        gc_policy: Vec::new(),
+        buildkit_version: Some(version()),
+        cdi_devices: Vec::new(),
+    }
+}
+
+/// Which records of the build cache are meant.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Selection {
+    ids: Vec<String>,
+    kinds: Vec<CacheKind>,
+    unused_for: Option<Duration>,
+}
+
+impl Selection {
+    /// Reads filters as `id=..` and `type=..`, with one or two equal signs or `~=`; an age is in nanoseconds.
+    fn parse(filters: &[String], age_ns: i64) -> Result<Self> {
+        let mut selection = Self::default();
+        for filter in filters.iter().flat_map(|filter| filter.split(',')) {
+            let Some((key, value)) = filter.split_once('=') else {
+                return Err(Error::invalid(format!("invalid filter {filter:?}: expected key=value")));
+            };
+            let (key, value) = (key.trim_end_matches('~'), value.trim_start_matches('='));
+            match (key, value) {
+                ("id", id) => selection.ids.push(id.to_owned()),
+                ("type", "regular") => selection.kinds.push(CacheKind::Regular),
+                ("type", "exec.cachemount") => selection.kinds.push(CacheKind::CacheMount),
+                ("type", other) => {
+                    let known = "regular and exec.cachemount";
+                    return Err(Error::invalid(format!(
+                        "no record of the build cache has type {other:?}, only {known}"
+                    )));
+                }
+                _ => return Err(Error::unsupported(format!("the build cache cannot be filtered by {key:?}"))),
+            }
+        }
+        let age = u64::try_from(age_ns).ok().filter(|age| *age > 0);
+        selection.unused_for = age.map(Duration::from_nanos);
+        Ok(selection)
+    }
+
+    fn takes(&self, record: &CacheRecord, now_ns: i64) -> bool {
+        let unused = now_ns.saturating_sub(record.used_ns);
+        let old = self.unused_for.is_none_or(|age| u128::try_from(unused).is_ok_and(|unused| unused >= age.as_nanos()));
+        let id = self.ids.is_empty() || self.ids.iter().any(|id| record.id.starts_with(id));
+        old && id && (self.kinds.is_empty() || self.kinds.contains(&record.kind))
+    }
+}
+
+/// Forgets what a request selects: without `all`, only what no image needs.
+fn prune(solver: &Solver, request: &PruneRequest, now_ns: i64) -> Result<Vec<CacheRecord>> {
+    if request.min_free_space > 0 {
+        return Err(Error::unsupported("pruning up to an amount of free space is not supported yet"));
+    }
+    let selection = Selection::parse(&request.filter, request.keep_duration)?;
+    let keep = request.max_used_space.max(request.reserved_space);
+    let mut filter = PruneFilter {
+        ids: selection.ids.clone(),
+        kinds: selection.kinds.clone(),
+        unused_for: selection.unused_for,
+        keep_bytes: u64::try_from(keep).ok().filter(|keep| *keep > 0),
+    };
+    if !request.all {
+        let records = solver.usage()?.into_iter().filter(|record| !record.shared && selection.takes(record, now_ns));
+        filter.ids = records.map(|record| record.id).collect();
+        if filter.ids.is_empty() {
+            return Ok(Vec::new());
+        }
+    }
+    solver.prune(&filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str, kind: CacheKind, used_ns: i64) -> CacheRecord {
+        CacheRecord {
+            id: id.to_owned(),
+            kind,
+            description: String::new(),
+            size_bytes: 1,
+            created_ns: 0,
+            used_ns,
+            uses: 1,
+            in_use: false,
+            shared: false,
+        }
+    }
+
+    fn select(filters: &[&str], age_ns: i64) -> Result<Selection> {
+        Selection::parse(&filters.iter().map(|&filter| filter.to_owned()).collect::<Vec<_>>(), age_ns)
+    }
+
+    #[test]
+    fn filters_select_by_id_type_and_age() {
+        let mount = record("abc", CacheKind::CacheMount, 50);
+        assert!(select(&["type==exec.cachemount"], 0).unwrap().takes(&mount, 100));
+        assert!(!select(&["type=regular"], 0).unwrap().takes(&mount, 100));
+        assert!(select(&["id~=ab"], 50).unwrap().takes(&mount, 100));
+        assert!(!select(&["id=b"], 0).unwrap().takes(&mount, 100));
+        assert!(!select(&[], 51).unwrap().takes(&mount, 100));
+    }
+
+    #[test]
+    fn unknown_filters_are_refused_by_name() {
+        for (filter, word) in [("parents=x", "parents"), ("type=source.git", "source.git"), ("mutable", "mutable")] {
+            assert!(select(&[filter], 0).unwrap_err().to_string().contains(word));
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Between BuildKit's messages and the solver's types.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+
+use crate::api::serve::Peer;
+use crate::error::{Error, Kind, Result};
+use crate::solver::progress::{Event, Status, VertexState, Warning};
+use crate::solver::{BuildRequest, CacheRecord, Exporter, Failure, Place};
+use crate::types::build::{
+    CacheOptions, DOCKERFILE, Detail, LOCAL_PREFIX, OWN_PREFIX, SolveRequest, SourceDetail, SourceFinding,
+    SourcePosition, SourceRange, SourceText, StatusResponse, UsageRecord, Vertex, VertexDetail, VertexLog,
+    VertexStatus, VertexWarning, encode_details, pb, timestamp,
+};
+
+/// Log bytes after which events go on in another message.
+const MESSAGE_BYTES: usize = 1 << 20;
+
+/// A longer source is left out of an error's details: they travel in a header.
+const MAX_SOURCE_BYTES: usize = 256 << 10;
+
+/// Reads what is to be built.
+///
+/// # Errors
+/// `Unsupported` naming what is asked for and not there; `Forbidden` for directories of this host, which only the command
+/// that started the engine may name.
+pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRequest> {
+    refuse_unsupported(&request)?;
+    let mut attrs: BTreeMap<String, String> = request.frontend_attrs.into_iter().collect();
+    let own = attrs.keys().any(|key| key.starts_with(OWN_PREFIX));
+    if own && peer != Peer::Parent {
+        return Err(Error::forbidden(format!(
+            "attributes that begin with {OWN_PREFIX} are for the command that started the engine"
+        )));
+    }
+    if peer != Peer::Parent {
+        return Err(Error::unsupported(
+            "builds of other clients are not there yet: the engine cannot fetch their files (FileSync)",
+        ));
+    }
+    let dockerfile = attrs.remove(DOCKERFILE).map(|text| STANDARD.decode(text)).transpose();
+    let dockerfile = dockerfile.map_err(|_| Error::invalid(format!("{DOCKERFILE} is not base64")))?;
+    let locals = take_locals(&mut attrs)?;
+    if let Some(key) = attrs.keys().find(|key| key.starts_with(OWN_PREFIX)) {
+        return Err(Error::invalid(format!("unknown attribute {key}")));
+    }
+    let exporters = match (request.exporters, request.exporter_deprecated) {
+        (exporters, kind) if exporters.is_empty() && !kind.is_empty() => {
+            vec![Exporter { kind, attrs: request.exporter_attrs_deprecated.into_iter().collect() }]
+        }
+        (exporters, _) => exporters.into_iter().map(exporter).collect(),
+    };
+    Ok(BuildRequest {
+        frontend: request.frontend,
+        attrs,
+        session: (!request.session.is_empty()).then_some(request.session),
+        exporters,
+        locals,
+        dockerfile,
+        entitlements: request.entitlements,
+    })
+}
+
+fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
+    let caches = |cache: &CacheOptions| {
+        let exports = !cache.exports.is_empty() || !cache.export_ref_deprecated.is_empty();
+        (exports, !cache.imports.is_empty() || !cache.import_refs_deprecated.is_empty())
+    };
+    let (exports, imports) = request.cache.as_ref().map(caches).unwrap_or_default();
+    let refused = [
+        (request.definition.is_some(), "building from LLB (SolveRequest.Definition)"),
+        (request.frontend.is_empty() && request.definition.is_none(), "a frontend on the client's side (LLBBridge)"),
+        (exports, "exporting the build cache (--cache-to)"),
+        (imports, "importing a build cache (--cache-from)"),
+        (!request.frontend_inputs.is_empty(), "inputs for the frontend (SolveRequest.FrontendInputs)"),
+        (request.source_policy.is_some(), "source policies (SolveRequest.SourcePolicy)"),
+        (!request.source_policy_session.is_empty(), "source policies (SolveRequest.SourcePolicySession)"),
+        (request.enable_session_exporter, "exporters of the session (SolveRequest.EnableSessionExporter)"),
+    ];
+    match refused.iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(Error::unsupported(format!("{what} is not supported yet"))),
+        None => Ok(()),
+    }
+}
+
+fn take_locals(attrs: &mut BTreeMap<String, String>) -> Result<BTreeMap<String, PathBuf>> {
+    let keys: Vec<String> = attrs.keys().filter(|key| key.starts_with(LOCAL_PREFIX)).cloned().collect();
+    let mut locals = BTreeMap::new();
+    for key in keys {
+        let path = PathBuf::from(attrs.remove(&key).unwrap_or_default());
+        if !path.is_absolute() {
+            return Err(Error::invalid(format!("{key} is not an absolute path: {}", path.display())));
+        }
+        locals.insert(key[LOCAL_PREFIX.len()..].to_owned(), path);
+    }
+    Ok(locals)
+}
+
+fn exporter(exporter: crate::types::build::Exporter) -> Exporter {
+    Exporter { kind: exporter.r#type, attrs: exporter.attrs.into_iter().collect() }
+}
+
+/// Writes events, in as many messages as their logs need.
+pub(super) fn responses(events: Vec<Event>) -> Vec<StatusResponse> {
+    let mut responses = vec![StatusResponse::default()];
+    let mut log_bytes = 0;
+    for event in events {
+        if log_bytes > MESSAGE_BYTES {
+            responses.push(StatusResponse::default());
+            log_bytes = 0;
+        }
+        let response = responses.last_mut().expect("it is never empty");
+        match event {
+            Event::Vertex(vertex) => response.vertexes.push(self::vertex(vertex)),
+            Event::Status(status) => response.statuses.push(self::status(status)),
+            Event::Log { vertex, stream, data, time_ns } => {
+                log_bytes += data.len();
+                response.logs.push(VertexLog {
+                    vertex: vertex.to_string(),
+                    timestamp: Some(timestamp(time_ns)),
+                    stream: i64::from(stream),
+                    msg: data.to_vec(),
+                });
+            }
+            Event::Warning(warning) => response.warnings.push(self::warning(warning)),
+        }
+    }
+    responses
+}
+
+fn vertex(vertex: VertexState) -> Vertex {
+    Vertex {
+        digest: vertex.digest.to_string(),
+        inputs: vertex.inputs.iter().map(ToString::to_string).collect(),
+        name: vertex.name,
+        cached: vertex.cached,
+        started: vertex.started_ns.map(timestamp),
+        completed: vertex.completed_ns.map(timestamp),
+        error: vertex.error.unwrap_or_default(),
+        progress_group: None,
+    }
+}
+
+fn status(status: Status) -> VertexStatus {
+    VertexStatus {
+        name: status.id.clone(),
+        id: status.id,
+        vertex: status.vertex.to_string(),
+        current: signed(status.current),
+        total: signed(status.total),
+        timestamp: Some(timestamp(status.time_ns)),
+        started: Some(timestamp(status.started_ns)),
+        completed: status.completed_ns.map(timestamp),
+    }
+}
+
+fn warning(warning: Warning) -> VertexWarning {
+    let position = |line: u32| Some(pb::Position { line: line.try_into().unwrap_or(i32::MAX), character: 0 });
+    let range = |(first, last): &(u32, u32)| pb::Range { start: position(*first), end: position(*last) };
+    VertexWarning {
+        vertex: warning.vertex.to_string(),
+        level: 1,
+        short: warning.short.into_bytes(),
+        detail: Vec::new(),
+        url: warning.url,
+        info: warning.file.map(|(filename, text)| pb::SourceInfo {
+            filename,
+            data: text.into_bytes(),
+            definition: None,
+            language: "Dockerfile".to_owned(),
+        }),
+        ranges: warning.lines.iter().map(range).collect(),
+    }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Writes a failed build as a status with the step and the places in the sources among its details.
+pub(super) fn failure(failure: &Failure) -> tonic::Status {
+    let vertex = failure.vertex.map(|digest| Detail::Vertex(VertexDetail { digest: digest.to_string() }));
+    let places = failure.places.iter().map(|place| Detail::Source(source(place)));
+    let details: Vec<Detail> = places.chain(vertex).collect();
+    let (_, code, _) = failure.error.kind().codes();
+    let message = failure.error.to_string();
+    let encoded = Bytes::from(encode_details(code, &message, &details));
+    tonic::Status::with_details(code.into(), message, encoded)
+}
+
+/// Writes an error as a status.
+pub(super) fn refusal(error: &Error) -> tonic::Status {
+    tonic::Status::new(error.kind().codes().1.into(), error.to_string())
+}
+
+fn source(place: &Place) -> SourceDetail {
+    let text = place.file.text();
+    let data = if text.len() <= MAX_SOURCE_BYTES { text.as_bytes().to_vec() } else { Vec::new() };
+    let (first, last) = place.columns.map_or((0, 0), |(first, last)| (first.saturating_sub(1), last.saturating_sub(1)));
+    let (start_line, end_line) = place.lines;
+    SourceDetail {
+        info: SourceText { filename: place.file.name().to_owned(), data, language: "Dockerfile".to_owned() },
+        ranges: vec![SourceRange {
+            start: SourcePosition { line: start_line, character: first },
+            end: SourcePosition { line: end_line, character: last },
+        }],
+        finding: place
+            .finding
+            .as_ref()
+            .map(|finding| SourceFinding { message: finding.message.clone(), hint: finding.hint.clone() }),
+    }
+}
+
+/// Writes a record of the build cache.
+pub(super) fn usage(record: CacheRecord) -> UsageRecord {
+    UsageRecord {
+        id: record.id,
+        mutable: record.kind == crate::solver::CacheKind::CacheMount,
+        in_use: record.in_use,
+        size: signed(record.size_bytes),
+        created_at: Some(timestamp(record.created_ns)),
+        last_used_at: Some(timestamp(record.used_ns)),
+        usage_count: signed(record.uses),
+        description: record.description,
+        record_type: record.kind.as_str().to_owned(),
+        shared: record.shared,
+        ..UsageRecord::default()
+    }
+}
+
+/// Says whether an error is the client's own going away, which nobody needs to be told.
+pub(super) fn is_cancelled(error: &Error) -> bool {
+    error.kind() == Kind::Cancelled
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_graph::{Digest, SourceFile};
+
+    use super::*;
+    use crate::types::build::decode_details;
+
+    fn request(attrs: &[(&str, &str)]) -> SolveRequest {
+        let frontend_attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        SolveRequest { frontend: "dockerfile.v0".to_owned(), frontend_attrs, ..SolveRequest::default() }
+    }
+
+    #[test]
+    fn only_the_parent_may_name_directories_of_the_host() {
+        let attrs = [("kiln.local:context", "/srv/app"), ("target", "x"), ("kiln.dockerfile", "RlJPTSB4")];
+        let built = build_request(request(&attrs), Peer::Parent).unwrap();
+        assert_eq!(built.locals, BTreeMap::from([("context".to_owned(), PathBuf::from("/srv/app"))]));
+        assert_eq!(built.attrs, BTreeMap::from([("target".to_owned(), "x".to_owned())]));
+        assert_eq!(built.dockerfile.as_deref(), Some(&b"FROM x"[..]));
+        let refused = build_request(request(&attrs), Peer::Client).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Forbidden);
+        let refused = build_request(request(&[]), Peer::Client).unwrap_err();
+        assert!(refused.to_string().contains("FileSync"), "{refused}");
+    }
+
+    #[test]
+    fn bad_attributes_of_our_own_are_refused() {
+        for attrs in [[("kiln.local:context", "relative")], [("kiln.dockerfile", "!")], [("kiln.other", "x")]] {
+            assert_eq!(build_request(request(&attrs), Peer::Parent).unwrap_err().kind(), Kind::InvalidArgument);
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_by_name() {
+        let mut asked = request(&[]);
+        asked.cache = Some(CacheOptions {
+            imports: vec![crate::types::build::CacheOptionsEntry::default()],
+            ..CacheOptions::default()
+        });
+        let refused = build_request(asked, Peer::Parent).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Unsupported);
+        assert!(refused.to_string().contains("--cache-from"), "{refused}");
+        let refused = build_request(SolveRequest::default(), Peer::Parent).unwrap_err();
+        assert!(refused.to_string().contains("LLBBridge"), "{refused}");
+    }
+
+    #[test]
+    fn a_failure_carries_its_step_and_its_lines() {
+        let file = SourceFile::new("Dockerfile", "FROM x\nRUN false\n");
+        let place = Place { file, lines: (2, 2), columns: None, finding: None };
+        let vertex = Digest::of(b"v");
+        let status =
+            failure(&Failure { error: Error::invalid("exit code: 1"), vertex: Some(vertex), places: vec![place] });
+        assert_eq!((status.code(), status.message()), (tonic::Code::InvalidArgument, "exit code: 1"));
+        let details = decode_details(status.details());
+        let [Detail::Source(source), Detail::Vertex(failed)] = details.as_slice() else { panic!("{details:?}") };
+        assert_eq!((source.ranges[0].start.line, &failed.digest), (2, &vertex.to_string()));
+        assert_eq!(source.info.data, b"FROM x\nRUN false\n");
+    }
+
+    #[test]
+    fn much_output_goes_in_several_messages() {
+        let log = || Event::Log { vertex: Digest::of(b"v"), stream: 1, data: vec![b'x'; 700_000].into(), time_ns: 0 };
+        let responses = responses((0..6).map(|_| log()).collect());
+        assert_eq!(responses.iter().map(|response| response.logs.len()).collect::<Vec<_>>(), [2, 2, 2]);
+    }
+}
