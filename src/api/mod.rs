@@ -6,7 +6,11 @@
 mod build;
 mod containers;
 mod error;
+mod images;
+mod params;
+mod progress;
 mod serve;
+mod stream;
 mod system;
 mod version;
 
@@ -29,6 +33,7 @@ pub fn router(engine: Engine) -> Router {
         .route("/version", get(system::version))
         .route("/info", get(system::info))
         .merge(build::routes(&engine))
+        .merge(images::routes())
         .fallback(any(build::unknown))
         .method_not_allowed_fallback(build::unknown)
         .with_state(engine)

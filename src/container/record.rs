@@ -224,6 +224,16 @@ pub fn all(connection: &Connection) -> Result<Vec<Record>> {
     rows.map(|record| record?).collect()
 }
 
+/// Returns a container that uses an image, by the short form of its id, and whether it runs; a running one before others.
+///
+/// # Errors
+/// When the database fails.
+pub fn user_of_image(connection: &Connection, image: &Digest) -> Result<Option<(String, bool)>> {
+    let sql = "SELECT substr(id, 1, 12), state = 'running' FROM containers WHERE image_id = ?1 ORDER BY 2 DESC LIMIT 1";
+    let mut statement = connection.prepare_cached(sql)?;
+    Ok(statement.query_row([image.to_string()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+}
+
 /// Adds the writable layers of all containers to the roots of a collection.
 ///
 /// # Errors

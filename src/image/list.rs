@@ -46,7 +46,7 @@ impl Images {
     /// # Errors
     /// When the database fails.
     pub fn summary(&self, lease: &Lease, image: Image) -> Result<Summary> {
-        let size_bytes = self.layer_sizes(lease, &image)?.iter().sum();
+        let size_bytes = self.layer_sizes(lease, &image.config)?.iter().sum();
         Ok(Summary { record: image.record, config: image.config, size_bytes })
     }
 
@@ -55,7 +55,7 @@ impl Images {
     /// # Errors
     /// When the database fails.
     pub fn history(&self, lease: &Lease, image: &Image) -> Result<Vec<Layer>> {
-        let mut sizes = self.layer_sizes(lease, image)?.into_iter();
+        let mut sizes = self.layer_sizes(lease, &image.config)?.into_iter();
         let entries = image.config.history.iter().map(|history| {
             let size_bytes = if history.empty_layer { 0 } else { sizes.next().unwrap_or(0) };
             Layer { history: history.clone(), size_bytes }
@@ -63,9 +63,12 @@ impl Images {
         Ok(entries.collect())
     }
 
-    /// What each layer takes on the disk, unpacked or, where it is not, compressed.
-    fn layer_sizes(&self, lease: &Lease, image: &Image) -> Result<Vec<u64>> {
-        let rootfs = &image.config.rootfs;
+    /// Returns what each layer takes on the disk in bytes, the lowest first: unpacked or, where it is not, compressed. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn layer_sizes(&self, lease: &Lease, config: &ImageConfig) -> Result<Vec<u64>> {
+        let rootfs = &config.rootfs;
         let layers = rootfs.chain_ids().into_iter().zip(&rootfs.diff_ids);
         layers.map(|(chain_id, diff_id)| self.layer_size(lease, &chain_id, diff_id)).collect()
     }

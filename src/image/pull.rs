@@ -80,7 +80,9 @@ impl Images {
             unpacker: missing.contains(&index).then(|| (Arc::clone(&unpacker), index)),
             cancel: &cancel,
         });
-        let mut work = futures_util::stream::iter(layers.map(Fetch::run)).buffer_unordered(LAYERS);
+        // Collected, because the compiler cannot see that a stream that maps references to futures may change threads.
+        let layers: Vec<_> = layers.map(Fetch::run).collect();
+        let mut work = futures_util::stream::iter(layers).buffer_unordered(LAYERS);
         while let Some(result) = work.next().await {
             result.context(|| format!("pull {}", remote.name.familiar()))?;
         }

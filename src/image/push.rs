@@ -70,7 +70,7 @@ impl Images {
         let _stop = cancel.on_drop();
         let send =
             Send { images: self, lease, client, name: &name, mounts: &mounts, report, compression, cancel: &cancel };
-        let work = sources.into_iter().map(|source| send.layer(source));
+        let work: Vec<_> = sources.into_iter().map(|source| send.layer(source)).collect();
         let mut work = futures_util::stream::iter(work).buffered(LAYERS);
         let mut layers = Vec::new();
         while let Some(layer) = work.next().await {
