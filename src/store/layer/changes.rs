@@ -4,18 +4,19 @@
 //! noted the change, nor on detours (a file moved away and back, a directory removed and made again). So overlay and the
 //! copying driver find the same changes, and the layers made of them are the same byte for byte.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use rustix::buffer::spare_capacity;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::marks::{Marks, WHITEOUT, is_whiteout, keeps_xattr};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::store::tree::{
-    Attributes, Kind, MAX_DEPTH, Metadata, Name, Step, Time, Walk, Xattrs, display, list, open_dir, open_file,
+    Attributes, Found, Kind, MAX_DEPTH, Metadata, Name, Step, Time, Walk, Xattrs, display, list, open_dir, open_file,
     read_link, too_deep,
 };
 
@@ -127,10 +128,11 @@ pub(super) const INLINE: usize = 128 << 10;
 #[derive(Debug)]
 pub(super) struct Changes {
     root: Arc<OwnedFd>,
+    lower: Option<Arc<OwnedFd>>,
     form: Form,
     frames: Vec<Frame>,
     path: Vec<u8>,
-    /// Files that have several names within the tree; found out when it first matters.
+    /// See [`Self::linked`]; found out when it first matters.
     linked: OnceLock<HashSet<u64>>,
 }
 
@@ -168,10 +170,11 @@ impl Changes {
         let changed = Attributes { mtime: below.mtime, ..attributes.clone() } != below;
         let replaces = lower.is_some();
         let directory = Directory { path: Vec::new(), metadata, attributes, changed, replaces, opaque: false };
-        let mut changes =
-            Self { root: Arc::clone(&root), form, frames: Vec::new(), path: Vec::new(), linked: OnceLock::new() };
+        let lower = lower.map(Arc::new);
+        let (frames, path, linked) = (Vec::new(), Vec::new(), OnceLock::new());
+        let mut changes = Self { root: Arc::clone(&root), lower: lower.clone(), form, frames, path, linked };
         let whole = matches!(form, Form::Whole(_));
-        changes.enter(root, lower.map(Arc::new), whole).context(context)?;
+        changes.enter(root, lower, whole).context(context)?;
         Ok((changes, directory))
     }
 
@@ -307,23 +310,60 @@ impl Changes {
         Ok(if lies_below || all_count { Loaded::Gone(*metadata) } else { Loaded::Same(*metadata) })
     }
 
-    /// The files that have several names within the tree. A file that is as below still belongs to the layer when another
+    /// The files that got a name they do not have below. A file that is as below still belongs to the layer when another
     /// name in the layer is a link to it.
     fn linked(&self) -> Result<&HashSet<u64>> {
         if let Some(linked) = self.linked.get() {
             return Ok(linked);
         }
-        let (mut once, mut linked) = (HashSet::new(), HashSet::new());
+        let (mut once, mut several) = (HashSet::new(), HashSet::new());
+        self.each_file(|found| {
+            if !once.insert(found.inode) {
+                several.insert(found.inode);
+            }
+            Ok(())
+        })?;
+        drop(once);
+        // Of each such file, the one below that all of its names stand for.
+        let mut below: HashMap<u64, Option<u64>> = HashMap::new();
+        if let Some(lower) = self.lower.as_ref().filter(|_| !several.is_empty()) {
+            self.each_file(|found| {
+                if several.contains(&found.inode) {
+                    let same = beneath(lower, &found.path)?.map(|metadata| metadata.inode.number);
+                    let known = below.entry(found.inode).or_insert(same);
+                    *known = known.filter(|known| Some(*known) == same);
+                }
+                Ok(())
+            })?;
+        }
+        several.retain(|inode| below.get(inode).is_none_or(Option::is_none));
+        Ok(self.linked.get_or_init(|| several))
+    }
+
+    fn each_file(&self, mut visit: impl FnMut(&Found) -> Result<()>) -> Result<()> {
         let root = open_dir(self.root.as_fd(), c".").context(|| "read the root of a layer")?;
         let mut walk = Walk::new(root)?;
         while let Some(step) = walk.step()? {
-            if let Step::Pass(found) = step
-                && !once.insert(found.inode)
-            {
-                linked.insert(found.inode);
+            if let Step::Pass(found) = step {
+                visit(&found)?;
             }
         }
-        Ok(self.linked.get_or_init(|| linked))
+        Ok(())
+    }
+}
+
+/// The metadata of a path below `root` that no symbolic link is a part of; `None` when there is nothing.
+fn beneath(root: &OwnedFd, path: &[u8]) -> Result<Option<Metadata>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let slash = path.iter().rposition(|byte| *byte == b'/');
+    let dir = slash.map_or(b".".as_slice(), |at| &path[..at]);
+    let name = CString::new(&path[slash.map_or(0, |at| at + 1)..]).expect("names of files hold no NUL");
+    let opened = rustix::fs::openat2(root, dir, flags, Mode::empty(), resolve | ResolveFlags::NO_SYMLINKS);
+    match opened.and_then(|dir| Metadata::at(dir, &name)) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(errno) => Err(errno).context(|| format!("read {}", display(path))),
     }
 }
 

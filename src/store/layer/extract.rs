@@ -57,6 +57,8 @@ pub struct Extracted {
     pub(super) implicit: BTreeSet<Vec<u8>>,
     /// Hard links to files that are not in the archive: path and target.
     pub(super) links: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Whether everything below is hidden. Overlay looks at no such mark of a root, so it is for [`super::settle`] to do.
+    pub(super) hides_all: bool,
 }
 
 /// Unpacks the entries below `root`. With `marks`, entries of whiteouts become those marks; without, they are files like any
@@ -178,6 +180,10 @@ impl Extraction<'_> {
         let marks = self.marks.expect("only layers have whiteouts");
         if name == OPAQUE {
             let dir = self.open(parents, Missing::Made)?.expect("missing directories are made");
+            if self.dirs.is_empty() {
+                self.done.hides_all = true;
+                return Ok(());
+            }
             return Ok(marks.set_opaque(open_dir(&dir, c".")?)?);
         }
         let target = &name[WHITEOUT.len()..];

@@ -63,17 +63,26 @@ impl Marks {
     pub(super) fn unset_whiteout(self, dir: impl AsFd, target: &CStr) -> Result<bool> {
         let dir = dir.as_fd();
         let place = match self {
-            Self::Trusted | Self::User => match Metadata::at(dir, target) {
-                Ok(metadata) if is_whiteout(&metadata) => target.to_owned(),
-                Ok(_) | Err(Errno::NOENT) => return Ok(false),
-                Err(errno) => return Err(errno),
-            },
+            Self::Trusted | Self::User if self.has_whiteout(dir, target)? => target.to_owned(),
+            Self::Trusted | Self::User => return Ok(false),
             Self::Files => name(&[WHITEOUT, target.to_bytes()]),
         };
         match rustix::fs::unlinkat(dir, &place, rustix::fs::AtFlags::empty()) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(errno),
+        }
+    }
+
+    /// Says whether `target` is hidden from the layers below.
+    pub(super) fn has_whiteout(self, dir: impl AsFd, target: &CStr) -> Result<bool> {
+        match self {
+            Self::Trusted | Self::User => match Metadata::at(dir, target) {
+                Ok(metadata) => Ok(is_whiteout(&metadata)),
+                Err(Errno::NOENT) => Ok(false),
+                Err(errno) => Err(errno),
+            },
+            Self::Files => exists(dir, &name(&[WHITEOUT, target.to_bytes()])),
         }
     }
 

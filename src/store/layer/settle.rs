@@ -1,8 +1,9 @@
 //! What an unpacked layer takes from the layers below it, once they are unpacked too.
 //!
-//! Two things: the metadata of directories the archive did not mention, and files it only has hard links to. Both are rare;
-//! a layer that needs neither does not depend on what is below it.
+//! The metadata of directories the archive did not mention, files it only has hard links to, and what a layer hides that hides
+//! everything. All are rare; a layer that needs none of it does not depend on what is below it.
 
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -21,12 +22,12 @@ use crate::task::Cancel;
 impl Extracted {
     /// Says whether the layer is the same whatever lies below it.
     pub(in crate::store) fn stands_alone(&self) -> bool {
-        self.links.is_empty() && self.implicit.iter().all(Vec::is_empty)
+        self.links.is_empty() && self.implicit.iter().all(Vec::is_empty) && !self.hides_all
     }
 
     /// Says whether anything can be taken from a view below.
     pub(in crate::store) fn is_settled(&self) -> bool {
-        self.links.is_empty() && self.implicit.is_empty()
+        self.links.is_empty() && self.implicit.is_empty() && !self.hides_all
     }
 }
 
@@ -38,15 +39,51 @@ pub(in crate::store) fn settle(
     extracted: &Extracted,
     cancel: &Cancel,
 ) -> Result<()> {
-    for (path, target) in &extracted.links {
+    for (path, target) in in_order(&extracted.links) {
         settle_link(upper, marks, lower, path, target, cancel)
             .context(|| format!("link {} to {}", display(path), display(target)))?;
     }
     let Some(lower) = lower else { return Ok(()) };
+    if extracted.hides_all {
+        hide_all(upper, marks, lower).context(|| "hide everything below")?;
+    }
     for path in &extracted.implicit {
         settle_dir(upper, marks, lower, path).context(|| format!("set the metadata of {}", display(path)))?;
     }
     Ok(())
+}
+
+/// Puts links to links after those they lead to.
+fn in_order(links: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<(&[u8], &[u8])> {
+    let mut order = Vec::with_capacity(links.len());
+    let mut seen = HashSet::new();
+    for mut link in links {
+        let mut chain = Vec::new();
+        while seen.insert(link.0) {
+            chain.push((link.0.as_slice(), link.1.as_slice()));
+            let Some(next) = links.get_key_value(link.1) else { break };
+            link = next;
+        }
+        order.extend(chain.into_iter().rev());
+    }
+    order
+}
+
+/// Hides each name in the root below that the layer does not have itself.
+fn hide_all(upper: &OwnedFd, marks: Marks, lower: &OwnedFd) -> Result<()> {
+    let before = Metadata::of(upper)?;
+    for below in list(lower)? {
+        match present(Metadata::at(upper, &below.name))? {
+            None => marks.set_whiteout(upper, &below.name)?,
+            Some(here) if here.kind == Kind::Dir => {
+                let dir = open_dir(upper, &below.name)?;
+                marks.set_opaque(&dir)?;
+                restore_times(&dir, &here)?;
+            }
+            Some(_) => {}
+        }
+    }
+    restore_times(upper, &before)
 }
 
 fn settle_dir(upper: &OwnedFd, marks: Marks, lower: &OwnedFd, path: &[u8]) -> Result<()> {
@@ -123,7 +160,7 @@ fn link_target_up(
     let (mut below, mut here) = (open_dir(lower, c".")?, open_dir(upper, c".")?);
     for component in parents {
         let component = CString::new(*component).map_err(|_| Error::invalid("a name holds a NUL"))?;
-        if marks.is_opaque(&here)? {
+        if marks.is_opaque(&here)? || marks.has_whiteout(&here, &component)? {
             return Ok(());
         }
         let Some(next) = present(open_dir(&below, &component))? else { return Ok(()) };
@@ -140,10 +177,13 @@ fn link_target_up(
         (below, here) = (next, child);
     }
     let name = CString::new(*name).map_err(|_| Error::invalid("a name holds a NUL"))?;
+    if marks.is_opaque(&here)? || marks.has_whiteout(&here, &name)? {
+        return Ok(());
+    }
     let before = Metadata::of(&here)?;
     match rustix::fs::linkat(copy_dir, copy_name, &here, &name, AtFlags::empty()) {
         Ok(()) => restore_times(&here, &before),
-        // Hidden by a whiteout.
+        // The layer has something else there.
         Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(errno.into()),
     }

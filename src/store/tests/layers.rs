@@ -1,0 +1,1 @@
+//! Layers as blobs: compressed forms, and what is known of them.
