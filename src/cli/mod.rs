@@ -4,20 +4,23 @@
 
 mod args;
 mod container;
+mod credentials;
 pub mod format;
 mod image;
 mod registry;
 mod system;
+mod transfer;
 mod value;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
 use args::{Cli, Context};
 
-use crate::error::Result;
+use crate::error::{Result, ResultExt as _};
 
 /// Runs the command line and returns the exit code.
 #[must_use]
@@ -33,9 +36,22 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            anstream::eprintln!("{}: {error}", anstyle::AnsiColor::Red.on_default().render());
+            let style = anstyle::AnsiColor::Red.on_default().bold();
+            anstream::eprintln!("{style}error{style:#}: {error}");
             ExitCode::from(error.kind().codes().2)
         }
+    }
+}
+
+/// Writes to standard output. Who reads may stop reading at any time, as `head` does: that is no error.
+///
+/// # Errors
+/// When it cannot be written otherwise, for example because a disk is full.
+fn print(text: &str) -> Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context(|| "write standard output"),
+        _ => Ok(ExitCode::SUCCESS),
     }
 }
 

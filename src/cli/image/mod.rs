@@ -1,5 +1,6 @@
 //! Commands on images.
 
+pub(super) mod pull;
 mod tag;
 
 use std::process::ExitCode;
@@ -12,6 +13,10 @@ use crate::error::Result;
 /// `kiln image ...`.
 #[derive(Debug, Subcommand)]
 pub(super) enum Grouped {
+    /// Fetch an image from a registry
+    Pull(pull::PullArgs),
+    /// Send an image to a registry
+    Push(pull::PushArgs),
     /// Give an image another name
     Tag(tag::TagArgs),
 }
@@ -19,6 +24,10 @@ pub(super) enum Grouped {
 /// The same without the noun.
 #[derive(Debug, Subcommand)]
 pub(super) enum Flat {
+    /// Fetch an image from a registry
+    Pull(pull::PullArgs),
+    /// Send an image to a registry
+    Push(pull::PushArgs),
     /// Give an image another name
     Tag(tag::TagArgs),
 }
@@ -26,6 +35,8 @@ pub(super) enum Flat {
 impl Grouped {
     pub(super) async fn run(self, context: &Context) -> Result<ExitCode> {
         match self {
+            Self::Pull(args) => pull::pull(context, &args).await,
+            Self::Push(args) => pull::push(context, &args).await,
             Self::Tag(args) => tag::tag(context, &args).await,
         }
     }
@@ -34,6 +45,8 @@ impl Grouped {
 impl Flat {
     pub(super) async fn run(self, context: &Context) -> Result<ExitCode> {
         match self {
+            Self::Pull(args) => pull::pull(context, &args).await,
+            Self::Push(args) => pull::push(context, &args).await,
             Self::Tag(args) => tag::tag(context, &args).await,
         }
     }
