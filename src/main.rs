@@ -1,7 +1,7 @@
 //! The `kiln` binary: chooses the role it plays before any thread exists.
 //!
 //! The command line is the usual role. The others are this binary started by itself: an engine child serves the command that
-//! started it.
+//! started it, a shim looks after one container and outlives the engine that started it.
 
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
@@ -12,13 +12,15 @@ use std::time::Duration;
 use kiln::api::Server;
 use kiln::client::ENGINE_ROLE;
 use kiln::config::{Config, Environment, Flags};
+use kiln::container::SHIM_ROLE;
 use kiln::engine::{Control, Engine};
-use kiln::error::Result;
+use kiln::error::{Error, Result};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     match (args.get(1).and_then(|arg| arg.to_str()), args.get(2)) {
         (Some(ENGINE_ROLE), Some(root)) => exit(engine(Path::new(root), args.get(3).map(Path::new))),
+        (Some(SHIM_ROLE), Some(root)) => exit(shim(Path::new(root), args.get(3))),
         _ => kiln::cli::main(args),
     }
 }
@@ -45,4 +47,10 @@ fn engine(root: &Path, config: Option<&Path>) -> Result<()> {
         engine.shutdown(Duration::from_secs(10)).await;
         Ok(())
     })
+}
+
+/// Looks after the container with this id.
+fn shim(root: &Path, id: Option<&OsString>) -> Result<()> {
+    let id = id.and_then(|id| id.to_str()).ok_or_else(|| Error::invalid("a shim needs the id of its container"))?;
+    kiln::engine::shim(root, id)
 }

@@ -43,6 +43,8 @@ pub struct Config {
     pub stop: Stop,
     /// Where and how it runs.
     pub host: Host,
+    /// The `HostConfig` it was created with, as JSON: what it was asked for is shown in the words it was asked in.
+    pub shown_host: String,
 }
 
 /// Input and output.
@@ -76,6 +78,8 @@ pub struct Stop {
 pub struct Host {
     /// Whether it is removed when it exits.
     pub auto_remove: bool,
+    /// When it is started again.
+    pub restart: RestartPolicy,
     /// Whether the root file system is read-only.
     pub readonly_rootfs: bool,
     /// Mounts, in the order given.
@@ -108,6 +112,20 @@ pub struct Host {
     pub devices: Vec<(String, String, String)>,
     /// Supplementary groups, names or numbers.
     pub groups: Vec<String>,
+}
+
+/// When a container that has ended is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    /// Never.
+    #[default]
+    No,
+    /// Unless a user stops it.
+    Always,
+    /// The same; without a daemon there is nothing that would tell the two apart.
+    UnlessStopped,
+    /// When its exit code is not 0, so often in a row; 0 is without end.
+    OnFailure(u32),
 }
 
 /// Namespaces shared with the host.
@@ -157,6 +175,14 @@ pub struct Mount {
     pub source: MountSource,
 }
 
+impl Mount {
+    /// Makes an anonymous volume.
+    #[must_use]
+    pub fn volume(target: &str) -> Self {
+        Self { target: target.to_owned(), readonly: false, source: MountSource::Volume }
+    }
+}
+
 /// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountSource {
@@ -178,6 +204,9 @@ pub enum MountSource {
         /// Further options of `--tmpfs`, such as `exec`.
         options: Vec<String>,
     },
+    /// A directory of the container's own beside its writable layer, which goes with the container. What the image has at
+    /// that path is copied into it first.
+    Volume,
 }
 
 /// Privileges.
@@ -263,6 +292,13 @@ impl Config {
                 self.exposed_ports.push(port.clone());
             }
         }
+        for path in defaults.volumes.keys() {
+            let path = path.trim_end_matches('/');
+            let covered = self.host.mounts.iter().any(|mount| mount.target.trim_end_matches('/') == path);
+            if path.starts_with('/') && !covered {
+                self.host.mounts.push(Mount::volume(path));
+            }
+        }
     }
 }
 
@@ -304,6 +340,7 @@ pub(super) mod tests {
             io: Io::default(),
             stop: Stop::default(),
             host: Host::default(),
+            shown_host: "{}".to_owned(),
         }
     }
 

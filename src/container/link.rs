@@ -45,7 +45,12 @@ pub enum Request {
         removed: bool,
     },
     /// Send a signal to the process.
-    Signal(i32),
+    Signal {
+        /// Its number.
+        signal: i32,
+        /// Whether the container is meant to end by it, and so is not to be started again.
+        ends: bool,
+    },
     /// Set the terminal's size.
     Resize {
         /// Rows.
@@ -306,10 +311,10 @@ mod tests {
         send(&mut called[0], &ended).await.unwrap();
         assert_eq!(engine.await.unwrap(), ended);
 
-        let late = place.join(Request::Signal(15)).await.unwrap();
+        let late = place.join(Request::Signal { signal: 15, ends: true }).await.unwrap();
         assert!(matches!(late, Joined::Running(_)));
         let (mut stream, _) = listener.accept().await.unwrap();
-        assert_eq!(receive::<Request>(&mut stream).await.unwrap(), Request::Signal(15));
+        assert_eq!(receive::<Request>(&mut stream).await.unwrap(), Request::Signal { signal: 15, ends: true });
     }
 
     #[tokio::test]
@@ -317,7 +322,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::open(dir.path()).unwrap();
         drop(place.serve().unwrap());
-        assert!(place.call(Request::Signal(9)).await.unwrap().is_none());
+        assert!(place.call(Request::Signal { signal: 9, ends: true }).await.unwrap().is_none());
         let Joined::Pending(pending, _) = place.join(Request::Wait { removed: false }).await.unwrap() else {
             panic!("nobody listens")
         };

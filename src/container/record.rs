@@ -5,11 +5,12 @@
 
 use kiln_graph::Digest;
 use rusqlite::{Connection, OptionalExtension as _, Row};
+use serde::{Deserialize, Serialize};
 
 use super::config::Config;
 use crate::error::{Error, Result};
 use crate::state::Schema;
-use crate::store::Roots;
+use crate::store::{ActiveId, Roots};
 
 /// The table of containers.
 pub const SCHEMA: Schema = Schema {
@@ -20,7 +21,7 @@ pub const SCHEMA: Schema = Schema {
         created_ns INTEGER NOT NULL,
         config TEXT NOT NULL,
         image_id TEXT NOT NULL,
-        snapshot INTEGER NOT NULL,
+        layer INTEGER NOT NULL,
         state TEXT NOT NULL,
         pid INTEGER,
         started_ns INTEGER,
@@ -29,6 +30,7 @@ pub const SCHEMA: Schema = Schema {
         oom_killed INTEGER NOT NULL DEFAULT 0,
         memory_peak_bytes INTEGER,
         error TEXT NOT NULL DEFAULT '',
+        restarts INTEGER NOT NULL DEFAULT 0,
         address TEXT
     );
     CREATE INDEX containers_by_image ON containers (image_id);"],
@@ -88,8 +90,28 @@ pub enum State {
         /// When it was started, in nanoseconds since 1970.
         started_ns: i64,
     },
+    /// It has ended, and its shim is about to start it again.
+    Restarting(Exited),
     /// It has ended.
     Exited(Exited),
+}
+
+impl State {
+    /// Says whether a shim should be there: it runs, or will run again.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Running { .. } | Self::Restarting(_))
+    }
+
+    /// Returns the exit code of the last run or attempt, 0 when there was none.
+    #[must_use]
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Created { failure } => failure.as_ref().map_or(0, |(code, _)| *code),
+            Self::Running { .. } => 0,
+            Self::Restarting(exited) | Self::Exited(exited) => exited.code,
+        }
+    }
 }
 
 /// How a container ended.
@@ -121,15 +143,34 @@ pub struct Record {
     /// Its settings.
     pub config: Config,
     /// Its writable layer.
-    pub snapshot: i64,
+    pub layer: ActiveId,
     /// What it is doing.
     pub state: State,
-    /// Its address on the default bridge, as JSON of the shim's making; `None` when it has none now.
-    pub address: Option<String>,
+    /// How often its restart policy has started it again since a user did.
+    pub restarts: u32,
+    /// Its address on the default bridge; `None` when it has none now.
+    pub address: Option<Address>,
 }
 
-const COLUMNS: &str = "id, name, created_ns, config, snapshot, state, pid, started_ns, finished_ns, exit_code, oom_killed, \
-                       memory_peak_bytes, error, address";
+/// A container's connection to a network, for those who ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// The endpoint's id.
+    pub endpoint: String,
+    /// The network's id.
+    pub network: String,
+    /// The address.
+    pub ip: std::net::Ipv4Addr,
+    /// The length of the subnet's prefix in bits.
+    pub prefix_len: u8,
+    /// Where packets for other networks go.
+    pub gateway: std::net::Ipv4Addr,
+    /// The hardware address.
+    pub mac: String,
+}
+
+const COLUMNS: &str = "id, name, created_ns, config, layer, state, pid, started_ns, finished_ns, exit_code, oom_killed, \
+                       memory_peak_bytes, error, restarts, address";
 
 fn from_row(row: &Row<'_>) -> Result<Record> {
     let (exit_code, error): (i32, String) = (row.get(9)?, row.get(12)?);
@@ -138,14 +179,17 @@ fn from_row(row: &Row<'_>) -> Result<Record> {
         "created" if exit_code == 0 => State::Created { failure: None },
         "created" => State::Created { failure: Some((exit_code, error)) },
         "running" => State::Running { pid: row.get(6)?, started_ns: row.get(7)? },
-        "exited" => State::Exited(Exited {
-            code: exit_code,
-            started_ns: row.get(7)?,
-            finished_ns: row.get(8)?,
-            oom_killed: row.get(10)?,
-            memory_peak_bytes: row.get(11)?,
-            error,
-        }),
+        "exited" | "restarting" => {
+            let exited = Exited {
+                code: exit_code,
+                started_ns: row.get(7)?,
+                finished_ns: row.get(8)?,
+                oom_killed: row.get(10)?,
+                memory_peak_bytes: row.get(11)?,
+                error,
+            };
+            if state == "exited" { State::Exited(exited) } else { State::Restarting(exited) }
+        }
         other => return Err(Error::corrupt(format!("a container's record has the unknown state {other:?}"))),
     };
     Ok(Record {
@@ -153,9 +197,10 @@ fn from_row(row: &Row<'_>) -> Result<Record> {
         name: row.get(1)?,
         created_ns: row.get(2)?,
         config: serde_json::from_str(&row.get::<_, String>(3)?)?,
-        snapshot: row.get(4)?,
+        layer: row.get(4)?,
         state,
-        address: row.get(13)?,
+        restarts: row.get(13)?,
+        address: row.get::<_, Option<String>>(14)?.map(|text| serde_json::from_str(&text)).transpose()?,
     })
 }
 
@@ -164,14 +209,8 @@ fn from_row(row: &Row<'_>) -> Result<Record> {
 /// # Errors
 /// `Conflict`, in docker's words, when the name is taken.
 pub fn insert(tx: &Connection, record: &Record) -> Result<()> {
-    if let Some(holder) = id_of_name(tx, &record.name)? {
-        return Err(Error::conflict(format!(
-            "Conflict. The container name \"/{}\" is already in use by container \"{holder}\". You have to remove (or rename) \
-             that container to be able to reuse that name.",
-            record.name
-        )));
-    }
-    let sql = "INSERT INTO containers (id, name, created_ns, config, image_id, snapshot, state)
+    check_free(tx, &record.name)?;
+    let sql = "INSERT INTO containers (id, name, created_ns, config, image_id, layer, state)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'created')";
     tx.prepare_cached(sql)?.execute((
         record.id.as_str(),
@@ -179,14 +218,20 @@ pub fn insert(tx: &Connection, record: &Record) -> Result<()> {
         record.created_ns,
         serde_json::to_string(&record.config)?,
         record.config.image_id.to_string(),
-        record.snapshot,
+        record.layer,
     ))?;
     Ok(())
 }
 
-fn id_of_name(connection: &Connection, name: &str) -> Result<Option<String>> {
+fn check_free(connection: &Connection, name: &str) -> Result<()> {
     let mut statement = connection.prepare_cached("SELECT id FROM containers WHERE name = ?1")?;
-    Ok(statement.query_row([name], |row| row.get(0)).optional()?)
+    match statement.query_row([name], |row| row.get::<_, String>(0)).optional()? {
+        None => Ok(()),
+        Some(holder) => Err(Error::conflict(format!(
+            "Conflict. The container name \"/{name}\" is already in use by container \"{holder}\". You have to remove (or \
+             rename) that container to be able to reuse that name."
+        ))),
+    }
 }
 
 /// Finds a container by full id, name, or unambiguous beginning of the id, in this order.
@@ -224,24 +269,16 @@ pub fn all(connection: &Connection) -> Result<Vec<Record>> {
     rows.map(|record| record?).collect()
 }
 
-/// Returns a container that uses an image, by the short form of its id, and whether it runs; a running one before others.
-///
-/// # Errors
-/// When the database fails.
-pub fn user_of_image(connection: &Connection, image: &Digest) -> Result<Option<(String, bool)>> {
-    let sql = "SELECT substr(id, 1, 12), state = 'running' FROM containers WHERE image_id = ?1 ORDER BY 2 DESC LIMIT 1";
-    let mut statement = connection.prepare_cached(sql)?;
-    Ok(statement.query_row([image.to_string()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
-}
-
-/// Adds the writable layers of all containers to the roots of a collection.
+/// Adds the writable layers of all containers, and what is known of their images, to the roots of a collection.
 ///
 /// # Errors
 /// When the database fails.
 pub fn add_roots(connection: &Connection, roots: &mut Roots) -> Result<()> {
-    let mut statement = connection.prepare_cached("SELECT snapshot FROM containers")?;
-    for active in statement.query_map([], |row| row.get(0))? {
-        roots.actives.push(active?);
+    let mut statement = connection.prepare_cached("SELECT layer, image_id FROM containers")?;
+    for row in statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))? {
+        let (layer, image) = row?;
+        roots.actives.push(layer);
+        roots.blobs.extend(image.parse::<Digest>());
     }
     Ok(())
 }
@@ -268,12 +305,12 @@ pub fn set_state(tx: &Connection, id: &ContainerId, state: &State) -> Result<()>
             ("created", None, None)
         }
         State::Running { pid, started_ns } => ("running", Some(*pid), Some(*started_ns)),
-        State::Exited(exited) => {
+        State::Restarting(exited) | State::Exited(exited) => {
             exit = exited.clone();
-            ("exited", None, Some(exited.started_ns))
+            (if matches!(state, State::Exited(_)) { "exited" } else { "restarting" }, None, Some(exited.started_ns))
         }
     };
-    let finished = matches!(state, State::Exited(_)).then_some(exit.finished_ns);
+    let finished = matches!(state, State::Exited(_) | State::Restarting(_)).then_some(exit.finished_ns);
     let sql = "UPDATE containers SET state = ?2, pid = ?3, started_ns = ?4, finished_ns = ?5, exit_code = ?6,
                oom_killed = ?7, memory_peak_bytes = ?8, error = ?9 WHERE id = ?1";
     let changed = tx.prepare_cached(sql)?.execute((
@@ -294,9 +331,40 @@ pub fn set_state(tx: &Connection, id: &ContainerId, state: &State) -> Result<()>
 ///
 /// # Errors
 /// When the database fails.
-pub fn set_address(tx: &Connection, id: &ContainerId, address: Option<&str>) -> Result<()> {
+pub fn set_address(tx: &Connection, id: &ContainerId, address: Option<&Address>) -> Result<()> {
+    let address = address.map(serde_json::to_string).transpose()?;
     tx.prepare_cached("UPDATE containers SET address = ?2 WHERE id = ?1")?.execute((id.as_str(), address))?;
     Ok(())
+}
+
+/// Stores how often the restart policy has started a container again.
+///
+/// # Errors
+/// When the database fails.
+pub fn set_restarts(tx: &Connection, id: &ContainerId, restarts: u32) -> Result<()> {
+    tx.prepare_cached("UPDATE containers SET restarts = ?2 WHERE id = ?1")?.execute((id.as_str(), restarts))?;
+    Ok(())
+}
+
+/// Gives a container another name.
+///
+/// # Errors
+/// `Conflict`, in docker's words, when the name is taken.
+pub fn rename(tx: &Connection, id: &ContainerId, name: &str) -> Result<()> {
+    check_free(tx, name)?;
+    tx.prepare_cached("UPDATE containers SET name = ?2 WHERE id = ?1")?.execute((id.as_str(), name))?;
+    Ok(())
+}
+
+/// Returns a container that uses an image, a running one if there is one, as its short id and whether it runs.
+///
+/// # Errors
+/// When the database fails.
+pub fn user_of_image(connection: &Connection, image: &Digest) -> Result<Option<(String, bool)>> {
+    let sql = "SELECT substr(id, 1, 12), state IN ('running', 'restarting') FROM containers WHERE image_id = ?1
+               ORDER BY 2 DESC, created_ns LIMIT 1";
+    let mut statement = connection.prepare_cached(sql)?;
+    Ok(statement.query_row([image.to_string()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
 }
 
 /// Deletes a record.
@@ -321,14 +389,19 @@ mod tests {
         (dir, root)
     }
 
+    fn layer() -> ActiveId {
+        <ActiveId as rusqlite::types::FromSql>::column_result(rusqlite::types::ValueRef::Integer(1)).unwrap()
+    }
+
     fn record(number: u8, name: &str) -> Record {
         Record {
             id: ContainerId::from_random([number; 32]),
             name: name.to_owned(),
             created_ns: i64::from(number),
             config: config(),
-            snapshot: 1,
+            layer: layer(),
             state: State::Created { failure: None },
+            restarts: 0,
             address: None,
         }
     }
@@ -373,6 +446,7 @@ mod tests {
         for state in [
             State::Created { failure: Some((127, "no such file".to_owned())) },
             State::Running { pid: 42, started_ns: 7 },
+            State::Restarting(exited.clone()),
             State::Exited(exited),
             State::Created { failure: None },
         ] {

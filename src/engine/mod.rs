@@ -12,6 +12,7 @@ use rusqlite::Connection;
 pub use control::Control;
 
 use crate::config::{Config, SYSTEM_ROOT};
+use crate::container::Containers;
 use crate::error::Result;
 use crate::image::Images;
 use crate::network::{self, Network};
@@ -45,6 +46,7 @@ struct Inner {
     registry: Client,
     network: Network,
     solver: Solver,
+    containers: Containers,
 }
 
 impl Engine {
@@ -69,7 +71,19 @@ impl Engine {
             tasks: tasks.clone(),
             clock,
         })?;
-        Ok(Self(Arc::new(Inner { config, root, tasks, clock, sessions, images, registry, network, solver })))
+        let containers = Containers::open(images.clone(), network.clone(), clock, tasks.clone())?;
+        Ok(Self(Arc::new(Inner {
+            config,
+            root,
+            tasks,
+            clock,
+            sessions,
+            images,
+            registry,
+            network,
+            solver,
+            containers,
+        })))
     }
 
     /// Returns the settings.
@@ -120,6 +134,12 @@ impl Engine {
         &self.0.solver
     }
 
+    /// Returns the containers.
+    #[must_use]
+    pub fn containers(&self) -> &Containers {
+        &self.0.containers
+    }
+
     /// Returns the open build sessions.
     #[must_use]
     pub fn sessions(&self) -> &Sessions {
@@ -153,6 +173,19 @@ impl Engine {
     pub async fn shutdown(&self, grace: Duration) {
         self.0.tasks.shutdown(grace).await;
     }
+}
+
+/// Looks after one container until it has ended: the life of a shim. Blocking.
+///
+/// # Errors
+/// When the root cannot be opened, or the container is not there.
+pub fn shim(root: &Path, id: &str) -> Result<()> {
+    let clock = Clock::system();
+    let root = Root::open(root, SCHEMAS)?;
+    let store = Store::open(root.clone(), clock, None)?;
+    let network = Network::open(root.clone(), clock, network_config(root.path()))?;
+    let containers = Containers::open(Images::new(store, clock), network, clock, Tasks::new())?;
+    container::shim::run(&containers, id)
 }
 
 /// The root that is used when none is named has the plain names in the kernel; others have names of their own.

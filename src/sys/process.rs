@@ -11,7 +11,7 @@ use std::ptr;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use rustix::pipe::PipeFlags;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -199,6 +199,18 @@ pub async fn ended(pidfd: OwnedFd) -> std::io::Result<()> {
     // SAFETY: the descriptor is owned by the registration, so its number means the same file until that ends.
     let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
     watched.readable().await.map(drop)
+}
+
+/// Returns the signal of a number, to be sent to another process; real-time signals are included.
+#[must_use]
+pub fn signal(number: i32) -> Option<Signal> {
+    /// The first number that glibc leaves to programs (`SIGRTMIN`), and the kernel's last.
+    const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
+    if !REAL_TIME.contains(&number) {
+        return Signal::from_named_raw(number);
+    }
+    // SAFETY: the number is valid and not one that libc reserves for itself.
+    Some(unsafe { Signal::from_raw_unchecked(number) })
 }
 
 /// Blocks all signals of this thread until it is dropped, so that no handler runs in a child that cannot afford one.

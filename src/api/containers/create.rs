@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::container::config::{
-    Config, Dns, Host, HostNamespaces, Io, Mount, MountSource, Network, Resources, Security, Stop,
+    Config, Dns, Host, HostNamespaces, Io, Mount, MountSource, Network, Resources, RestartPolicy, Security, Stop,
 };
 use crate::container::log::Bounds;
 use crate::error::{Error, Result};
@@ -31,9 +31,7 @@ pub(super) fn settings(body: ContainerCreateBody, image_id: kiln_graph::Digest) 
     if body.network_disabled == Some(true) {
         return Err(refused("NetworkDisabled (use --network none)"));
     }
-    if let Some(volumes) = body.volumes.filter(|volumes| !volumes.is_empty()) {
-        return Err(refused(&format!("anonymous volumes (-v {})", volumes.join(", "))));
-    }
+    let shown_host = serde_json::to_string(&host)?;
     let io = Io {
         tty: body.tty.unwrap_or(false),
         open_stdin: body.open_stdin.unwrap_or(false),
@@ -42,6 +40,13 @@ pub(super) fn settings(body: ContainerCreateBody, image_id: kiln_graph::Digest) 
         console_size: console_size(host.console_size.as_deref()),
         log: log_bounds(host.log_config.as_ref())?,
     };
+    let mut host = host_settings(host)?;
+    for path in body.volumes.iter().flatten() {
+        if !host.mounts.iter().any(|mount| mount.target == *path) {
+            host.mounts.push(Mount::volume(path));
+        }
+    }
+    check_targets(&host.mounts)?;
     Ok(Config {
         image: body.image.unwrap_or_default(),
         image_id,
@@ -56,7 +61,8 @@ pub(super) fn settings(body: ContainerCreateBody, image_id: kiln_graph::Digest) 
         exposed_ports: body.exposed_ports.unwrap_or_default(),
         io,
         stop: Stop { signal: body.stop_signal.unwrap_or_default(), timeout_s: body.stop_timeout },
-        host: host_settings(host)?,
+        host,
+        shown_host,
     })
 }
 
@@ -121,6 +127,7 @@ fn host_settings(host: HostConfig) -> Result<Host> {
     let security = security(&host)?;
     let resources = resources(&host)?;
     let mounts = mounts(&host)?;
+    let restart = restart(&host)?;
     let oom_score_adj = host.oom_score_adj.unwrap_or(0);
     let oom_score_adj =
         i32::try_from(oom_score_adj).ok().filter(|adj| (-1000..=1000).contains(adj)).ok_or_else(|| {
@@ -141,6 +148,7 @@ fn host_settings(host: HostConfig) -> Result<Host> {
     });
     Ok(Host {
         auto_remove: host.auto_remove.unwrap_or(false),
+        restart,
         readonly_rootfs: host.readonly_rootfs.unwrap_or(false),
         mounts,
         network,
@@ -168,14 +176,12 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
     fn some<T>(list: Option<&Vec<T>>) -> bool {
         list.is_some_and(|list| !list.is_empty())
     }
-    let restart = host.restart_policy.as_ref().and_then(|policy| policy.name.as_ref()).map(ToString::to_string);
     let number = |number: Option<i64>| number.unwrap_or(0) != 0;
     let runtime = host.runtime.as_deref().unwrap_or_default();
     let userns = host.userns_mode.as_deref().unwrap_or_default();
     let unsupported = [
         ("published ports (--publish)", host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty())),
         ("published ports (--publish-all)", host.publish_all_ports == Some(true)),
-        ("restart policies (--restart)", restart.is_some_and(|name| !matches!(name.as_str(), "" | "no"))),
         ("--volumes-from", some(host.volumes_from.as_ref())),
         ("--volume-driver", host.volume_driver.as_ref().is_some_and(|driver| !driver.is_empty())),
         ("--link", some(host.links.as_ref())),
@@ -200,6 +206,29 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
         Some((name, _)) => Err(refused(name)),
         None => Ok(()),
     }
+}
+
+fn restart(host: &HostConfig) -> Result<RestartPolicy> {
+    let Some(policy) = &host.restart_policy else { return Ok(RestartPolicy::No) };
+    let name = policy.name.as_ref().map(ToString::to_string).unwrap_or_default();
+    let retries = policy.maximum_retry_count.unwrap_or(0);
+    let restart = match name.as_str() {
+        "" | "no" => RestartPolicy::No,
+        "always" => RestartPolicy::Always,
+        "unless-stopped" => RestartPolicy::UnlessStopped,
+        "on-failure" => {
+            let max = u32::try_from(retries);
+            RestartPolicy::OnFailure(max.map_err(|_| Error::invalid("maximum retry count cannot be negative"))?)
+        }
+        other => return Err(Error::invalid(format!("invalid restart policy: unknown policy '{other}'"))),
+    };
+    if retries != 0 && !matches!(restart, RestartPolicy::OnFailure(_)) {
+        return Err(Error::invalid("invalid restart policy: maximum retry count can only be used with 'on-failure'"));
+    }
+    if host.auto_remove == Some(true) && restart != RestartPolicy::No {
+        return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
+    }
+    Ok(restart)
 }
 
 fn host_namespaces(host: &HostConfig) -> Result<HostNamespaces> {
@@ -303,7 +332,10 @@ fn mounts(host: &HostConfig) -> Result<Vec<Mount>> {
     let mounts = host.mounts.iter().flatten().map(convert_mount);
     let tmpfs: BTreeMap<_, _> = host.tmpfs.iter().flatten().collect();
     let tmpfs = tmpfs.into_iter().map(|(target, options)| parse_tmpfs(target, options));
-    let mounts: Vec<Mount> = binds.chain(mounts).chain(tmpfs).collect::<Result<_>>()?;
+    binds.chain(mounts).chain(tmpfs).collect()
+}
+
+fn check_targets(mounts: &[Mount]) -> Result<()> {
     for (index, mount) in mounts.iter().enumerate() {
         if !mount.target.starts_with('/') {
             let target = &mount.target;
@@ -316,7 +348,7 @@ fn mounts(host: &HostConfig) -> Result<Vec<Mount>> {
             return Err(Error::invalid(format!("Duplicate mount point: {}", mount.target)));
         }
     }
-    Ok(mounts)
+    Ok(())
 }
 
 /// Reads `-v`: `source:target[:options]`.
@@ -325,7 +357,7 @@ fn parse_bind(text: &str) -> Result<Mount> {
     let (source, target, options) = match text.split(':').collect::<Vec<_>>().as_slice() {
         [source, target] => (*source, *target, ""),
         [source, target, options] => (*source, *target, *options),
-        [target] => return Err(refused(&format!("anonymous volumes (-v {target})"))),
+        [target] => return Ok(Mount::volume(target)),
         _ => return Err(invalid("expected source:target[:options]")),
     };
     if !source.starts_with('/') {
@@ -377,6 +409,8 @@ fn convert_mount(mount: &WireMount) -> Result<Mount> {
                 options: words.collect(),
             }
         }
+        Some(MountType::VOLUME) if source.is_empty() && mount.volume_options.is_none() => MountSource::Volume,
+        Some(MountType::VOLUME) => return Err(refused("named volumes, and options of volumes")),
         Some(other) => return Err(refused(&format!("mounts of type {other} (bind and tmpfs are)"))),
         None => return Err(invalid("the type is missing")),
     };
@@ -425,7 +459,6 @@ mod tests {
     fn what_cannot_be_done_is_refused_by_its_name() {
         for (host, name) in [
             (serde_json::json!({"PortBindings": {"80/tcp": [{"HostPort": "80"}]}}), "--publish"),
-            (serde_json::json!({"RestartPolicy": {"Name": "always"}}), "--restart"),
             (serde_json::json!({"Binds": ["data:/data"]}), "named volumes"),
             (serde_json::json!({"NetworkMode": "mynet"}), "--network mynet"),
             (serde_json::json!({"LogConfig": {"Type": "syslog"}}), "log driver syslog"),

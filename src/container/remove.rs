@@ -1,0 +1,114 @@
+//! Removing, renaming and pausing containers.
+
+use super::record::{self, Record, State};
+use super::{Containers, name, spec};
+use crate::error::{Error, Kind, Result};
+use crate::store::tree;
+
+impl Containers {
+    /// Removes a container that does not run, with its writable layer, logs and volumes. Blocking.
+    ///
+    /// # Errors
+    /// `Conflict`, in docker's words, when it runs.
+    pub(super) fn remove_stopped(&self, record: &Record) -> Result<()> {
+        let _turn = self.files(&record.id).turn()?;
+        let record = self.find(record.id.as_str())?;
+        if record.state.is_live() {
+            let what = match record.state {
+                State::Restarting(_) => "is restarting",
+                _ if self.is_paused(&record) => "is paused",
+                _ => "is running",
+            };
+            return Err(Error::conflict(format!(
+                "cannot remove container \"/{}\": container {what}: stop the container before removing or force remove",
+                record.name
+            )));
+        }
+        self.discard(&record)
+    }
+
+    /// Removes everything of a container. Its process has ended, and nobody starts it meanwhile. Blocking.
+    ///
+    /// The record goes last, so that an interrupted removal can be repeated.
+    pub(super) fn discard(&self, record: &Record) -> Result<()> {
+        let lease = self.store().lease("remove container")?;
+        if let Some(layer) = self.store().active(&lease, record.layer)? {
+            layer.remove()?;
+        }
+        self.db().write(|tx| record::delete(tx, &record.id))?;
+        tree::remove_tree(self.files(&record.id).dir())
+    }
+
+    /// Gives a container another name. Blocking.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a bad name; `Conflict` when it is taken, or is the container's already.
+    pub fn rename(&self, reference: &str, wanted: &str) -> Result<()> {
+        if wanted.is_empty() {
+            return Err(Error::invalid("Neither old nor new names may be empty"));
+        }
+        let wanted = name::check(wanted)?;
+        self.db().write(|tx| {
+            let record = record::find(tx, reference)?;
+            if record.name == wanted {
+                return Err(Error::conflict("Renaming a container with the same name as its current name"));
+            }
+            record::rename(tx, &record.id, wanted).map_err(|error| error.context("Error when allocating new name"))
+        })
+    }
+
+    /// Stops all processes of a container until it is unpaused. Blocking.
+    ///
+    /// # Errors
+    /// `Conflict` when it does not run or is paused; `Unsupported` when the host has no freezer.
+    pub fn pause(&self, reference: &str) -> Result<()> {
+        let record = self.running(reference)?;
+        if self.is_paused(&record) {
+            return Err(Error::conflict(format!("Container {} is already paused", record.id)));
+        }
+        spec::cgroup(&record)?.freeze()
+    }
+
+    /// Lets the processes of a paused container go on. Blocking.
+    ///
+    /// # Errors
+    /// `Conflict` when it is not paused.
+    pub fn unpause(&self, reference: &str) -> Result<()> {
+        let record = self.running(reference)?;
+        if !self.is_paused(&record) {
+            return Err(Error::conflict(format!("Container {} is not paused", record.id)));
+        }
+        spec::cgroup(&record)?.thaw()
+    }
+
+    /// Says whether a container is paused. Blocking.
+    #[must_use]
+    pub fn is_paused(&self, record: &Record) -> bool {
+        matches!(record.state, State::Running { .. }) && spec::cgroup(record).is_ok_and(|cgroup| cgroup.is_frozen())
+    }
+
+    /// Returns the processes of a container, as the host numbers them. Blocking.
+    ///
+    /// # Errors
+    /// `Conflict` when it does not run.
+    pub fn processes(&self, reference: &str) -> Result<Vec<i32>> {
+        let record = self.running(reference)?;
+        Ok(spec::cgroup(&record)?.pids().into_iter().map(|pid| pid.as_raw_nonzero().get()).collect())
+    }
+
+    /// Finds a container that runs.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when it does not run.
+    pub(super) fn running(&self, reference: &str) -> Result<Record> {
+        let record = self.find(reference)?;
+        match record.state {
+            State::Running { .. } => Ok(record),
+            State::Restarting(_) => Err(Error::conflict(format!(
+                "Container {} is restarting, wait until the container is running",
+                record.id
+            ))),
+            _ => Err(Error::new(Kind::Conflict, format!("container {} is not running", record.id))),
+        }
+    }
+}
