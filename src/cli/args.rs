@@ -13,7 +13,7 @@ use crate::client::{Client, Dialer, ENGINE_ROLE, Endpoint};
 use crate::config::{Config, Environment, Flags};
 use crate::error::Result;
 
-use super::{image, registry, system};
+use super::{container, image, registry, system};
 
 /// Builds container images and runs them.
 #[derive(Debug, Parser)]
@@ -43,6 +43,13 @@ pub(super) struct Global {
 /// All commands. A noun takes two lines here and two in [`Command::run`].
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Manage containers
+    #[command(subcommand)]
+    Container(container::Grouped),
+    #[command(flatten)]
+    ContainerFlat(container::Flat),
+    #[command(flatten)]
+    Listed(container::Listed),
     /// Manage images
     #[command(subcommand)]
     Image(image::Grouped),
@@ -60,6 +67,9 @@ pub(super) enum Command {
 impl Command {
     pub(super) async fn run(self, context: &Context) -> Result<ExitCode> {
         match self {
+            Self::Container(command) => command.run(context).await,
+            Self::ContainerFlat(command) => command.run(context).await,
+            Self::Listed(command) => command.run(context).await,
             Self::Image(command) => command.run(context).await,
             Self::ImageFlat(command) => command.run(context).await,
             Self::Registry(command) => command.run(context).await,

@@ -1,7 +1,8 @@
 //! Values of options: sizes, processors, key-value pairs, comma-separated lists.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::error::{Error, Result, ResultExt as _};
 
@@ -42,6 +43,55 @@ pub(super) fn nano_cpus(text: &str) -> Result<i64> {
     }
     #[expect(clippy::cast_possible_truncation, reason = "the range was checked")]
     Ok((value * 1e9).round() as i64)
+}
+
+/// Reads a length of time as Go writes it: `300ms`, `1.5s`, `1h30m`; `0` needs no unit.
+///
+/// # Errors
+/// `InvalidArgument` with an example.
+pub(super) fn duration(text: &str) -> Result<Duration> {
+    let invalid = || Error::invalid(format!("invalid duration {text:?}: expected numbers with units, such as 1m30s"));
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let (mut rest, mut total_s) = (text, 0.0);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(invalid)?;
+        let (number, after) = rest.split_at(digits);
+        let letters = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(letters);
+        let unit_s = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(invalid()),
+        };
+        total_s += number.parse::<f64>().map_err(|_| invalid())? * unit_s;
+        rest = after;
+    }
+    // Go's durations end at 2^63 nanoseconds.
+    if text.is_empty() || total_s > 9.2e9 {
+        return Err(invalid());
+    }
+    Duration::try_from_secs_f64(total_s).map_err(|_| invalid())
+}
+
+/// Reads values of `--filter`: `name=value`, each option one value.
+///
+/// # Errors
+/// `InvalidArgument` for an entry that is no filter.
+pub(super) fn filters(entries: &[String]) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut filters = BTreeMap::<String, Vec<String>>::new();
+    for entry in entries {
+        let (name, value) = entry
+            .split_once('=')
+            .ok_or_else(|| Error::invalid(format!("invalid filter {entry:?}: expected name=value")))?;
+        filters.entry(name.trim().to_lowercase()).or_default().push(value.trim().to_owned());
+    }
+    Ok(filters)
 }
 
 /// Splits `key=value` entries; a missing value is empty.
@@ -168,6 +218,24 @@ mod tests {
     fn processors_are_counted_in_billionths() {
         assert_eq!(nano_cpus("1.5").unwrap(), 1_500_000_000);
         assert!(nano_cpus("-1").is_err() && nano_cpus("many").is_err());
+    }
+
+    #[test]
+    fn durations_are_written_as_go_writes_them() {
+        for (text, millis) in [("0", 0), ("300ms", 300), ("1.5s", 1_500), ("1h30m", 5_400_000), ("1m0.25s", 60_250)] {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
+        }
+        for text in ["", "5", "s", "1x", "1.1.1s", "-1s", "1e99h", "99999999h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn filters_of_one_name_are_gathered() {
+        let filters = filters(&["label=a=b".to_owned(), "Label=c".to_owned(), "status=exited".to_owned()]).unwrap();
+        assert_eq!(filters["label"], ["a=b", "c"]);
+        assert_eq!(filters["status"], ["exited"]);
+        assert!(super::filters(&["x".to_owned()]).is_err());
     }
 
     #[test]
