@@ -13,7 +13,7 @@ use crate::client::{Client, Dialer, ENGINE_ROLE, Endpoint};
 use crate::config::{Config, Environment, Flags};
 use crate::error::Result;
 
-use super::{container, image, registry, system};
+use super::{container, image, inspect, registry, system};
 
 /// Builds container images and runs them.
 #[derive(Debug, Parser)]
@@ -57,6 +57,8 @@ pub(super) enum Command {
     ImageFlat(image::Flat),
     #[command(flatten)]
     Registry(registry::Flat),
+    /// Show all about containers, images and other objects
+    Inspect(inspect::InspectArgs),
     /// Manage Kiln
     #[command(subcommand)]
     System(system::Grouped),
@@ -72,6 +74,7 @@ impl Command {
             Self::Listed(command) => command.run(context).await,
             Self::Image(command) => command.run(context).await,
             Self::ImageFlat(command) => command.run(context).await,
+            Self::Inspect(args) => inspect::inspect(context, &args).await,
             Self::Registry(command) => command.run(context).await,
             Self::System(command) => command.run(context).await,
             Self::SystemFlat(command) => command.run(context).await,

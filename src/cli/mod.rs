@@ -3,13 +3,16 @@
 //! Every command is a client of the Engine API; what it prints is docker's output unless that can be bettered.
 
 mod args;
+mod confirm;
 mod container;
 mod credentials;
 pub mod format;
 mod image;
+mod inspect;
 mod registry;
 mod system;
 mod transfer;
+mod upload;
 mod value;
 
 use std::ffi::OsString;
@@ -20,7 +23,7 @@ use clap::Parser as _;
 
 use args::{Cli, Context};
 
-use crate::error::{Result, ResultExt as _};
+use crate::error::{Error, Result, ResultExt as _};
 
 /// Runs the command line and returns the exit code.
 #[must_use]
@@ -36,11 +39,16 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            let style = anstyle::AnsiColor::Red.on_default().bold();
-            anstream::eprintln!("{style}error{style:#}: {error}");
+            complain(&error);
             ExitCode::from(error.kind().codes().2)
         }
     }
+}
+
+/// Tells the user about a failure, on standard error.
+fn complain(error: &Error) {
+    let style = anstyle::AnsiColor::Red.on_default().bold();
+    anstream::eprintln!("{style}error{style:#}: {error}");
 }
 
 /// Writes to standard output. Who reads may stop reading at any time, as `head` does: that is no error.

@@ -103,6 +103,14 @@ pub(super) fn map(entries: &[String]) -> HashMap<String, String> {
     entries.iter().map(split).collect()
 }
 
+/// Shortens a text to so many characters, the last of which then is an ellipsis.
+pub(super) fn ellipsis(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['\u{2026}']).collect()
+}
+
 /// Reads lines of `KEY=value` files; blank lines and lines that begin with `#` are skipped.
 ///
 /// # Errors
