@@ -7,9 +7,10 @@ use kiln_graph::Digest;
 use kiln_graph::op::Part;
 use rusqlite::{Connection, OptionalExtension as _};
 
+use super::copy::Listing;
 use super::key::Key;
 use crate::error::Result;
-use crate::state::Schema;
+use crate::state::{self, Root, Schema};
 use crate::store::{ActiveId, Roots, SnapshotId};
 
 /// The tables of the build cache.
@@ -20,6 +21,7 @@ pub const SCHEMA: Schema = Schema {
         key BLOB NOT NULL UNIQUE,
         op BLOB NOT NULL,
         snapshot INTEGER NOT NULL,
+        chain TEXT NOT NULL,
         name TEXT NOT NULL,
         parts TEXT NOT NULL,
         created_ns INTEGER NOT NULL,
@@ -35,6 +37,12 @@ pub const SCHEMA: Schema = Schema {
         selector TEXT NOT NULL,
         hash BLOB NOT NULL,
         PRIMARY KEY (chain, selector)
+    ) WITHOUT ROWID;
+    -- What the last run of a copy took, path by path; snapshot holds it.
+    CREATE TABLE listings (
+        op BLOB PRIMARY KEY,
+        snapshot INTEGER NOT NULL,
+        entries BLOB NOT NULL
     ) WITHOUT ROWID;
     -- Directories of cache mounts. number tells those of one name apart that are used at the same time.
     CREATE TABLE cache_mounts (
@@ -55,7 +63,9 @@ pub struct Step {
     /// Names the record.
     pub id: i64,
     /// The snapshot with the result.
-    pub snapshot: i64,
+    pub snapshot: SnapshotId,
+    /// The chain ID of the result.
+    pub chain: Digest,
     /// What progress showed.
     pub name: String,
     /// When it ran, in nanoseconds since 1970.
@@ -74,7 +84,9 @@ pub struct NewStep<'a> {
     /// Identifies the operation without its inputs.
     pub op: Key,
     /// The snapshot with the result.
-    pub snapshot: i64,
+    pub snapshot: SnapshotId,
+    /// The chain ID of the result.
+    pub chain: Digest,
     /// What progress showed.
     pub name: &'a str,
     /// The parts of the key, as [`super::key::Parts::stored`] makes them.
@@ -86,17 +98,20 @@ pub struct NewStep<'a> {
 }
 
 fn step(row: &rusqlite::Row<'_>) -> rusqlite::Result<Step> {
+    let chain: String = row.get(2)?;
+    let malformed = |error| rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(error));
     Ok(Step {
         id: row.get(0)?,
         snapshot: row.get(1)?,
-        name: row.get(2)?,
-        created_ns: row.get(3)?,
-        used_ns: row.get(4)?,
-        uses: row.get(5)?,
+        chain: chain.parse().map_err(malformed)?,
+        name: row.get(3)?,
+        created_ns: row.get(4)?,
+        used_ns: row.get(5)?,
+        uses: row.get(6)?,
     })
 }
 
-const COLUMNS: &str = "id, snapshot, name, created_ns, used_ns, uses";
+const COLUMNS: &str = "id, snapshot, chain, name, created_ns, used_ns, uses";
 
 /// Finds the result of a step.
 ///
@@ -147,12 +162,13 @@ pub fn last_parts(connection: &Connection, op: &Key) -> Result<Option<Vec<Part>>
 pub fn record(tx: &Connection, new: &NewStep<'_>) -> Result<()> {
     let pairs: Vec<(&str, &str)> = new.parts.iter().map(|part| (part.name.as_str(), part.value.as_str())).collect();
     tx.prepare_cached("DELETE FROM steps WHERE key = ?1")?.execute([new.key.as_bytes()])?;
-    let sql = "INSERT INTO steps (key, op, snapshot, name, parts, created_ns, used_ns, boot)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7)";
+    let sql = "INSERT INTO steps (key, op, snapshot, chain, name, parts, created_ns, used_ns, boot)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8)";
     tx.prepare_cached(sql)?.execute((
         new.key.as_bytes(),
         new.op.as_bytes(),
         new.snapshot,
+        new.chain.to_string(),
         new.name,
         serde_json::to_string(&pairs)?,
         new.now_ns,
@@ -177,6 +193,118 @@ pub fn all(connection: &Connection) -> Result<Vec<Step>> {
 /// When the database fails.
 pub fn forget(tx: &Connection, id: i64) -> Result<()> {
     tx.prepare_cached("DELETE FROM steps WHERE id = ?1")?.execute([id])?;
+    Ok(())
+}
+
+/// Returns the last result of a copy, with what it took.
+///
+/// # Errors
+/// When the database fails.
+pub fn find_listing(connection: &Connection, op: &Key) -> Result<Option<(SnapshotId, Listing)>> {
+    let sql = "SELECT snapshot, entries FROM listings WHERE op = ?1";
+    let found: Option<(SnapshotId, Vec<u8>)> =
+        connection.prepare_cached(sql)?.query_row([op.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    Ok(found.and_then(|(snapshot, entries)| Some((snapshot, Listing::decode(&entries)?))))
+}
+
+/// Remembers what a copy took, in the place of what was remembered of its earlier run.
+///
+/// # Errors
+/// When the database fails.
+pub fn record_listing(tx: &Connection, op: &Key, snapshot: SnapshotId, entries: &[u8]) -> Result<()> {
+    tx.prepare_cached("INSERT OR REPLACE INTO listings VALUES (?1, ?2, ?3)")?.execute((
+        op.as_bytes(),
+        snapshot,
+        entries,
+    ))?;
+    Ok(())
+}
+
+/// Drops the records that an earlier boot did not bring to the disk.
+///
+/// # Errors
+/// When the database fails.
+pub fn drop_lost(root: &Root) -> Result<()> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM steps WHERE boot IS NOT NULL AND boot <> ?1)";
+    let lost: bool = root.db().read(|c| Ok(c.prepare_cached(sql)?.query_row([root.boot_id()], |row| row.get(0))?))?;
+    if lost {
+        root.db().write(|tx| state::drop_lost(tx, "steps", root.boot_id()))?;
+    }
+    Ok(())
+}
+
+/// A cache mount's record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Numbers the record.
+    pub id: i64,
+    /// The name it is asked for by.
+    pub name: String,
+    /// Its directory.
+    pub active: ActiveId,
+    /// When it was made, in nanoseconds since 1970.
+    pub created_ns: i64,
+    /// When it was last used.
+    pub used_ns: i64,
+    /// How often it was used.
+    pub uses: u64,
+}
+
+/// Returns the records of all cache mounts, the longest unused first.
+///
+/// # Errors
+/// When the database fails.
+pub fn all_mounts(connection: &Connection) -> Result<Vec<Mount>> {
+    let sql = "SELECT id, name, active, created_ns, used_ns, uses FROM cache_mounts ORDER BY used_ns, id";
+    let read = |row: &rusqlite::Row<'_>| {
+        Ok(Mount {
+            id: row.get(0)?,
+            name: row.get(1)?,
+            active: row.get(2)?,
+            created_ns: row.get(3)?,
+            used_ns: row.get(4)?,
+            uses: row.get(5)?,
+        })
+    };
+    Ok(connection.prepare_cached(sql)?.query_map([], read)?.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Finds the directory of a cache mount.
+///
+/// # Errors
+/// When the database fails.
+pub fn find_mount(connection: &Connection, name: &str, number: i64) -> Result<Option<ActiveId>> {
+    let sql = "SELECT active FROM cache_mounts WHERE name = ?1 AND number = ?2";
+    Ok(connection.prepare_cached(sql)?.query_row((name, number), |row| row.get(0)).optional()?)
+}
+
+/// Records a cache mount, in the place of one whose directory has gone.
+///
+/// # Errors
+/// When the database fails.
+pub fn record_mount(tx: &Connection, name: &str, number: i64, active: ActiveId, now_ns: i64) -> Result<()> {
+    let sql = "INSERT OR REPLACE INTO cache_mounts (name, number, active, created_ns, used_ns)
+               VALUES (?1, ?2, ?3, ?4, ?4)";
+    tx.prepare_cached(sql)?.execute((name, number, active, now_ns))?;
+    Ok(())
+}
+
+/// Notes that a cache mount was used.
+///
+/// # Errors
+/// When the database fails.
+pub fn touch_mount(tx: &Connection, name: &str, number: i64, now_ns: i64) -> Result<()> {
+    let sql = "UPDATE cache_mounts SET used_ns = ?3, uses = uses + 1 WHERE name = ?1 AND number = ?2";
+    tx.prepare_cached(sql)?.execute((name, number, now_ns))?;
+    Ok(())
+}
+
+/// Deletes the record of a cache mount; its directory goes with the next collection.
+///
+/// # Errors
+/// When the database fails.
+pub fn forget_mount(tx: &Connection, id: i64) -> Result<()> {
+    tx.prepare_cached("DELETE FROM cache_mounts WHERE id = ?1")?.execute([id])?;
     Ok(())
 }
 
@@ -218,10 +346,18 @@ pub fn record_content(tx: &Connection, chain: &Digest, selector: &str, hash: &[u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Root;
 
     fn key(n: u8) -> Key {
         Key::from_bytes([n; 32])
+    }
+
+    fn snapshot(root: &Root, number: i64) -> SnapshotId {
+        root.db().read(|c| Ok(c.query_row("SELECT ?1", [number], |row| row.get(0))?)).unwrap()
+    }
+
+    fn step_of(root: &Root, own: u8, op: u8) -> NewStep<'static> {
+        let (snapshot, chain) = (snapshot(root, 7), Digest::of(b"chain"));
+        NewStep { key: key(own), op: key(op), snapshot, chain, name: "x", parts: &[], now_ns: 5, boot: "b" }
     }
 
     #[test]
@@ -229,14 +365,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::open(dir.path(), &[SCHEMA]).unwrap();
         let parts = [Part { name: "command".to_owned(), value: "make".to_owned() }];
-        let new =
-            NewStep { key: key(1), op: key(9), snapshot: 7, name: "RUN make", parts: &parts, now_ns: 5, boot: "b" };
+        let new = NewStep { name: "RUN make", parts: &parts, ..step_of(&root, 1, 9) };
         root.db().write(|tx| record(tx, &new)).unwrap();
-        root.db().write(|tx| record(tx, &NewStep { snapshot: 8, ..new.clone() })).unwrap();
+        root.db().write(|tx| record(tx, &NewStep { snapshot: snapshot(&root, 8), ..new.clone() })).unwrap();
         root.db()
             .read(|c| {
                 let found = find(c, &key(1))?.unwrap();
-                assert_eq!((found.snapshot, found.name.as_str(), found.uses), (8, "RUN make", 0));
+                assert_eq!(
+                    (found.snapshot.to_string().as_str(), found.name.as_str(), found.uses),
+                    ("8", "RUN make", 0)
+                );
                 assert!(find(c, &key(2))?.is_none() && knows(c, &key(9))? && !knows(c, &key(1))?);
                 assert_eq!(last_parts(c, &key(9))?.unwrap(), parts);
                 Ok(())
@@ -251,9 +389,7 @@ mod tests {
         root.db()
             .write(|tx| {
                 for n in 1..=3 {
-                    let new =
-                        NewStep { key: key(n), op: key(n), snapshot: 1, name: "x", parts: &[], now_ns: 5, boot: "b" };
-                    record(tx, &new)?;
+                    record(tx, &step_of(&root, n, n))?;
                 }
                 touch(tx, &[1], 9)?;
                 forget(tx, 2)?;

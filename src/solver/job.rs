@@ -1,4 +1,4 @@
-//! What the steps of one build share, and the values that flow between them.
+//! One build at work: what its steps share, and bringing file systems here that they need.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
@@ -6,172 +6,242 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use kiln_dockerfile::Ignore;
-use kiln_graph::{Digest, Graph, Platform, Reference, Vertex};
+use kiln_graph::op::Source;
+use kiln_graph::{Digest, Graph, Vertex, VertexId};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::Deps;
-use super::copy::{Memo, Owners, Tree};
-use super::progress::{Event, Progress, VertexState};
-use super::session::Session;
-use crate::error::{Error, Result};
+use super::copy::{Memo, Owners, Selection, Tree};
+use super::progress::{Event, Part, Progress, VertexState};
+use super::session::{Session, Sessions};
+use super::value::{FileSystem, LocalDir, Value};
+use super::{Solver, lock};
+use crate::error::{Error, Result, ResultExt as _};
 use crate::image::{LayerStage, Report, Resolved};
 use crate::registry::Client;
 use crate::store::{Access, Lease, SnapshotId, tree};
 use crate::task::{self, Cancel};
 
-/// What a step gives.
-#[derive(Clone, Debug)]
-pub enum Value {
-    /// A root file system.
-    FileSystem(FileSystem),
-    /// A directory of the client.
-    Local(Arc<LocalDir>),
-}
-
-/// A root file system, perhaps not fetched yet.
-#[derive(Clone, Debug)]
-pub enum FileSystem {
-    /// Nothing.
-    Empty,
-    /// A snapshot whose layers are identified.
-    Snapshot {
-        /// The snapshot.
-        id: SnapshotId,
-        /// Its chain ID.
-        chain: Digest,
-    },
-    /// An image; its layers are fetched when a step needs them.
-    Image {
-        /// The vertex that stands for it.
-        vertex: Digest,
-        /// The image.
-        image: Arc<Resolved>,
-        /// Its chain ID; `None` for an image without layers.
-        chain: Option<Digest>,
-    },
-}
-
-impl FileSystem {
-    /// Returns the identity of the content.
-    #[must_use]
-    pub fn chain(&self) -> Option<Digest> {
-        match self {
-            Self::Empty => None,
-            Self::Snapshot { chain, .. } => Some(*chain),
-            Self::Image { chain, .. } => *chain,
-        }
-    }
-}
-
-/// A directory of the client that the engine reads in place.
-#[derive(Debug)]
-pub struct LocalDir {
-    /// What messages call it.
-    pub name: String,
-    /// The directory.
-    pub root: Arc<OwnedFd>,
-    /// What is not there.
-    pub ignore: Arc<Ignore>,
-    /// Digests known from earlier.
-    pub memo: Arc<Memo>,
-}
-
-impl LocalDir {
-    /// Returns the directory as something to copy from.
-    #[must_use]
-    pub fn tree(&self) -> Tree {
-        Tree {
-            root: Arc::clone(&self.root),
-            name: self.name.clone(),
-            ignore: Some(Arc::clone(&self.ignore)),
-            owners: Owners::Root,
-            memo: Some(Arc::clone(&self.memo)),
-        }
-    }
-}
-
 /// Tells the work of a step to stop, whether it waits or works.
 #[derive(Clone, Debug, Default)]
-pub struct Stop {
+pub(super) struct Stop {
     token: CancellationToken,
     flag: Cancel,
 }
 
 impl Stop {
     /// Stops the work.
-    pub fn stop(&self) {
+    pub(super) fn stop(&self) {
         self.token.cancel();
         self.flag.cancel();
     }
 
     /// Waits until the work is to stop.
-    pub async fn stopped(&self) {
+    pub(super) async fn stopped(&self) {
         self.token.cancelled().await;
     }
 
     /// Returns the flag that blocking work looks at.
-    #[must_use]
-    pub fn flag(&self) -> &Cancel {
+    pub(super) fn flag(&self) -> &Cancel {
         &self.flag
     }
 }
 
-/// What all steps of one build share.
-#[derive(Debug)]
-pub struct Job {
-    /// The subsystems.
-    pub deps: Deps,
-    /// The steps.
-    pub graph: Graph,
-    /// Keeps everything the build looks at or makes.
-    pub lease: Lease,
-    /// The client, for secrets and credentials.
-    pub session: Option<Session>,
-    /// Talks to registries with the client's credentials.
-    pub registry: Client,
-    /// Where to report.
-    pub progress: Progress,
-    /// The images that were resolved, by name and platform.
-    pub images: HashMap<(Reference, Platform), Arc<Resolved>>,
-    /// The client's directories, by name.
-    pub locals: BTreeMap<String, PathBuf>,
-    /// Digests known from earlier, by directory.
-    pub memos: Mutex<BTreeMap<PathBuf, Arc<Memo>>>,
-    /// What steps may do beyond the usual.
-    pub entitlements: BTreeSet<Entitlement>,
-    /// Records that were found, to be marked as used at the end.
-    pub hits: Mutex<Vec<i64>>,
+/// What clients see of a step that was stopped; they look for these words.
+pub(super) fn cancelled() -> Error {
+    Error::cancelled("context canceled")
 }
 
 /// Something a step may do only when the client allowed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Entitlement {
+pub(super) enum Entitlement {
     /// Use the host's network.
     NetworkHost,
     /// Run without the sandbox's restrictions.
     SecurityInsecure,
 }
 
+impl Entitlement {
+    /// Returns BuildKit's word.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::NetworkHost => "network.host",
+            Self::SecurityInsecure => "security.insecure",
+        }
+    }
+
+    /// Reads BuildKit's word.
+    ///
+    /// # Errors
+    /// `Unsupported` for others.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let all = [Self::NetworkHost, Self::SecurityInsecure];
+        let known = all.into_iter().find(|entitlement| entitlement.as_str() == text);
+        known.ok_or_else(|| Error::unsupported(format!("the entitlement {text} is not supported")))
+    }
+}
+
+/// The client's session, looked for when it is needed first: a build that needs nothing of it does not wait for it.
+#[derive(Clone, Debug)]
+pub(super) struct ClientSession {
+    pub(super) sessions: Sessions,
+    pub(super) id: Option<String>,
+}
+
+impl ClientSession {
+    /// Returns the session; `None` when the build has none.
+    ///
+    /// # Errors
+    /// `Timeout` when the client does not open it within seconds.
+    pub(super) async fn get(&self) -> Result<Option<Session>> {
+        match &self.id {
+            Some(id) => self.sessions.get(id).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// What a copy (or a bind mount) takes, once it was looked for.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// Where from.
+    pub(super) tree: Tree,
+    /// What.
+    pub(super) selection: Selection,
+    /// What it hashes to.
+    pub(super) hash: [u8; 32],
+}
+
+/// Names what one use of an input takes: the vertex's position and the number among its uses.
+pub(super) type UseId = (usize, usize);
+
+/// What all steps of one build share.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) solver: Solver,
+    /// The steps.
+    pub(super) graph: Graph,
+    /// Keeps everything the build looks at or makes.
+    pub(super) lease: Lease,
+    /// The client, for secrets.
+    pub(super) session: ClientSession,
+    /// Talks to registries with the client's credentials.
+    pub(super) registry: Client,
+    /// Where to report.
+    pub(super) progress: Progress,
+    /// The images that were resolved, by id.
+    pub(super) images: HashMap<Digest, Arc<Resolved>>,
+    /// The client's directories.
+    pub(super) locals: Locals,
+    /// What steps may do beyond the usual.
+    pub(super) entitlements: BTreeSet<Entitlement>,
+    /// What each vertex gave, by position.
+    pub(super) values: Mutex<Vec<Option<Value>>>,
+    /// What was selected of inputs.
+    pub(super) taken: Mutex<HashMap<UseId, Arc<Taken>>>,
+    /// The client's directories that were reported as read.
+    pub(super) read: Mutex<BTreeSet<VertexId>>,
+    /// Records that were found, to be marked as used at the end.
+    pub(super) hits: Mutex<Vec<i64>>,
+    /// Work that the build waits for before it ends: identifying layers, and steps that were told to stop.
+    pub(super) pending: TaskTracker,
+}
+
 impl Job {
+    /// Returns the value of a vertex's input.
+    ///
+    /// # Errors
+    /// `Internal` when it has none: inputs are settled before the steps that need them.
+    pub(super) fn input(&self, vertex: &Vertex, index: u32) -> Result<Value> {
+        let edge = vertex.inputs.get(index as usize).ok_or_else(|| Error::internal("a step has no such input"))?;
+        let value = lock(&self.values)[edge.vertex.index()].clone();
+        value.ok_or_else(|| Error::internal("a step was started before what it needs"))
+    }
+
+    /// Returns the file system that a vertex's input is.
+    ///
+    /// # Errors
+    /// `Unsupported` when it is a directory of the client.
+    pub(super) fn file_system(&self, vertex: &Vertex, index: Option<u32>) -> Result<FileSystem> {
+        let Some(index) = index else { return Ok(FileSystem::Empty) };
+        match self.input(vertex, index)? {
+            Value::FileSystem(value) => Ok(value),
+            Value::Local(dir) => {
+                Err(Error::unsupported(format!("{} cannot be the root file system of a step", dir.name)))
+            }
+        }
+    }
+
+    pub(super) fn value(&self, id: VertexId) -> Option<Value> {
+        lock(&self.values)[id.index()].clone()
+    }
+
+    pub(super) fn set_value(&self, id: VertexId, value: Value) {
+        lock(&self.values)[id.index()] = Some(value);
+    }
+
+    pub(super) fn taken(&self, id: UseId) -> Option<Arc<Taken>> {
+        lock(&self.taken).get(&id).cloned()
+    }
+
+    pub(super) fn set_taken(&self, id: UseId, taken: Arc<Taken>) {
+        lock(&self.taken).insert(id, taken);
+    }
+
+    /// Says whether a directory of the client is used for the first time.
+    pub(super) fn first_use(&self, source: VertexId) -> bool {
+        lock(&self.read).insert(source)
+    }
+
+    pub(super) fn hit(&self, record: i64) {
+        lock(&self.hits).push(record);
+    }
+
+    /// Returns what a source is, when it needs no work before a step uses it.
+    ///
+    /// # Errors
+    /// `Unsupported` for sources this engine cannot bring; `InvalidArgument` for a directory the client did not offer.
+    pub(super) fn source(&self, vertex: &Vertex, source: &Source) -> Result<Value> {
+        match source {
+            Source::Image(image) => {
+                let id = image.image_id.ok_or_else(|| Error::unsupported("an image that was not resolved"))?;
+                let resolved = self.images.get(&id);
+                let resolved = resolved.ok_or_else(|| Error::internal("an image was not resolved"))?;
+                let chain = resolved.config.rootfs.chain_ids().pop();
+                let image = Arc::clone(resolved);
+                Ok(Value::FileSystem(FileSystem::Image { vertex: vertex.digest(), image, chain }))
+            }
+            Source::Local(local) => Ok(Value::Local(self.locals.open(&local.name, &local.exclude)?)),
+            Source::Git(git) => {
+                Err(Error::unsupported(format!("fetching the repository {} is not supported yet", git.remote)))
+            }
+            Source::Http(http) => Err(Error::unsupported(format!("fetching {} is not supported yet", http.url))),
+            Source::OciLayout(layout) => {
+                Err(Error::unsupported(format!("the OCI layout {} of the client is not supported yet", layout.name)))
+            }
+        }
+    }
+
     /// Sees to it that a file system is here, and returns its snapshot.
     ///
     /// # Errors
     /// When an image cannot be fetched.
-    pub async fn materialize(&self, value: &FileSystem) -> Result<Option<SnapshotId>> {
+    pub(super) async fn materialize(&self, value: &FileSystem) -> Result<Option<SnapshotId>> {
         let (vertex, image) = match value {
             FileSystem::Empty => return Ok(None),
-            FileSystem::Snapshot { id, .. } => return Ok(Some(*id)),
+            FileSystem::Layer(layer) => return Ok(Some(layer.made)),
             FileSystem::Image { vertex, image, .. } => (*vertex, Arc::clone(image)),
         };
-        // Two steps that need the same image wait for one download.
-        let lock = self.deps.fetching(image.id);
-        let _turn = lock.lock().await;
-        let report = self.layer_report(vertex);
-        let fetched = image.is_remote().then(|| self.begin(vertex));
-        let result = self.deps.images.fetch(&self.lease, &image, &self.registry, &report).await;
-        if let Some(fetched) = fetched {
-            fetched.end(result.as_ref().err());
+        let images = &self.solver.deps().images;
+        if !image.is_remote() {
+            return images.fetch(&self.lease, &image, &self.registry, &silent()).await;
         }
+        // Two steps that need the same image wait for one download.
+        let turn = self.solver.fetching(image.id);
+        let _turn = turn.lock().await;
+        let begun = self.begin(vertex);
+        let result = images.fetch(&self.lease, &image, &self.registry, &layer_report(&self.progress, vertex)).await;
+        begun.end(result.as_ref().err());
         result
     }
 
@@ -179,9 +249,9 @@ impl Job {
     ///
     /// # Errors
     /// When an image cannot be fetched or the mount fails.
-    pub async fn mount(&self, value: &FileSystem) -> Result<OwnedFd> {
+    pub(super) async fn mount(&self, value: &FileSystem) -> Result<OwnedFd> {
         let snapshot = self.materialize(value).await?;
-        let store = self.deps.store.clone();
+        let store = self.solver.deps().store.clone();
         task::blocking(move || store.rootfs(snapshot)?.mount(Access::ReadOnly)).await
     }
 
@@ -189,41 +259,19 @@ impl Job {
     ///
     /// # Errors
     /// As for [`Job::mount`].
-    pub async fn tree(&self, value: &FileSystem, name: &str) -> Result<Tree> {
+    pub(super) async fn tree(&self, value: &FileSystem, name: String) -> Result<Tree> {
         let mounted = self.mount(value).await?;
         let root = task::blocking(move || Ok(tree::open_dir(&mounted, c".")?)).await?;
-        Ok(Tree { root: Arc::new(root), name: name.to_owned(), ignore: None, owners: Owners::Keep, memo: None })
-    }
-
-    /// Returns the digests known of a directory.
-    #[must_use]
-    pub fn memo(&self, path: &std::path::Path) -> Arc<Memo> {
-        let mut memos = self.memos.lock().expect("no panic happens while the lock is held");
-        let open = || Arc::new(Memo::open(&self.deps.memos, path, self.deps.clock.now_ns()));
-        Arc::clone(memos.entry(path.to_owned()).or_insert_with(open))
-    }
-
-    /// Finds the path of a local directory.
-    ///
-    /// # Errors
-    /// `InvalidArgument` when the client did not offer it.
-    pub fn local(&self, name: &str) -> Result<&PathBuf> {
-        self.locals.get(name).ok_or_else(|| Error::invalid(format!("the client offers no local directory {name:?}")))
-    }
-
-    fn vertex(&self, digest: Digest) -> Option<&Vertex> {
-        self.graph.vertices().iter().find(|vertex| vertex.digest() == digest)
+        Ok(Tree { root: Arc::new(root), name, ignore: None, owners: Owners::Keep, memo: None })
     }
 
     /// Describes a vertex to watchers.
-    #[must_use]
-    pub fn state(&self, digest: Digest) -> VertexState {
-        let vertex = self.vertex(digest);
-        let inputs = vertex.map(|vertex| &vertex.inputs).into_iter().flatten();
+    pub(super) fn state(&self, id: VertexId) -> VertexState {
+        let vertex = self.graph.vertex(id);
         VertexState {
-            digest,
-            name: vertex.map(|vertex| vertex.meta.name.clone()).unwrap_or_default(),
-            inputs: inputs.map(|edge| self.graph.vertex(edge.vertex).digest()).collect(),
+            digest: vertex.digest(),
+            name: vertex.meta.name.clone(),
+            inputs: vertex.inputs.iter().map(|edge| self.graph.vertex(edge.vertex).digest()).collect(),
             cached: false,
             started_ns: None,
             completed_ns: None,
@@ -232,58 +280,153 @@ impl Job {
     }
 
     /// Reports that a vertex begins.
-    #[must_use]
-    pub fn begin(&self, digest: Digest) -> Begun {
-        Begun::new(self.progress.clone(), self.state(digest))
+    fn begin(&self, digest: Digest) -> Begun {
+        let id = self.graph.ids().find(|id| self.graph.vertex(*id).digest() == digest);
+        let state = id.map(|id| self.state(id));
+        let unknown = || VertexState {
+            digest,
+            name: String::new(),
+            inputs: Vec::new(),
+            cached: false,
+            started_ns: None,
+            completed_ns: None,
+            error: None,
+        };
+        Begun::new(self.progress.clone(), state.unwrap_or_else(unknown))
     }
 
     /// Reports that a vertex was found in the cache.
-    pub fn cached(&self, digest: Digest) {
+    pub(super) fn report_cached(&self, id: VertexId) {
         let now = self.progress.now_ns();
-        let state =
-            VertexState { cached: true, started_ns: Some(now), completed_ns: Some(now), ..self.state(digest) };
+        let state = VertexState { cached: true, started_ns: Some(now), completed_ns: Some(now), ..self.state(id) };
         self.progress.report(Event::Vertex(state));
     }
+}
 
-    /// Reports the layers of an image as parts of a vertex.
-    fn layer_report(&self, vertex: Digest) -> Report {
-        let progress = self.progress.clone();
-        let parts: Mutex<HashMap<Digest, super::progress::Part>> = Mutex::default();
-        Arc::new(move |layer, stage| {
-            let mut parts = parts.lock().expect("no panic happens while the lock is held");
-            let begin = || progress.part(vertex, layer.digest.to_string(), layer.size);
-            match stage {
-                LayerStage::Exists => {}
-                LayerStage::Waiting => drop(parts.entry(layer.digest).or_insert_with(begin)),
-                LayerStage::Downloading(bytes) => parts.entry(layer.digest).or_insert_with(begin).update(bytes),
-                LayerStage::Downloaded | LayerStage::Done => {
-                    if let Some(part) = parts.remove(&layer.digest) {
-                        part.complete();
-                    }
+/// The client's directories, opened when a step needs them first.
+#[derive(Debug)]
+pub(super) struct Locals {
+    /// Where they are, by name.
+    pub(super) paths: BTreeMap<String, PathBuf>,
+    /// The name of the main context.
+    pub(super) context: String,
+    /// The rules of the main context.
+    pub(super) ignore: Arc<Ignore>,
+    /// Where digests are remembered.
+    pub(super) memos: PathBuf,
+    /// When the build began, in nanoseconds since 1970.
+    pub(super) now_ns: i64,
+    pub(super) opened: Mutex<HashMap<String, Arc<LocalDir>>>,
+}
+
+/// The usual name of the main context.
+pub(super) const CONTEXT: &str = "context";
+
+impl Locals {
+    /// Finds the path of a local directory.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the client did not offer it.
+    pub(super) fn path(&self, name: &str) -> Result<&PathBuf> {
+        self.paths.get(name).ok_or_else(|| Error::invalid(format!("the client offers no local directory {name:?}")))
+    }
+
+    /// Opens a directory. Blocking.
+    fn open(&self, name: &str, exclude: &[String]) -> Result<Arc<LocalDir>> {
+        if let Some(known) = lock(&self.opened).get(name) {
+            return Ok(Arc::clone(known));
+        }
+        let path = self.path(name)?;
+        let root = tree::open_root(path).context(|| format!("open the local directory {name:?}"))?;
+        let (shown, ignore) = if name == self.context {
+            ("the build context".to_owned(), Arc::clone(&self.ignore))
+        } else {
+            let patterns = Ignore::from_patterns(exclude.iter().map(String::as_str));
+            let patterns = patterns.map_err(|error| Error::invalid(error.to_string()))?;
+            (format!("the context {name}"), Arc::new(patterns))
+        };
+        let memo = Arc::new(Memo::open(&self.memos, path, self.now_ns));
+        let dir = Arc::new(LocalDir { name: shown, root: Arc::new(root), ignore, memo });
+        lock(&self.opened).insert(name.to_owned(), Arc::clone(&dir));
+        Ok(dir)
+    }
+
+    /// Writes down what was learnt about files. Blocking; losing it costs time only.
+    pub(super) fn save(&self) {
+        for dir in lock(&self.opened).values() {
+            let _ = dir.memo.save();
+        }
+    }
+}
+
+fn silent() -> Report {
+    Arc::new(|_, _| {})
+}
+
+/// Reports the layers of an image as parts of a vertex.
+pub(super) fn layer_report(progress: &Progress, vertex: Digest) -> Report {
+    let progress = progress.clone();
+    let parts: Mutex<HashMap<Digest, Part>> = Mutex::default();
+    Arc::new(move |layer, stage| {
+        let mut parts = lock(&parts);
+        let begin = || progress.part(vertex, layer.digest.to_string(), layer.size);
+        match stage {
+            LayerStage::Exists => {}
+            LayerStage::Waiting => {
+                parts.entry(layer.digest).or_insert_with(begin);
+            }
+            LayerStage::Downloading(bytes) => parts.entry(layer.digest).or_insert_with(begin).update(bytes),
+            LayerStage::Downloaded | LayerStage::Done => {
+                if let Some(part) = parts.remove(&layer.digest) {
+                    part.complete();
                 }
             }
-        })
-    }
+        }
+    })
 }
 
 /// A vertex that has begun.
 #[derive(Debug)]
-pub struct Begun {
+pub(super) struct Begun {
     progress: Progress,
     state: VertexState,
 }
 
 impl Begun {
     /// Reports that a vertex begins.
-    #[must_use]
-    pub fn new(progress: Progress, mut state: VertexState) -> Self {
+    pub(super) fn new(progress: Progress, mut state: VertexState) -> Self {
         state.started_ns = Some(progress.now_ns());
         progress.report(Event::Vertex(state.clone()));
         Self { progress, state }
     }
 
+    /// Reports that a vertex begins that is no step of a graph, such as reading the Dockerfile.
+    pub(super) fn internal(progress: &Progress, name: &str) -> Result<Self> {
+        let unique = getrandom::u64().map_err(|error| Error::internal(format!("make an id: {error}")))?;
+        let state = VertexState {
+            digest: Digest::of(format!("{name} {unique}").as_bytes()),
+            name: name.to_owned(),
+            inputs: Vec::new(),
+            cached: false,
+            started_ns: None,
+            completed_ns: None,
+            error: None,
+        };
+        Ok(Self::new(progress.clone(), state))
+    }
+
+    /// Returns the vertex.
+    pub(super) fn digest(&self) -> Digest {
+        self.state.digest
+    }
+
+    /// Begins a part of its work.
+    pub(super) fn part(&self, id: impl Into<String>, total: u64) -> Part {
+        self.progress.part(self.state.digest, id, total)
+    }
+
     /// Reports that it has ended.
-    pub fn end(mut self, error: Option<&Error>) {
+    pub(super) fn end(mut self, error: Option<&Error>) {
         self.state.completed_ns = Some(self.progress.now_ns());
         self.state.error = error.map(ToString::to_string);
         self.progress.report(Event::Vertex(self.state));

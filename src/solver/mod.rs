@@ -1,32 +1,62 @@
-//! The solver: scheduler, cache, content hash, operations, exporters, sessions and frontends of builds.
+//! The solver: from a build request to a tagged image.
+//!
+//! A build goes through these files: [`request`] is what is asked for, `options` reads its attributes, `frontend` makes a graph
+//! of a Dockerfile, `plan` finds what is known of it (`identify` computes keys, `cache` keeps records), `driver` carries out
+//! what the `scheduler` decides about the rest, `ops` holds what steps do, `settle` gives their layers an identity and a record,
+//! and `export` makes the image. `progress` is what watchers see meanwhile.
 
+mod build;
 pub mod cache;
 pub mod copy;
+mod driver;
+mod export;
 mod failure;
+mod frontend;
+mod identify;
+mod job;
 pub mod key;
+mod ops;
+mod options;
+mod plan;
 pub mod progress;
-mod request;
+mod reporter;
+pub mod request;
 pub mod scheduler;
 pub mod session;
+mod settle;
 mod usage;
+mod value;
 
-use std::sync::Arc;
+#[cfg(test)]
+mod tests;
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use kiln_graph::Digest;
 use rusqlite::Connection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use cache::SCHEMA;
 pub use failure::{Failure, Place};
 pub use request::{BuildRequest, Built, Exporter};
 pub use usage::{CacheKind, CacheRecord, PruneFilter};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::Images;
-use crate::network::Network;
+use crate::network::{Network, Pool};
 use crate::registry::Client;
 use crate::store::{Roots, Store};
 use crate::task::{Clock, Tasks};
-use progress::Progress;
+use driver::Driver;
+use key::Key;
 use session::Sessions;
+use value::Layer;
+
+/// The tables whose records a power cut may lose; see [`crate::state::mark_durable`]. They come before those of the store,
+/// whose snapshots they name.
+pub const DURABLE_TABLES: &[&str] = &["steps"];
 
 /// The subsystems a solver works with.
 #[derive(Clone, Debug)]
@@ -49,41 +79,48 @@ pub struct Deps {
 
 /// Builds. One for an engine: equal steps of builds that run at the same time are done once. Cloning gives another handle.
 #[derive(Clone, Debug)]
-pub struct Solver(Arc<Deps>);
+pub struct Solver(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    deps: Deps,
+    driver: Driver,
+    /// Network namespaces for steps.
+    pool: Pool,
+    /// Where digests of clients' files are remembered.
+    memos: PathBuf,
+    /// Where the locks of cache mounts are.
+    cache_mounts: PathBuf,
+    /// Taken by whoever fetches an image, by its id.
+    fetching: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Layers that were made and are not recorded yet, by their runs.
+    settling: Mutex<HashMap<Key, Layer>>,
+    /// Limits how many layers are hashed at a time.
+    digests: Arc<Semaphore>,
+}
 
 impl Solver {
-    /// Opens a solver. Blocking, and cheap.
+    /// Opens a solver. Blocking, and cheap. Records that a power cut has lost are dropped.
     ///
     /// # Errors
     /// When the root cannot be written.
     pub fn open(deps: Deps) -> Result<Self> {
-        Ok(Self(Arc::new(deps)))
-    }
-
-    /// Builds. Dropping the future cancels the build; steps that no other build needs are killed at once.
-    ///
-    /// # Errors
-    /// The first failure, with the step and the place in the source it is about.
-    pub async fn build(&self, request: BuildRequest, progress: Progress) -> Result<Built, Failure> {
-        let _ = (request, progress, &self.0);
-        Err(Error::unsupported("builds are not there yet").into())
-    }
-
-    /// Lists the build cache, the longest unused first. Blocking.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub fn usage(&self) -> Result<Vec<CacheRecord>> {
-        Err(Error::unsupported("the build cache cannot be listed yet"))
-    }
-
-    /// Forgets records and returns them; what they took is freed by the next collection of the store. Blocking.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub fn prune(&self, filter: &PruneFilter) -> Result<Vec<CacheRecord>> {
-        let _ = filter;
-        Err(Error::unsupported("the build cache cannot be pruned yet"))
+        let root = deps.store.root();
+        cache::drop_lost(root)?;
+        let (memos, cache_mounts) = (root.subdir("memos")?, root.subdir("cache-mounts")?);
+        let driver = Driver::new();
+        let pool = Pool::new(deps.network.clone(), driver.limit);
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(Self(Arc::new(Inner {
+            deps,
+            driver,
+            pool,
+            memos,
+            cache_mounts,
+            fetching: Mutex::default(),
+            settling: Mutex::default(),
+            digests: Arc::new(Semaphore::new(cores)),
+        })))
     }
 
     /// Adds what the build cache needs to the roots of a collection, in its transaction.
@@ -93,4 +130,58 @@ impl Solver {
     pub fn add_roots(&self, connection: &Connection, roots: &mut Roots) -> Result<()> {
         cache::add_roots(connection, roots)
     }
+
+    fn deps(&self) -> &Deps {
+        &self.0.deps
+    }
+
+    fn driver(&self) -> &Driver {
+        &self.0.driver
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
+
+    fn memos(&self) -> &Path {
+        &self.0.memos
+    }
+
+    fn cache_mounts(&self) -> &Path {
+        &self.0.cache_mounts
+    }
+
+    /// Returns the lock of whoever fetches an image.
+    fn fetching(&self, image: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut fetching = lock(&self.0.fetching);
+        fetching.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = fetching.get(&image).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::default();
+        fetching.insert(image, Arc::downgrade(&turn));
+        turn
+    }
+
+    /// Returns the layer of a run that has ended and is not recorded yet.
+    fn settling(&self, run: &Key) -> Option<Layer> {
+        lock(&self.0.settling).get(run).cloned()
+    }
+
+    fn settles(&self, run: Key, layer: Layer) {
+        lock(&self.0.settling).insert(run, layer);
+    }
+
+    fn settled(&self, run: &Key) {
+        lock(&self.0.settling).remove(run);
+    }
+
+    /// Waits for a turn to hash a layer.
+    async fn digest_turn(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.0.digests).acquire_owned().await.expect("the semaphore is never closed")
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no panic happens while the lock is held")
 }

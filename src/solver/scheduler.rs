@@ -214,6 +214,15 @@ impl<K: Clone + Eq + Hash> Scheduler<K> {
         actions
     }
 
+    /// Returns the run that a node waits for.
+    #[must_use]
+    pub fn run_of(&self, task: Task) -> Option<RunId> {
+        match self.jobs.get(&task.job)?.state.get(task.node)? {
+            State::InRun(run) => Some(*run),
+            _ => None,
+        }
+    }
+
     /// Says whether nothing is known or running.
     #[must_use]
     pub fn is_idle(&self) -> bool {

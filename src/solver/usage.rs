@@ -1,6 +1,11 @@
 //! The build cache as `builder prune`, `system df` and `du` see it.
 
+use std::collections::HashSet;
 use std::time::Duration;
+
+use super::{Solver, cache};
+use crate::error::Result;
+use crate::store::{Roots, SnapshotId};
 
 /// One record of the build cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +53,8 @@ impl CacheKind {
 /// Which records are forgotten.
 #[derive(Clone, Debug, Default)]
 pub struct PruneFilter {
+    /// Also records whose layers images need, which frees nothing as long as the images are there.
+    pub all: bool,
     /// Only records whose id begins so.
     pub ids: Vec<String>,
     /// Only records of these kinds; empty means all.
@@ -56,4 +63,114 @@ pub struct PruneFilter {
     pub unused_for: Option<Duration>,
     /// Stop when all records together take no more than this, in bytes.
     pub keep_bytes: Option<u64>,
+}
+
+/// A record with what is needed to forget it.
+struct Found {
+    record: CacheRecord,
+    row: i64,
+}
+
+impl Solver {
+    /// Lists the build cache, the longest unused first. Blocking; measures what nobody has measured yet.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn usage(&self) -> Result<Vec<CacheRecord>> {
+        Ok(self.records()?.into_iter().map(|found| found.record).collect())
+    }
+
+    /// Forgets records and returns them; what they took is freed by the next collection of the store. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn prune(&self, filter: &PruneFilter) -> Result<Vec<CacheRecord>> {
+        let now_ns = self.deps().clock.now_ns();
+        let records = self.records()?;
+        let mut total: u64 = records.iter().map(|found| found.record.size_bytes).sum();
+        let mut pruned = Vec::new();
+        for found in records {
+            if filter.keep_bytes.is_some_and(|keep| total <= keep) {
+                break;
+            }
+            if !filter.takes(&found.record, now_ns) {
+                continue;
+            }
+            total -= found.record.size_bytes;
+            self.deps().store.root().db().write(|tx| match found.record.kind {
+                CacheKind::Regular => cache::forget(tx, found.row),
+                CacheKind::CacheMount => cache::forget_mount(tx, found.row),
+            })?;
+            pruned.push(found.record);
+        }
+        Ok(pruned)
+    }
+
+    fn records(&self) -> Result<Vec<Found>> {
+        let store = &self.deps().store;
+        let db = store.root().db();
+        let (steps, mounts) = db.read(|connection| Ok((cache::all(connection)?, cache::all_mounts(connection)?)))?;
+        let of_images = self.snapshots_of_images()?;
+        let mut seen = HashSet::new();
+        let mut records = Vec::with_capacity(steps.len() + mounts.len());
+        for step in steps {
+            // What two steps made alike takes its space once.
+            let size_bytes = if seen.insert(step.snapshot) { store.layer_size(step.snapshot)? } else { 0 };
+            let record = CacheRecord {
+                id: format!("step{}", step.id),
+                kind: CacheKind::Regular,
+                description: step.name,
+                size_bytes,
+                created_ns: step.created_ns,
+                used_ns: step.used_ns,
+                uses: step.uses,
+                in_use: store.is_in_use(step.snapshot)?,
+                shared: of_images.contains(&step.snapshot),
+            };
+            records.push(Found { record, row: step.id });
+        }
+        let lease = store.lease("list the build cache")?;
+        for mount in mounts {
+            let Some(active) = store.active(&lease, mount.active)? else { continue };
+            let record = CacheRecord {
+                id: format!("mount{}", mount.id),
+                kind: CacheKind::CacheMount,
+                description: format!("cache mount {}", mount.name),
+                size_bytes: store.active_usage(&active)?,
+                created_ns: mount.created_ns,
+                used_ns: mount.used_ns,
+                uses: mount.uses,
+                in_use: false,
+                shared: false,
+            };
+            records.push(Found { record, row: mount.id });
+        }
+        records.sort_by_key(|found| found.record.used_ns);
+        Ok(records)
+    }
+
+    /// All snapshots that images lie on.
+    fn snapshots_of_images(&self) -> Result<HashSet<SnapshotId>> {
+        let store = &self.deps().store;
+        let mut roots = Roots::default();
+        store.root().db().read(|connection| self.deps().images.add_roots(connection, &mut roots))?;
+        let mut all = HashSet::new();
+        for top in roots.snapshots {
+            let mut next = Some(top);
+            while let Some(id) = next.filter(|id| all.insert(*id)) {
+                next = store.parent_of(id)?;
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl PruneFilter {
+    fn takes(&self, record: &CacheRecord, now_ns: i64) -> bool {
+        let unused_ns = now_ns.saturating_sub(record.used_ns);
+        let old = self.unused_for.is_none_or(|time| unused_ns >= i64::try_from(time.as_nanos()).unwrap_or(i64::MAX));
+        let named = self.ids.is_empty() || self.ids.iter().any(|id| record.id.starts_with(id.as_str()));
+        let kind = self.kinds.is_empty() || self.kinds.contains(&record.kind);
+        old && named && kind && !record.in_use && (self.all || !record.shared)
+    }
 }

@@ -14,7 +14,7 @@ use rusqlite::Connection;
 
 use super::snapshot::{ACTIVE, COMMITTED};
 use super::tree::{self, Inode, Kind, Metadata, Step, Walk};
-use super::{Store, optional};
+use super::{SnapshotId, Store, optional};
 use crate::error::{Result, ResultExt as _};
 
 /// What the files of one tree take on the disk.
@@ -136,6 +136,33 @@ impl Store {
             partial: files(&self.0.ingest, "")?,
             records: files(root, "kiln.db")?,
         })
+    }
+
+    /// What the layer of a snapshot takes on the disk, in bytes; 0 for one that has gone. Blocking; reads the metadata of all its
+    /// files, the first time.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn layer_size(&self, id: SnapshotId) -> Result<u64> {
+        let read = |sql: &str, key: i64| -> Result<Option<u64>> {
+            self.root().db().read(|connection| {
+                let mut find = connection.prepare_cached(sql)?;
+                Ok(optional(find.query_row([key], |row| row.get::<_, Option<u64>>(0)))?.flatten())
+            })
+        };
+        let Some(layer) = read("SELECT layer FROM snapshots WHERE id = ?1", id.0)? else { return Ok(0) };
+        let layer = i64::try_from(layer).unwrap_or(i64::MAX);
+        self.measure(layer)?;
+        Ok(read("SELECT allocated FROM trees WHERE id = ?1", layer)?.unwrap_or(0))
+    }
+
+    /// Says whether a lease keeps a snapshot at this moment. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn is_in_use(&self, id: SnapshotId) -> Result<bool> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM lease_snapshots WHERE snapshot = ?1)";
+        self.root().db().read(|connection| Ok(connection.prepare_cached(sql)?.query_row([id], |row| row.get(0))?))
     }
 
     /// What one active takes on the disk, in bytes. Blocking; reads the metadata of all its files.

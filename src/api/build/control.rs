@@ -107,8 +107,7 @@ impl control_server::Control for Control {
     async fn prune(&self, request: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
         let request = request.into_inner();
         let solver = self.engine.solver().clone();
-        let now_ns = self.engine.clock().now_ns();
-        let pruned = task::blocking(move || prune(&solver, &request, now_ns)).await;
+        let pruned = task::blocking(move || prune(&solver, &request)).await;
         let pruned = pruned.map_err(|error| convert::refusal(&error))?;
         Ok(Response::new(Box::pin(stream::iter(pruned).map(|record| Ok(convert::usage(record))))))
     }
@@ -208,25 +207,19 @@ impl Selection {
 }
 
 /// Forgets what a request selects: without `all`, only what no image needs.
-fn prune(solver: &Solver, request: &PruneRequest, now_ns: i64) -> Result<Vec<CacheRecord>> {
+fn prune(solver: &Solver, request: &PruneRequest) -> Result<Vec<CacheRecord>> {
     if request.min_free_space > 0 {
         return Err(Error::unsupported("pruning up to an amount of free space is not supported yet"));
     }
     let selection = Selection::parse(&request.filter, request.keep_duration)?;
     let keep = request.max_used_space.max(request.reserved_space);
-    let mut filter = PruneFilter {
-        ids: selection.ids.clone(),
-        kinds: selection.kinds.clone(),
+    let filter = PruneFilter {
+        all: request.all,
+        ids: selection.ids,
+        kinds: selection.kinds,
         unused_for: selection.unused_for,
         keep_bytes: u64::try_from(keep).ok().filter(|keep| *keep > 0),
     };
-    if !request.all {
-        let records = solver.usage()?.into_iter().filter(|record| !record.shared && selection.takes(record, now_ns));
-        filter.ids = records.map(|record| record.id).collect();
-        if filter.ids.is_empty() {
-            return Ok(Vec::new());
-        }
-    }
     solver.prune(&filter)
 }
 

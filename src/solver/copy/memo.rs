@@ -91,8 +91,8 @@ impl Memo {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn save(self) -> Result<()> {
-        let mut fresh = self.fresh.into_inner().expect("no panic happens while the lock is held");
+    pub fn save(&self) -> Result<()> {
+        let mut fresh = std::mem::take(&mut *self.fresh.lock().expect("no panic happens while the lock is held"));
         if fresh.is_empty() {
             return Ok(());
         }

@@ -164,6 +164,14 @@ impl Store {
         self.leased(lease, Leased::Snapshot, |connection| find(connection, "chain_id = ?1", chain_id.to_string()))
     }
 
+    /// Returns what a snapshot lies on; `None` also for one that has gone. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn parent_of(&self, id: SnapshotId) -> Result<Option<SnapshotId>> {
+        self.root().db().read(|connection| Ok(find(connection, "id = ?1", id)?.and_then(|(_, found)| found.parent)))
+    }
+
     /// Finds the snapshot with a chain ID in the transaction of a collection, where a lease would come too late. Blocking.
     ///
     /// # Errors
@@ -210,6 +218,20 @@ impl Store {
             lease.hold(tx, Leased::Snapshot, kept.0)?;
             let (_, snapshot) = find(tx, "id = ?1", kept)?.ok_or_else(|| kept.missing())?;
             Ok(snapshot)
+        })
+    }
+
+    /// Moves a snapshot that is not identified yet from its parent to one that differs from it in times only. Blocking.
+    ///
+    /// # Errors
+    /// `Conflict` when it does not lie on `from`, or is identified.
+    pub fn move_over(&self, id: SnapshotId, from: SnapshotId, to: SnapshotId) -> Result<()> {
+        self.root().db().write(|tx| {
+            let sql = "UPDATE snapshots SET parent = ?3 WHERE id = ?1 AND parent = ?2 AND chain_id IS NULL";
+            match tx.prepare_cached(sql)?.execute((id, from, to))? {
+                0 => Err(Error::conflict(format!("snapshot {id} cannot be moved from {from} to {to}"))),
+                _ => Ok(()),
+            }
         })
     }
 

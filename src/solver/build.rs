@@ -1,0 +1,149 @@
+//! One build from request to answer.
+
+use std::sync::{Arc, Mutex};
+
+use kiln_dockerfile::Lowered;
+use kiln_graph::VertexId;
+use tokio_util::task::TaskTracker;
+
+use super::Solver;
+use super::cache;
+use super::export::{ImageExport, Product};
+use super::failure::Failure;
+use super::frontend::{Frontend, Surroundings};
+use super::job::{ClientSession, Entitlement, Job, Locals};
+use super::options::Options;
+use super::progress::Progress;
+use super::request::{BuildRequest, Built};
+use super::value::{FileSystem, Value};
+use crate::error::{Error, Result};
+use crate::registry::{Client, Credentials, Notes, Provider};
+use crate::store::SnapshotId;
+use crate::task;
+
+/// The frontend that is built in.
+const FRONTEND: &str = "dockerfile.v0";
+
+/// Docker Hub has two names: clients' sessions know it by that of its server.
+const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+
+impl Solver {
+    /// Builds. Dropping the future cancels the build; steps that no other build needs are killed at once.
+    ///
+    /// # Errors
+    /// The first failure, with the step and the place in the source it is about.
+    pub async fn build(&self, request: BuildRequest, progress: Progress) -> Result<Built, Failure> {
+        if request.frontend != FRONTEND {
+            let text = format!("the frontend {:?} is not built in; {FRONTEND} is", request.frontend);
+            return Err(Error::unsupported(text).into());
+        }
+        let options = Options::parse(&request.attrs)?;
+        let exports: Vec<ImageExport> = request.exporters.iter().map(ImageExport::parse).collect::<Result<_>>()?;
+        let entitlements = request.entitlements.iter().map(|text| Entitlement::parse(text)).collect::<Result<_>>()?;
+        let store = self.deps().store.clone();
+        let lease = task::blocking(move || store.lease("build")).await?;
+        let session = ClientSession { sessions: self.deps().sessions.clone(), id: request.session.clone() };
+        let registry = self.registry(&session);
+        let images = &self.deps().images;
+        let around = Surroundings { images, lease: &lease, registry: &registry, progress: &progress };
+        let Frontend { lowered, images, ignore } = around.lower(&request, &options).await?;
+        let locals = Locals {
+            paths: request.locals,
+            context: options.context,
+            ignore,
+            memos: self.memos().to_owned(),
+            now_ns: progress.now_ns(),
+            opened: Mutex::default(),
+        };
+        let Lowered { graph, root, config, epoch_s, .. } = lowered;
+        let job = Arc::new(Job {
+            solver: self.clone(),
+            values: Mutex::new(vec![None; graph.vertices().len()]),
+            graph,
+            lease,
+            session,
+            registry,
+            progress,
+            images,
+            locals,
+            entitlements,
+            taken: Mutex::default(),
+            read: Mutex::default(),
+            hits: Mutex::default(),
+            pending: TaskTracker::new(),
+        });
+        let epoch_ns = epoch_s.map(|seconds| seconds.saturating_mul(1_000_000_000));
+        let product = |snapshot| Product { config: config.clone(), snapshot, epoch_ns };
+        let result = job.solve(root.map(|edge| edge.vertex), &exports, product).await;
+        let finished = job.finish().await;
+        let built = result?;
+        finished?;
+        Ok(built)
+    }
+
+    /// A registry client with the credentials of the client's session.
+    fn registry(&self, session: &ClientSession) -> Client {
+        let session = session.clone();
+        let provider = Provider::of(move |domain| {
+            let session = session.clone();
+            async move {
+                let Some(session) = session.get().await? else { return Ok(None) };
+                let host = if domain == HUB.0 { HUB.1 } else { &domain };
+                let found = session.credentials(host).await?;
+                Ok(found.and_then(|(username, secret)| Credentials::from_pair(&username, &secret)))
+            }
+        });
+        self.deps().registry.session(provider, Notes::none())
+    }
+}
+
+impl Job {
+    /// Does what is not known yet, and exports the result.
+    async fn solve(
+        self: &Arc<Self>,
+        root: Option<VertexId>,
+        exports: &[ImageExport],
+        product: impl Fn(Option<SnapshotId>) -> Product,
+    ) -> Result<Built, Failure> {
+        if let Some(root) = root {
+            let job = Arc::clone(self);
+            let plan = task::blocking(move || Ok(job.plan(root))).await??;
+            self.solver.carry_out(self, plan).await?;
+        }
+        let mut built = Built::default();
+        if exports.is_empty() {
+            return Ok(built);
+        }
+        let snapshot = match root.map(|root| self.value(root).ok_or(root)) {
+            Some(Ok(Value::FileSystem(FileSystem::Layer(layer)))) => Some(layer.settled().await?.id),
+            Some(Ok(Value::FileSystem(image))) => self.materialize(&image).await?,
+            Some(Ok(Value::Local(dir))) => {
+                return Err(Error::unsupported(format!("{} cannot be an image as it is", dir.name)).into());
+            }
+            Some(Err(_)) => return Err(Error::internal("the target has no result").into()),
+            None => None,
+        };
+        for export in exports {
+            built.response.extend(self.export(export, product(snapshot)).await?);
+        }
+        Ok(built)
+    }
+
+    /// Waits for what is identified in the background, and writes down what was used and learnt.
+    async fn finish(self: Arc<Self>) -> Result<()> {
+        self.pending.close();
+        self.pending.wait().await;
+        task::blocking(move || {
+            self.locals.save();
+            let hits = std::mem::take(&mut *super::lock(&self.hits));
+            let now = self.progress.now_ns();
+            if !hits.is_empty() {
+                self.solver.deps().store.root().db().write(|tx| cache::touch(tx, &hits, now))?;
+            }
+            // The lease may end here, which writes to the database.
+            drop(self);
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,274 @@
+//! The Dockerfile frontend: reads the files, lowers them, and finds out about the images lowering asks for.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+use kiln_dockerfile::{
+    Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Request, ResolvedImage, lower,
+};
+use kiln_graph::op::ResolveMode;
+use kiln_graph::{Diagnostic, Digest, Platform, SourceFile};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::failure::{Failure, Place};
+use super::job::Begun;
+use super::options::{ContextSource, Options};
+use super::progress::{Event, Progress, Warning};
+use super::request::BuildRequest;
+use crate::error::{Error, Kind, Result, ResultExt as _};
+use crate::image::{Images, Policy, Resolved};
+use crate::registry::Client;
+use crate::store::{Lease, tree};
+use crate::task;
+
+/// A Dockerfile or a list of patterns larger than this is refused.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// What the frontend made of a request.
+pub(super) struct Frontend {
+    pub(super) lowered: Lowered,
+    /// The images it asked about, by id.
+    pub(super) images: HashMap<Digest, Arc<Resolved>>,
+    /// The rules of the main context.
+    pub(super) ignore: Arc<Ignore>,
+}
+
+/// What is read before lowering.
+struct Inputs {
+    file: SourceFile,
+    ignore: Ignore,
+    /// The rules of the other local contexts, by the directories' names.
+    ignores: BTreeMap<String, Ignore>,
+}
+
+/// What the frontend works with.
+pub(super) struct Surroundings<'a> {
+    pub(super) images: &'a Images,
+    pub(super) lease: &'a Lease,
+    pub(super) registry: &'a Client,
+    pub(super) progress: &'a Progress,
+}
+
+impl Surroundings<'_> {
+    /// Reads and lowers the Dockerfile of a request.
+    ///
+    /// # Errors
+    /// With the places in the file: what makes no sense there, images that do not exist.
+    pub(super) async fn lower(&self, request: &BuildRequest, options: &Options) -> Result<Frontend, Failure> {
+        let (source, inputs) = self.read(request, options).await?;
+        let Inputs { file, ignore, ignores } = inputs;
+        let asked = lowering_request(&file, options, &ignore, &ignores);
+        let mut known: HashMap<ImageKey, ResolvedImage> = HashMap::new();
+        let mut images = HashMap::new();
+        loop {
+            let outcome = lower(&asked, &known).map_err(|found| Failure::of_source(&file, found))?;
+            let needs = match outcome {
+                Outcome::Need(needs) => needs,
+                Outcome::Done(lowered) => {
+                    self.warn(source, &file, &lowered.warnings);
+                    return Ok(Frontend { lowered: *lowered, images, ignore: Arc::new(ignore) });
+                }
+            };
+            let implicit = options.platform.is_none();
+            let resolved = needs.iter().map(|need| self.resolve(need, options.resolve, implicit, &file));
+            for (need, resolved) in needs.iter().zip(try_join_all(resolved).await?) {
+                let (config, reference) = ((*resolved.config).clone(), resolved.reference.clone());
+                known.insert(need.key.clone(), ResolvedImage { config, id: resolved.id, reference });
+                images.insert(resolved.id, Arc::new(resolved));
+            }
+        }
+    }
+
+    /// Reads the Dockerfile and the ignore files. Returns them with the vertex that stands for the Dockerfile.
+    async fn read(&self, request: &BuildRequest, options: &Options) -> Result<(Digest, Inputs)> {
+        let (progress, options, request) = (self.progress.clone(), options.clone(), request.clone());
+        task::blocking(move || {
+            let reading =
+                Begun::internal(&progress, &format!("[internal] load build definition from {}", options.filename))?;
+            let source = reading.digest();
+            let file = read_dockerfile(&request, &options);
+            if let Ok(file) = &file {
+                reading.part("transferring dockerfile:", file.text().len() as u64).complete();
+            }
+            reading.end(file.as_ref().err());
+            let file = file?;
+            let reading = Begun::internal(&progress, "[internal] load .dockerignore")?;
+            let ignores = read_ignores(&request, &options);
+            if let Ok((_, _, bytes)) = &ignores {
+                reading.part("transferring context:", *bytes).complete();
+            }
+            reading.end(ignores.as_ref().err());
+            let (ignore, ignores, _) = ignores?;
+            Ok((source, Inputs { file, ignore, ignores }))
+        })
+        .await
+    }
+
+    async fn resolve(
+        &self,
+        need: &Need,
+        mode: ResolveMode,
+        implicit: bool,
+        file: &SourceFile,
+    ) -> Result<Resolved, Failure> {
+        let name = match &need.key.image {
+            ImageName::Registry(name) => name,
+            ImageName::OciLayout(layout) => {
+                return Err(Error::unsupported(format!("the OCI layout {} is not supported yet", layout.name)).into());
+            }
+        };
+        let looking = Begun::internal(self.progress, &format!("[internal] load metadata for {name}"))?;
+        let policy = match mode {
+            ResolveMode::PreferLocal => Policy::Missing,
+            ResolveMode::Pull => Policy::Always,
+        };
+        let platform = &need.key.platform;
+        let mut result = self.images.resolve(self.lease, name, Some(platform), policy, self.registry).await;
+        if implicit && policy == Policy::Missing && result.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
+            // Without a platform asked for, an image that is here is taken as it is, whatever it is for.
+            let here = self.images.resolve(self.lease, name, None, Policy::Never, self.registry).await;
+            result = here.or(result);
+        }
+        looking.end(result.as_ref().err());
+        result.map_err(|error| {
+            let hint = need.suggestion.as_ref().map(|stage| format!(" (did you mean the stage {stage}?)"));
+            let error = match hint.filter(|_| error.kind() == Kind::NotFound) {
+                Some(hint) => Error::new(error.kind(), format!("{error}{hint}")),
+                None => error,
+            };
+            let place = Place { file: file.clone(), lines: file.lines(need.span), columns: None, finding: None };
+            Failure { error, vertex: None, places: vec![place] }
+        })
+    }
+
+    fn warn(&self, vertex: Digest, file: &SourceFile, warnings: &[Diagnostic]) {
+        for warning in warnings {
+            let lines = warning.span.map(|span| file.lines(span));
+            let rule = warning.rule.and_then(kiln_dockerfile::check::rule);
+            let name = warning.rule.map(|rule| format!("{rule}: ")).unwrap_or_default();
+            let line = lines.map(|(first, _)| format!(" (line {first})")).unwrap_or_default();
+            self.progress.report(Event::Warning(Warning {
+                vertex,
+                short: format!("{name}{warning}{line}"),
+                url: rule.map(|rule| rule.url()).unwrap_or_default(),
+                file: Some((file.name().to_owned(), file.text().to_owned())),
+                lines: lines.into_iter().collect(),
+            }));
+        }
+    }
+}
+
+fn lowering_request<'a>(
+    file: &'a SourceFile,
+    options: &'a Options,
+    ignore: &Ignore,
+    ignores: &BTreeMap<String, Ignore>,
+) -> Request<'a> {
+    let context = |name: &ContextSource| match name {
+        ContextSource::Image(reference) => NamedContext::Image(reference.clone()),
+        ContextSource::Local(local) => {
+            let ignore = ignores.get(local).cloned().unwrap_or_default();
+            NamedContext::Files(Files::Local { name: local.clone(), ignore })
+        }
+    };
+    Request {
+        target: options.target.as_deref(),
+        build_args: options.build_args.clone(),
+        labels: options.labels.clone(),
+        context: Files::Local { name: options.context.clone(), ignore: ignore.clone() },
+        contexts: options.contexts.iter().map(|(name, source)| (name.clone(), context(source))).collect(),
+        target_platform: options.platform.clone(),
+        build_platforms: vec![Platform::host()],
+        no_cache: options.no_cache.clone(),
+        resolve: options.resolve,
+        network: options.network,
+        hostname: options.hostname.clone(),
+        extra_hosts: options.extra_hosts.clone(),
+        shm_size_bytes: options.shm_size_bytes,
+        ulimits: options.ulimits.clone(),
+        cgroup_parent: options.cgroup_parent.clone(),
+        ..Request::new(file)
+    }
+}
+
+fn read_dockerfile(request: &BuildRequest, options: &Options) -> Result<SourceFile> {
+    let name = &options.filename;
+    let bytes = if let Some(bytes) = &request.dockerfile {
+        Some(bytes.clone())
+    } else {
+        let dir = directory(request, &options.dockerfile).or_else(|| directory(request, &options.context));
+        let dir = dir.ok_or_else(|| Error::invalid("the client offers no directory with a Dockerfile"))?;
+        match read_beneath(dir, name)? {
+            None if options.usual_filename => read_beneath(dir, "dockerfile")?,
+            read => read,
+        }
+    };
+    let missing = || Error::not_found(format!("failed to read dockerfile: open {name}: no such file or directory"));
+    let text = String::from_utf8(bytes.ok_or_else(missing)?);
+    let text = text.map_err(|_| Error::invalid(format!("{name} is no text: it is not valid UTF-8")))?;
+    Ok(SourceFile::new(name, &text))
+}
+
+/// Reads the rules of all local contexts; returns how many bytes that were, too.
+fn read_ignores(request: &BuildRequest, options: &Options) -> Result<(Ignore, BTreeMap<String, Ignore>, u64)> {
+    let mut bytes = 0;
+    let own = format!("{}.dockerignore", options.filename);
+    let mut ignore = None;
+    if let Some(dir) = directory(request, &options.dockerfile) {
+        ignore = parse_ignore(dir, &own, &mut bytes)?;
+    }
+    if let (None, Some(dir)) = (&ignore, directory(request, &options.context)) {
+        ignore = parse_ignore(dir, ".dockerignore", &mut bytes)?;
+    }
+    let mut others = BTreeMap::new();
+    for source in options.contexts.values() {
+        let ContextSource::Local(name) = source else { continue };
+        let Some(dir) = directory(request, name) else {
+            return Err(Error::invalid(format!("the client offers no local directory {name:?}")));
+        };
+        if let Some(ignore) = parse_ignore(dir, ".dockerignore", &mut bytes)? {
+            others.insert(name.clone(), ignore);
+        }
+    }
+    Ok((ignore.unwrap_or_default(), others, bytes))
+}
+
+fn directory<'a>(request: &'a BuildRequest, name: &str) -> Option<&'a Path> {
+    request.locals.get(name).map(PathBuf::as_path)
+}
+
+fn parse_ignore(dir: &Path, name: &str, bytes: &mut u64) -> Result<Option<Ignore>> {
+    let Some(read) = read_beneath(dir, name)? else { return Ok(None) };
+    *bytes += read.len() as u64;
+    let file = SourceFile::new(name, &String::from_utf8_lossy(&read));
+    Ignore::parse(&file).map(Some).map_err(|error| {
+        let line = error.span.map(|span| format!(", line {}", file.lines(span).0)).unwrap_or_default();
+        Error::invalid(format!("{name}{line}: {error}"))
+    })
+}
+
+/// Reads a file of a client's directory; symbolic links stay within. `None` when there is no such file.
+fn read_beneath(dir: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+    let context = || format!("read {name} in {}", dir.display());
+    let root = tree::open_root(dir).context(context)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let opened = match rustix::fs::openat2(&root, name, flags, Mode::empty(), resolve) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        opened => std::fs::File::from(opened.context(context)?),
+    };
+    let metadata = opened.metadata().context(context)?;
+    if !metadata.is_file() {
+        return Err(Error::invalid("it is no file").context(context()));
+    }
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(Error::invalid(format!("it is larger than {} MiB", MAX_FILE_BYTES >> 20)).context(context()));
+    }
+    let mut bytes = Vec::new();
+    opened.take(MAX_FILE_BYTES).read_to_end(&mut bytes).context(context)?;
+    Ok(Some(bytes))
+}

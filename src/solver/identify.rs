@@ -1,0 +1,359 @@
+//! What a step's result is known by, and whether an earlier run gave it.
+//!
+//! A key is made of the operation and of what its inputs *are*: the chain ID of a file system, the content hash of what is
+//! copied or mounted of one. Looking for a hit costs reading the directories of contexts and a few rows; only content of a
+//! file system that nobody has hashed before is mounted and read.
+//!
+//! A step whose input was just made need not wait until that is identified: when its operation never ran, there is nothing
+//! to be found, and it runs at once. Its record is written when the input is identified.
+
+use std::sync::Arc;
+
+use kiln_graph::op::{Copy, FileAction, InputIndex, MountKind, Op};
+use kiln_graph::{Vertex, VertexId};
+use rusqlite::Connection;
+
+use super::cache;
+use super::copy::select;
+use super::job::{Begun, Job, Taken, UseId};
+use super::key::{ContentIdentity, InputIdentity, Key, Parts};
+use super::value::{FileSystem, Layer, LocalDir, Settled, Value};
+use crate::error::{Error, Result};
+use crate::task::{self, Cancel};
+
+/// What a step works on.
+#[derive(Clone, Debug)]
+pub(super) enum Input {
+    /// A whole file system.
+    FileSystem(FileSystem),
+    /// Some paths, by their content.
+    Content([u8; 32]),
+}
+
+/// A step that has to run.
+#[derive(Clone, Debug)]
+pub(super) struct Work {
+    /// Identifies the operation without its inputs.
+    pub(super) op: Key,
+    /// Equal for steps that do the same on the same, in this engine and at this time.
+    pub(super) run: Key,
+    parts: Parts,
+    inputs: Vec<Input>,
+}
+
+/// What was found out about a step.
+pub(super) enum Found {
+    /// Its result.
+    Value(Value, Option<i64>),
+    /// It has to run.
+    Miss(Box<Work>),
+}
+
+impl Found {
+    fn hit(layer: Layer, record: Option<i64>) -> Self {
+        Self::Value(Value::FileSystem(FileSystem::Layer(layer)), record)
+    }
+}
+
+/// How an operation uses an input.
+pub(super) enum Use {
+    /// All of it.
+    Whole(Option<InputIndex>),
+    /// What a copy takes.
+    Paths(Option<InputIndex>, Box<Copy>),
+}
+
+/// Lists how an operation uses its inputs, in the order in which they are part of its key.
+pub(super) fn uses(op: &Op, inputs: usize) -> Vec<Use> {
+    match op {
+        Op::Source(_) => Vec::new(),
+        Op::Exec(exec) => {
+            let mounts = exec.mounts.iter().filter_map(|mount| match &mount.kind {
+                MountKind::Bind { input: Some(input), selector, .. }
+                | MountKind::Cache { input: Some(input), selector, .. } => Some(mounted(*input, selector)),
+                _ => None,
+            });
+            std::iter::once(Use::Whole(exec.root.input)).chain(mounts).collect()
+        }
+        Op::File(file) => {
+            let copies = file.actions.iter().filter_map(|action| match action {
+                FileAction::Copy(copy) => Some(Use::Paths(copy.from, copy.clone())),
+                _ => None,
+            });
+            std::iter::once(Use::Whole(file.base)).chain(copies).collect()
+        }
+        Op::Merge | Op::Diff { .. } => (0..inputs).map(|at| Use::Whole(InputIndex::try_from(at).ok())).collect(),
+    }
+}
+
+/// A mount shows what a copy of the same path would take.
+fn mounted(input: InputIndex, selector: &str) -> Use {
+    Use::Paths(Some(input), Box::new(selected(selector)))
+}
+
+/// A copy of a path to the same path.
+pub(super) fn selected(selector: &str) -> Copy {
+    let path = if selector.is_empty() { "/" } else { selector };
+    Copy {
+        source: path.to_owned(),
+        dest: path.to_owned(),
+        wildcard: false,
+        allow_empty_wildcard: false,
+        ..Copy::default()
+    }
+}
+
+/// Everything about a copy that decides what it takes.
+fn selector(copy: &Copy) -> String {
+    let Copy { source, follow_symlinks, wildcard, allow_empty_wildcard, include, exclude, required, .. } = copy;
+    format!("{:?}", (source, follow_symlinks, wildcard, allow_empty_wildcard, include, exclude, required))
+}
+
+impl Job {
+    /// Finds out about a step what can be found out without mounting or fetching anything; `None` when that is not enough.
+    /// All inputs must have values. Blocking.
+    pub(super) fn identify_now(&self, connection: &Connection, id: VertexId) -> Result<Option<Found>> {
+        let vertex = self.graph.vertex(id);
+        let mut inputs = Vec::new();
+        for (number, used) in uses(&vertex.op, vertex.inputs.len()).iter().enumerate() {
+            let Some(input) = self.input_now(connection, vertex, (id.index(), number), used)? else { return Ok(None) };
+            inputs.push(input);
+        }
+        let work = Work::new(vertex, inputs);
+        let Some(key) = work.key_now() else { return Ok(None) };
+        Ok(Some(match self.look_up(connection, vertex, &key)? {
+            Some((layer, record)) => Found::hit(layer, Some(record)),
+            None => Found::Miss(Box::new(work)),
+        }))
+    }
+
+    fn look_up(&self, connection: &Connection, vertex: &Vertex, key: &Key) -> Result<Option<(Layer, i64)>> {
+        if vertex.meta.no_cache {
+            return Ok(None);
+        }
+        Ok(cache::find(connection, key)?.map(|step| {
+            let settled = Settled { id: step.snapshot, chain: step.chain };
+            (Layer::known(settled, self.lease.clone()), step.id)
+        }))
+    }
+
+    /// Looks for a result and leases it. A record whose snapshot has gone is forgotten. Blocking.
+    fn look_up_leased(&self, vertex: &Vertex, key: &Key) -> Result<Option<(Layer, i64)>> {
+        let store = &self.solver.deps().store;
+        let Some((layer, record)) = store.root().db().read(|c| self.look_up(c, vertex, key))? else { return Ok(None) };
+        if store.snapshot(&self.lease, layer.made)?.is_some() {
+            return Ok(Some((layer, record)));
+        }
+        store.root().db().write(|tx| cache::forget(tx, record))?;
+        Ok(None)
+    }
+
+    fn input_now(&self, connection: &Connection, vertex: &Vertex, id: UseId, used: &Use) -> Result<Option<Input>> {
+        let (from, copy) = match used {
+            Use::Whole(index) => return Ok(Some(Input::FileSystem(self.file_system(vertex, *index)?))),
+            Use::Paths(from, copy) => (*from, copy),
+        };
+        if let Some(taken) = self.taken(id) {
+            return Ok(Some(Input::Content(taken.hash)));
+        }
+        match from.map(|index| self.input(vertex, index)).transpose()? {
+            Some(Value::Local(dir)) => {
+                let source = vertex.inputs[from.unwrap_or_default() as usize].vertex;
+                let taken = Arc::new(self.take_local(source, &dir, copy)?);
+                self.set_taken(id, Arc::clone(&taken));
+                Ok(Some(Input::Content(taken.hash)))
+            }
+            Some(Value::FileSystem(file_system)) => {
+                if is_everything(copy) {
+                    return Ok(Some(Input::FileSystem(file_system)));
+                }
+                let Some(Some(chain)) = file_system.chain_now() else { return Ok(None) };
+                Ok(cache::find_content(connection, &chain, &selector(copy))?.map(Input::Content))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Selects from a directory of the client. The first time is reported as the work of its vertex.
+    fn take_local(&self, source: VertexId, dir: &LocalDir, copy: &Copy) -> Result<Taken> {
+        let begun = self.first_use(source).then(|| Begun::new(self.progress.clone(), self.state(source)));
+        let taken = take(dir.tree(), copy, &Cancel::new());
+        if let Some(begun) = begun {
+            if let Ok(taken) = &taken {
+                begun.part("transferring context:", taken.selection.bytes()).complete();
+            }
+            begun.end(taken.as_ref().err());
+        }
+        taken
+    }
+
+    /// Finds out about a step, mounting and fetching what must be looked at, and waiting for inputs to be identified when a
+    /// result may be found. All inputs must have values.
+    ///
+    /// # Errors
+    /// `NotFound` when something that is copied does not exist; when an image cannot be fetched.
+    pub(super) async fn identify(self: &Arc<Self>, id: VertexId) -> Result<Found> {
+        let vertex = self.graph.vertex(id);
+        let mut inputs = Vec::new();
+        for (number, used) in uses(&vertex.op, vertex.inputs.len()).into_iter().enumerate() {
+            inputs.push(self.find_input(id, (id.index(), number), used).await?);
+        }
+        let work = Work::new(vertex, inputs);
+        let db = self.solver.deps().store.root().clone();
+        if work.key_now().is_none() {
+            let op = work.op;
+            let wait = !vertex.meta.no_cache && task::blocking(move || db.db().read(|c| cache::knows(c, &op))).await?;
+            if !wait {
+                return Ok(self.running_before(work));
+            }
+        }
+        let key = work.key().await?;
+        let job = Arc::clone(self);
+        let found = task::blocking(move || job.look_up_leased(job.graph.vertex(id), &key)).await?;
+        Ok(match found {
+            Some((layer, record)) => Found::hit(layer, Some(record)),
+            None => self.running_before(work),
+        })
+    }
+
+    /// A run that has ended and whose record is about to be written.
+    fn running_before(&self, work: Work) -> Found {
+        match self.solver.settling(&work.run) {
+            Some(layer) => Found::hit(layer, None),
+            None => Found::Miss(Box::new(work)),
+        }
+    }
+
+    async fn find_input(self: &Arc<Self>, vertex: VertexId, id: UseId, used: Use) -> Result<Input> {
+        let job = Arc::clone(self);
+        let (used, now) = task::blocking(move || {
+            let vertex = job.graph.vertex(vertex);
+            let db = job.solver.deps().store.root().db();
+            let now = db.read(|connection| job.input_now(connection, vertex, id, &used))?;
+            Ok((used, now))
+        })
+        .await?;
+        let Use::Paths(from, copy) = used else { return now.ok_or_else(|| Error::internal("an input has no value")) };
+        match now {
+            Some(input) => Ok(input),
+            None => Ok(Input::Content(self.take(vertex, id, from, copy).await?.hash)),
+        }
+    }
+
+    /// Selects what a copy takes of an input, unless that was done.
+    ///
+    /// # Errors
+    /// As [`Job::identify`].
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        vertex: VertexId,
+        id: UseId,
+        from: Option<InputIndex>,
+        copy: Box<Copy>,
+    ) -> Result<Arc<Taken>> {
+        if let Some(taken) = self.taken(id) {
+            return Ok(taken);
+        }
+        let vertex = self.graph.vertex(vertex);
+        let (tree, file_system) = match from.map(|index| self.input(vertex, index)).transpose()? {
+            Some(Value::Local(dir)) => (dir.tree(), None),
+            Some(Value::FileSystem(file_system)) => {
+                let edge = vertex.inputs[from.unwrap_or_default() as usize];
+                let name = &self.graph.vertex(edge.vertex).meta.name;
+                let name = if name.is_empty() { "another stage".to_owned() } else { format!("the result of {name}") };
+                (self.tree(&file_system, name).await?, Some(file_system))
+            }
+            None => (self.tree(&FileSystem::Empty, "an empty file system".to_owned()).await?, None),
+        };
+        let (cancel, job) = (Cancel::new(), Arc::clone(self));
+        let _stop = cancel.on_drop();
+        task::blocking(move || {
+            let taken = Arc::new(take(tree, &copy, &cancel)?);
+            job.set_taken(id, Arc::clone(&taken));
+            // One that is not identified yet is not asked for before it is.
+            if let Some(Some(chain)) = file_system.and_then(|file_system| file_system.chain_now()) {
+                let db = job.solver.deps().store.root().db();
+                db.write(|tx| cache::record_content(tx, &chain, &selector(&copy), &taken.hash))?;
+            }
+            Ok(taken)
+        })
+        .await
+    }
+}
+
+fn take(tree: super::copy::Tree, copy: &Copy, cancel: &Cancel) -> Result<Taken> {
+    let selection = select(&tree, copy, cancel)?;
+    let hash = selection.hash();
+    Ok(Taken { tree, selection, hash })
+}
+
+/// A mount of all of a file system is known by its chain ID, which costs nothing to find out.
+fn is_everything(copy: &Copy) -> bool {
+    copy.source == "/" && !copy.wildcard && copy.include.is_empty() && copy.exclude.is_empty()
+}
+
+impl Work {
+    fn new(vertex: &Vertex, inputs: Vec<Input>) -> Self {
+        let parts = Parts::of_operation(vertex);
+        let op = parts.key();
+        let mut provisional = parts.clone();
+        for input in &inputs {
+            match input {
+                Input::FileSystem(file_system) => provisional.add("file system", file_system.provisional()),
+                Input::Content(hash) => provisional.add("content", blake3::Hash::from_bytes(*hash).to_hex().as_str()),
+            }
+        }
+        if vertex.meta.no_cache {
+            // Whoever accepts an earlier result does not wait for this one, and the other way round.
+            provisional.add("without cache", "");
+        }
+        Self { op, run: provisional.key(), parts, inputs }
+    }
+
+    /// Returns the key, if all inputs are identified by now.
+    fn key_now(&self) -> Option<Key> {
+        let identities: Option<Vec<InputIdentity>> = self.inputs.iter().map(Input::identity_now).collect();
+        Some(self.with(&identities?).key())
+    }
+
+    /// Waits until all inputs are identified, and returns the key.
+    async fn key(&self) -> Result<Key> {
+        Ok(self.identified().await?.key())
+    }
+
+    /// Waits until all inputs are identified, and returns all parts.
+    ///
+    /// # Errors
+    /// When an input could not be identified.
+    pub(super) async fn identified(&self) -> Result<Parts> {
+        let mut identities = Vec::with_capacity(self.inputs.len());
+        for input in &self.inputs {
+            identities.push(match input {
+                Input::FileSystem(file_system) => InputIdentity::Chain(file_system.chain().await?),
+                Input::Content(hash) => content(*hash),
+            });
+        }
+        Ok(self.with(&identities))
+    }
+
+    fn with(&self, identities: &[InputIdentity]) -> Parts {
+        let mut parts = self.parts.clone();
+        for (number, identity) in identities.iter().enumerate() {
+            parts.add_input(number, identity);
+        }
+        parts
+    }
+}
+
+impl Input {
+    fn identity_now(&self) -> Option<InputIdentity> {
+        match self {
+            Self::FileSystem(file_system) => file_system.chain_now().map(InputIdentity::Chain),
+            Self::Content(hash) => Some(content(*hash)),
+        }
+    }
+}
+
+fn content(hash: [u8; 32]) -> InputIdentity {
+    InputIdentity::Content(ContentIdentity { hash, entries: Vec::new() })
+}

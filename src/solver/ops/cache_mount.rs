@@ -1,0 +1,123 @@
+//! Cache mounts: directories that survive between builds.
+//!
+//! Each is a tree of the store that a record keeps. A file lock per directory, which the kernel releases when its process
+//! dies, makes the sharing modes hold across engines: `shared` takes it together with others, `locked` and `private` alone.
+//! One that is `private` and taken is not waited for: there are as many directories of a name as are used at a time.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_graph::op::Sharing;
+
+use crate::error::{Error, Result, ResultExt as _};
+use crate::solver::cache;
+use crate::solver::job::Job;
+use crate::state::{FileLock, LockMode};
+use crate::store::Active;
+use crate::store::tree::{self, Attributes, CopyTree, Metadata, Xattrs};
+use crate::task::{self, Cancel};
+
+/// How often a directory that somebody else has alone is asked for. A lock of another process announces nothing.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// A cache mount in use.
+#[derive(Debug)]
+pub(super) struct CacheMount {
+    /// Its directory.
+    pub(super) dir: OwnedFd,
+    /// Keeps others out, or in.
+    _lock: FileLock,
+    _active: Active,
+}
+
+/// Which directory is wanted.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    /// Names it.
+    pub(super) name: String,
+    pub(super) sharing: Sharing,
+    /// Its initial content: a directory.
+    pub(super) seed: Option<Arc<OwnedFd>>,
+}
+
+impl Job {
+    /// Takes a cache mount, waiting for those that have it alone.
+    ///
+    /// # Errors
+    /// `Exhausted` on a full disk.
+    pub(super) async fn cache_mount(self: &Arc<Self>, wanted: Wanted) -> Result<CacheMount> {
+        let mut number = 0;
+        loop {
+            let (job, ask) = (Arc::clone(self), wanted.clone());
+            if let Some(taken) = task::blocking(move || job.try_cache_mount(&ask, number)).await? {
+                return Ok(taken);
+            }
+            match wanted.sharing {
+                Sharing::Private => number += 1,
+                Sharing::Shared | Sharing::Locked => tokio::time::sleep(RETRY).await,
+            }
+        }
+    }
+
+    /// `None` when somebody has it. Blocking.
+    fn try_cache_mount(&self, wanted: &Wanted, number: i64) -> Result<Option<CacheMount>> {
+        let deps = self.solver.deps();
+        let mode = match wanted.sharing {
+            Sharing::Shared => LockMode::Shared,
+            Sharing::Private | Sharing::Locked => LockMode::Exclusive,
+        };
+        let path = lock_path(self.solver.cache_mounts(), &wanted.name, number);
+        let Some(lock) = FileLock::try_acquire(&path, mode)? else { return Ok(None) };
+        let active = match self.known(&wanted.name, number)? {
+            Some(active) => active,
+            None => {
+                // Several may be first at once.
+                let _turn = FileLock::acquire(&path.with_extension("new"), LockMode::Exclusive)?;
+                match self.known(&wanted.name, number)? {
+                    Some(active) => active,
+                    None => self.make(wanted, number)?,
+                }
+            }
+        };
+        let now = deps.clock.now_ns();
+        deps.store.root().db().write(|tx| cache::touch_mount(tx, &wanted.name, number, now))?;
+        let dir = tree::open_root(active.dir()).context(|| "open a cache mount")?;
+        Ok(Some(CacheMount { dir, _lock: lock, _active: active }))
+    }
+
+    fn known(&self, name: &str, number: i64) -> Result<Option<Active>> {
+        let store = &self.solver.deps().store;
+        match store.root().db().read(|connection| cache::find_mount(connection, name, number))? {
+            Some(id) => store.active(&self.lease, id),
+            None => Ok(None),
+        }
+    }
+
+    fn make(&self, wanted: &Wanted, number: i64) -> Result<Active> {
+        let deps = self.solver.deps();
+        let active = deps.store.prepare(&self.lease, None)?;
+        if let Some(seed) = &wanted.seed {
+            fill(seed, active.dir()).context(|| format!("fill the cache mount {}", wanted.name))?;
+        }
+        let now = deps.clock.now_ns();
+        deps.store.root().db().write(|tx| cache::record_mount(tx, &wanted.name, number, active.id(), now))?;
+        let id = active.keep();
+        let active = deps.store.active(&self.lease, id)?;
+        active.ok_or_else(|| Error::internal("a cache mount has gone while it was made"))
+    }
+}
+
+fn fill(seed: &OwnedFd, into: &Path) -> Result<()> {
+    let open = || tree::open_dir(seed, c".");
+    let (from, to) = (open()?, tree::open_root(into)?);
+    let keep = |name: &std::ffi::CStr| !name.to_bytes().starts_with(b"trusted.");
+    tree::copy_tree(open()?, to.try_clone()?, CopyTree { xattrs: keep, cancel: &Cancel::new() })?;
+    Attributes::of(&Metadata::of(&from)?, Xattrs::of(&from, keep)?).apply(&to)?;
+    Ok(())
+}
+
+fn lock_path(dir: &Path, name: &str, number: i64) -> PathBuf {
+    dir.join(format!("{}-{number}", &blake3::hash(name.as_bytes()).to_hex()[..32]))
+}

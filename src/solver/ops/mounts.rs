@@ -1,0 +1,208 @@
+//! The mounts of a RUN: binds of other stages and of contexts, cache directories, memory, secrets.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use kiln_graph::VertexId;
+use kiln_graph::op::{Exec, Mount, MountKind, SecretFile};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use super::cache_mount::{CacheMount, Wanted};
+use crate::error::{Error, Result, ResultExt as _};
+use crate::sandbox::{self, Access, Propagation, Source, Tmpfs};
+use crate::solver::copy::{Target, Writer};
+use crate::solver::identify::selected;
+use crate::solver::job::{Job, Taken};
+use crate::solver::value::{FileSystem, Value};
+use crate::store::tree::Time;
+use crate::store::{self, Active, SnapshotId};
+use crate::task::{self, Cancel};
+
+/// Mounts, and what must live as long as they are used.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    pub(super) mounts: Vec<sandbox::Mount>,
+    /// Trees that take what is written to a bind mount, which nobody sees afterwards.
+    scratch: Vec<Active>,
+    caches: Vec<CacheMount>,
+}
+
+impl Mounts {
+    /// Gives everything back. Blocking. Nothing must be mounted any more.
+    pub(super) fn release(self) {
+        let Self { mounts, scratch, caches } = self;
+        drop((mounts, scratch, caches));
+    }
+}
+
+impl Job {
+    /// Prepares the mounts of a step.
+    ///
+    /// # Errors
+    /// `NotFound` for a secret or a path that is not there; `Unsupported` for SSH agents.
+    pub(super) async fn mounts(self: &Arc<Self>, id: VertexId, exec: &Exec) -> Result<Mounts> {
+        let mut prepared = Mounts::default();
+        // In one order, so that two steps that lock the same directories do not wait for each other.
+        let mut order: Vec<usize> = (0..exec.mounts.len()).collect();
+        order.sort_by_key(|at| match &exec.mounts[*at].kind {
+            MountKind::Cache { id, .. } => Some(id),
+            _ => None,
+        });
+        let mut mounts: Vec<Option<sandbox::Mount>> = Vec::new();
+        mounts.resize_with(exec.mounts.len(), || None);
+        // The uses of a step are its root, then those mounts that have an input.
+        let mut number = 0;
+        let mut uses = Vec::with_capacity(exec.mounts.len());
+        for mount in &exec.mounts {
+            let has_input =
+                matches!(mount.kind, MountKind::Bind { input: Some(_), .. } | MountKind::Cache { input: Some(_), .. });
+            number += usize::from(has_input);
+            uses.push(number);
+        }
+        for at in order {
+            mounts[at] = self.one_mount(id, &exec.mounts[at], uses[at], &mut prepared).await?;
+        }
+        prepared.mounts = mounts.into_iter().flatten().collect();
+        Ok(prepared)
+    }
+
+    async fn one_mount(
+        self: &Arc<Self>,
+        id: VertexId,
+        mount: &Mount,
+        number: usize,
+        prepared: &mut Mounts,
+    ) -> Result<Option<sandbox::Mount>> {
+        let source = match &mount.kind {
+            MountKind::Bind { output: Some(_), .. } => {
+                return Err(Error::unsupported(format!("keeping what a step writes to {}", mount.target)));
+            }
+            MountKind::Bind { input, selector, output: None } => {
+                let base = self.mounted(id, (*input, selector), number).await?;
+                let writable = !mount.readonly;
+                let (job, scratch) = (Arc::clone(self), &mut prepared.scratch);
+                let (detached, active) = task::blocking(move || job.bind(base, writable)).await?;
+                scratch.extend(active);
+                Source::Detached { mount: detached, subpath: selector.trim_start_matches('/').to_owned() }
+            }
+            MountKind::Cache { id: name, sharing, input, selector } => {
+                let wanted = match input {
+                    None => Wanted { name: name.clone(), sharing: *sharing, seed: None },
+                    Some(input) => {
+                        let (seed, known_by) = self.seed(id, (*input, selector), number).await?;
+                        let name = format!("{name} from {known_by}{selector}");
+                        Wanted { name, sharing: *sharing, seed: Some(Arc::new(seed)) }
+                    }
+                };
+                let cache = self.cache_mount(wanted).await?;
+                let dir = cache.dir.try_clone().context(|| "open a cache mount")?;
+                prepared.caches.push(cache);
+                Source::Bind { source: dir, recursive: false, propagation: Propagation::Private }
+            }
+            MountKind::Tmpfs { size_bytes } => {
+                Source::Tmpfs(Tmpfs { size_bytes: *size_bytes, noexec: false, nodev: false, ..Tmpfs::default() })
+            }
+            MountKind::Secret(secret) => match self.secret(&secret.id, secret.optional).await? {
+                Some(content) => secret_source(secret, content),
+                None => return Ok(None),
+            },
+            MountKind::Ssh(agent) if agent.optional => return Ok(None),
+            MountKind::Ssh(_) => return Err(Error::unsupported("mounts of SSH agents are not supported yet")),
+        };
+        let access = if mount.readonly { Access::ReadOnly } else { Access::ReadWrite };
+        Ok(Some(sandbox::Mount { target: mount.target.clone(), source, access }))
+    }
+
+    /// Asks the client for a secret; `None` when it has none of that name and the step runs without.
+    ///
+    /// # Errors
+    /// `NotFound` in BuildKit's words.
+    pub(super) async fn secret(&self, id: &str, optional: bool) -> Result<Option<Vec<u8>>> {
+        let found = match self.session.get().await? {
+            Some(session) => session.secret(id).await?,
+            None => None,
+        };
+        match found {
+            None if !optional => Err(Error::not_found(format!("secret {id}: not found"))),
+            found => Ok(found),
+        }
+    }
+
+    /// Returns the snapshot that a mount shows a path of.
+    async fn mounted(
+        self: &Arc<Self>,
+        id: VertexId,
+        (input, selector): (Option<u32>, &str),
+        number: usize,
+    ) -> Result<Option<SnapshotId>> {
+        let vertex = self.graph.vertex(id);
+        let Some(index) = input else { return Ok(None) };
+        match self.input(vertex, index)? {
+            Value::FileSystem(file_system) => self.materialize(&file_system).await,
+            Value::Local(_) => {
+                let copy = Box::new(selected(selector));
+                let taken = self.take(id, (id.index(), number), Some(index), copy).await?;
+                let (job, selector) = (Arc::clone(self), selector.to_owned());
+                task::blocking(move || job.copy_context(&taken, &selector)).await.map(Some)
+            }
+        }
+    }
+
+    /// Copies what a mount shows of a client's directory, without what its rules hide. Blocking.
+    ///
+    /// Not mounted in place, because it must not change while the step runs, nor show what `.dockerignore` excludes.
+    fn copy_context(&self, taken: &Taken, selector: &str) -> Result<SnapshotId> {
+        let store = &self.solver.deps().store;
+        let active = store.prepare(&self.lease, None)?;
+        let below = store.rootfs(None)?.mount(store::Access::ReadOnly)?;
+        let cancel = Cancel::new();
+        let target = Target { active: &active, below, donor: None };
+        let writer = Writer::new(target, Time::default(), &cancel)?;
+        writer.copy(&taken.tree, &taken.selection, &selected(selector), None)?;
+        drop(writer);
+        active.commit()
+    }
+
+    /// Mounts a snapshot, with a tree on top when it is to be written. Blocking.
+    fn bind(&self, base: Option<SnapshotId>, writable: bool) -> Result<(OwnedFd, Option<Active>)> {
+        let store = &self.solver.deps().store;
+        if !writable {
+            return Ok((store.rootfs(base)?.mount(store::Access::ReadOnly)?, None));
+        }
+        let active = store.prepare(&self.lease, base)?;
+        Ok((active.rootfs()?.mount(store::Access::Volatile)?, Some(active)))
+    }
+
+    /// Opens the directory that a cache mount is filled from, and says what it is known by.
+    async fn seed(
+        self: &Arc<Self>,
+        id: VertexId,
+        (input, selector): (u32, &str),
+        number: usize,
+    ) -> Result<(OwnedFd, String)> {
+        let vertex = self.graph.vertex(id);
+        let known_by = match self.input(vertex, input)? {
+            Value::FileSystem(file_system @ (FileSystem::Empty | FileSystem::Image { .. })) => {
+                file_system.provisional()
+            }
+            Value::FileSystem(FileSystem::Layer(layer)) => layer.settled().await?.chain.to_string(),
+            Value::Local(dir) => dir.name.clone(),
+        };
+        let base = self.mounted(id, (Some(input), selector), number).await?;
+        let (store, path) = (self.solver.deps().store.clone(), selector.trim_start_matches('/').to_owned());
+        let dir = task::blocking(move || {
+            let mount = store.rootfs(base)?.mount(store::Access::ReadOnly)?;
+            let path = if path.is_empty() { "." } else { &path };
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            rustix::fs::openat2(&mount, path, flags, Mode::empty(), resolve)
+                .context(|| format!("open the content /{path} of a cache mount"))
+        })
+        .await?;
+        Ok((dir, known_by))
+    }
+}
+
+fn secret_source(secret: &SecretFile, content: Vec<u8>) -> Source {
+    Source::File { content, mode: secret.mode, uid: secret.uid, gid: secret.gid }
+}

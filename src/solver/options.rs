@@ -1,0 +1,268 @@
+//! A build request's attributes (BuildKit's `FrontendAttrs`), parsed once. What is not known is refused by name.
+
+use std::collections::BTreeMap;
+
+use kiln_dockerfile::NoCache;
+use kiln_graph::op::{NetworkMode, ResolveMode, Ulimit};
+use kiln_graph::{Platform, Reference};
+
+use crate::error::{Error, Result};
+
+/// The options of the Dockerfile frontend.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    /// The Dockerfile's path in its directory.
+    pub(super) filename: String,
+    /// Whether the path is the usual one, and not the client's choice.
+    pub(super) usual_filename: bool,
+    pub(super) target: Option<String>,
+    pub(super) build_args: BTreeMap<String, String>,
+    pub(super) labels: BTreeMap<String, String>,
+    /// Contexts by name, with what stands for each.
+    pub(super) contexts: BTreeMap<String, ContextSource>,
+    pub(super) platform: Option<Platform>,
+    pub(super) no_cache: NoCache,
+    pub(super) resolve: ResolveMode,
+    pub(super) network: NetworkMode,
+    pub(super) hostname: String,
+    pub(super) extra_hosts: Vec<(String, String)>,
+    pub(super) shm_size_bytes: Option<u64>,
+    pub(super) ulimits: Vec<Ulimit>,
+    pub(super) cgroup_parent: String,
+    /// The names of the local directories that hold the context and the Dockerfile.
+    pub(super) context: String,
+    pub(super) dockerfile: String,
+}
+
+/// What a named context is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ContextSource {
+    Image(Reference),
+    /// A local directory of this name.
+    Local(String),
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            filename: "Dockerfile".to_owned(),
+            usual_filename: true,
+            target: None,
+            build_args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            contexts: BTreeMap::new(),
+            platform: None,
+            no_cache: NoCache::None,
+            resolve: ResolveMode::PreferLocal,
+            network: NetworkMode::Sandbox,
+            hostname: String::new(),
+            extra_hosts: Vec::new(),
+            shm_size_bytes: None,
+            ulimits: Vec::new(),
+            cgroup_parent: String::new(),
+            context: super::job::CONTEXT.to_owned(),
+            dockerfile: "dockerfile".to_owned(),
+        }
+    }
+}
+
+impl Options {
+    /// Reads the attributes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a malformed value; `Unsupported`, by name, for what is not known.
+    pub(super) fn parse(attrs: &BTreeMap<String, String>) -> Result<Self> {
+        let mut options = Self::default();
+        for (key, value) in attrs {
+            options.set(key, value)?;
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        if let Some((family, name)) = key.split_once(':') {
+            return self.set_member(family, name, value, key);
+        }
+        match key {
+            "filename" if !value.is_empty() => {
+                self.usual_filename = false;
+                value.clone_into(&mut self.filename);
+            }
+            "target" => self.target = Some(value.to_owned()).filter(|target| !target.is_empty()),
+            "platform" if !value.is_empty() => self.platform = Some(platform(value)?),
+            "no-cache" => self.no_cache = no_cache(value),
+            "image-resolve-mode" => self.resolve = resolve_mode(value)?,
+            "force-network-mode" => self.network = network_mode(value)?,
+            "hostname" => value.clone_into(&mut self.hostname),
+            "add-hosts" => self.extra_hosts = list(value, extra_host)?,
+            "shm-size" if !value.is_empty() => self.shm_size_bytes = Some(number(key, value)?),
+            "ulimit" => self.ulimits = list(value, ulimit)?,
+            "cgroup-parent" => value.clone_into(&mut self.cgroup_parent),
+            "contextkey" if !value.is_empty() => value.clone_into(&mut self.context),
+            "dockerfilekey" if !value.is_empty() => value.clone_into(&mut self.dockerfile),
+            "context" if !value.is_empty() => {
+                return Err(Error::unsupported(format!(
+                    "the build context {value}: only local directories are supported yet"
+                )));
+            }
+            "frontend.caps" => check_capabilities(value)?,
+            // What says nothing, or names the frontend that is built in.
+            "filename" | "platform" | "shm-size" | "contextkey" | "dockerfilekey" | "context" | "source"
+            | "cmdline" => {}
+            "multi-platform" | "cache-imports" | "cache-from" if matches!(value, "" | "false" | "[]" | "null") => {}
+            _ => return Err(Error::unsupported(format!("the build option {key}={value} is not supported yet"))),
+        }
+        Ok(())
+    }
+
+    /// Sets `family:name`.
+    fn set_member(&mut self, family: &str, name: &str, value: &str, key: &str) -> Result<()> {
+        match family {
+            "build-arg" => {
+                self.build_args.insert(name.to_owned(), value.to_owned());
+            }
+            "label" => {
+                self.labels.insert(name.to_owned(), value.to_owned());
+            }
+            "context" => {
+                self.contexts.insert(name.to_owned(), context_source(name, value)?);
+            }
+            // Where sources are from is told to histories and provenance only, which there are none of yet; sessions and keys
+            // matter for directories that are transferred.
+            "vcs" | "local-sessionid" | "sharedkey" | "input-metadata" => {}
+            "attest" if value.split(',').any(|field| field == "disabled=true") => {}
+            "attest" => return Err(Error::unsupported(format!("attestations ({key}) are not supported yet"))),
+            _ => return Err(Error::unsupported(format!("the build option {key}={value} is not supported yet"))),
+        }
+        Ok(())
+    }
+}
+
+fn platform(value: &str) -> Result<Platform> {
+    if value.contains(',') {
+        return Err(Error::unsupported(format!("building for several platforms ({value}) is not supported yet")));
+    }
+    value.parse().map_err(|error| Error::invalid(format!("platform {value:?}: {error}")))
+}
+
+fn no_cache(value: &str) -> NoCache {
+    match value {
+        "" | "true" => NoCache::All,
+        "false" => NoCache::None,
+        stages => NoCache::Stages(stages.split(',').map(|stage| stage.trim().to_owned()).collect()),
+    }
+}
+
+fn resolve_mode(value: &str) -> Result<ResolveMode> {
+    match value {
+        "" | "default" | "local" => Ok(ResolveMode::PreferLocal),
+        "pull" => Ok(ResolveMode::Pull),
+        other => Err(Error::invalid(format!("invalid image-resolve-mode: {other}"))),
+    }
+}
+
+fn network_mode(value: &str) -> Result<NetworkMode> {
+    match value {
+        "" | "default" | "sandbox" => Ok(NetworkMode::Sandbox),
+        "host" => Ok(NetworkMode::Host),
+        "none" => Ok(NetworkMode::None),
+        other => Err(Error::unsupported(format!(
+            "network mode {other:?} is not supported by builds: use host, none or default"
+        ))),
+    }
+}
+
+fn list<T>(value: &str, one: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
+    value.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(one).collect()
+}
+
+fn extra_host(entry: &str) -> Result<(String, String)> {
+    let host = entry.split_once('=').or_else(|| entry.split_once(':'));
+    let (name, address) = host.ok_or_else(|| Error::invalid(format!("bad format for add-host: {entry:?}")))?;
+    Ok((name.to_owned(), address.to_owned()))
+}
+
+fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T> {
+    value.parse().map_err(|_| Error::invalid(format!("{key}={value}: expected a number")))
+}
+
+/// `name=soft[:hard]`
+fn ulimit(entry: &str) -> Result<Ulimit> {
+    let bad = || Error::invalid(format!("invalid ulimit {entry:?}: expected name=soft[:hard]"));
+    let (name, limits) = entry.split_once('=').ok_or_else(bad)?;
+    let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+    let parse = |text: &str| text.parse().map_err(|_| bad());
+    Ok(Ulimit { name: name.to_owned(), soft: parse(soft)?, hard: parse(hard)? })
+}
+
+fn context_source(name: &str, value: &str) -> Result<ContextSource> {
+    if let Some(reference) = value.strip_prefix("docker-image://") {
+        let reference = reference.parse().map_err(|error| Error::invalid(format!("context {name}: {error}")))?;
+        return Ok(ContextSource::Image(reference));
+    }
+    match value.strip_prefix("local:") {
+        Some(local) => Ok(ContextSource::Local(local.to_owned())),
+        None => Err(Error::unsupported(format!("the context {name}={value} is of a sort that is not supported yet"))),
+    }
+}
+
+/// What a client wants the frontend to be able to; a final `+forward` says that the frontend decides.
+fn check_capabilities(value: &str) -> Result<()> {
+    const KNOWN: &[&str] = &["moby.buildkit.frontend.contexts", "moby.buildkit.frontend.gitquerystring"];
+    let unknown = value.split(',').filter(|name| !name.is_empty() && !name.ends_with("+forward"));
+    match unknown.into_iter().find(|name| !KNOWN.contains(name)) {
+        Some(name) => Err(Error::unsupported(format!("the frontend capability {name} is not supported yet"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(attrs: &[(&str, &str)]) -> Result<Options> {
+        Options::parse(&attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+    }
+
+    #[test]
+    fn attributes_of_buildx_are_read() {
+        let options = parse(&[
+            ("add-hosts", "a=1.2.3.4,b=::1"),
+            ("build-arg:A", "1"),
+            ("filename", "docker/Dockerfile"),
+            ("force-network-mode", "host"),
+            ("image-resolve-mode", "pull"),
+            ("label:x", "y"),
+            ("no-cache", "one,two"),
+            ("platform", "linux/amd64"),
+            ("shm-size", "1048576"),
+            ("target", "build"),
+            ("ulimit", "nofile=1:2,core=0"),
+            ("vcs:revision", "abc"),
+        ])
+        .unwrap();
+        assert_eq!(options.extra_hosts[1], ("b".to_owned(), "::1".to_owned()));
+        assert_eq!((options.build_args["A"].as_str(), options.labels["x"].as_str()), ("1", "y"));
+        assert_eq!(options.no_cache, NoCache::Stages(vec!["one".to_owned(), "two".to_owned()]));
+        assert_eq!((options.network, options.resolve), (NetworkMode::Host, ResolveMode::Pull));
+        assert_eq!((options.ulimits[0].soft, options.ulimits[0].hard, options.ulimits[1].hard), (1, 2, 0));
+        assert_eq!((options.target.as_deref(), options.shm_size_bytes), (Some("build"), Some(1 << 20)));
+        assert!(!options.usual_filename && options.filename == "docker/Dockerfile");
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        for (key, value) in [
+            ("attest:sbom", ""),
+            ("context", "https://example.com/x.git"),
+            ("context:x", "https://example.com/x.git"),
+            ("memory", "1"),
+            ("platform", "linux/amd64,linux/arm64"),
+            ("requestid", "frontend.lint"),
+        ] {
+            let error = parse(&[(key, value)]).unwrap_err();
+            assert_eq!(error.kind(), crate::error::Kind::Unsupported, "{key}");
+            assert!(error.to_string().contains(if value.is_empty() { key } else { value }), "{error}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Planning: what is known of a whole graph before anything runs.
+//!
+//! Keys are computed from the sources on, as far as inputs are identified; what was found is reported, and what is left is
+//! what the scheduler gets. A build that finds everything asks the database a few questions, reads the directories of its
+//! contexts, and is done.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use kiln_graph::VertexId;
+use kiln_graph::op::{Op, Source};
+
+use super::cache;
+use super::failure::Failure;
+use super::identify::{Found, Work};
+use super::job::Job;
+use super::value::{FileSystem, Value};
+use crate::error::{Error, Result};
+
+/// What is left to do.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// The steps that have no value yet, inputs first.
+    pub(super) steps: Vec<VertexId>,
+    /// For each of them, those it needs, as positions in `steps`.
+    pub(super) inputs: Vec<Vec<usize>>,
+    /// What was found out about those that have to run.
+    pub(super) misses: HashMap<VertexId, Work>,
+}
+
+/// How often a plan is made again because something it found was removed meanwhile.
+const ATTEMPTS: usize = 3;
+
+impl Job {
+    /// Plans. Blocking.
+    ///
+    /// # Errors
+    /// The first step that cannot be done: what it copies does not exist, its source cannot be brought.
+    pub(super) fn plan(self: &Arc<Self>, root: VertexId) -> Result<Plan, Failure> {
+        let order = self.graph.reachable([root]);
+        for _ in 0..ATTEMPTS {
+            let mut records = HashMap::new();
+            let misses = self.identify_all(&order, &mut records)?;
+            let plan = self.left(root, misses);
+            if self.lease_needed(root, &records)? {
+                self.report_found(&order);
+                records.into_values().for_each(|record| self.hit(record));
+                return Ok(plan);
+            }
+        }
+        Err(Error::conflict("results of earlier builds are removed as fast as they are found").into())
+    }
+
+    fn identify_all(
+        self: &Arc<Self>,
+        order: &[VertexId],
+        records: &mut HashMap<VertexId, i64>,
+    ) -> Result<HashMap<VertexId, Work>, Failure> {
+        let mut misses = HashMap::new();
+        let db = self.solver.deps().store.root().db();
+        for id in order {
+            let vertex = self.graph.vertex(*id);
+            let found = match &vertex.op {
+                Op::Source(source) => self.source(vertex, source).map(|value| Some(Found::Value(value, None))),
+                _ if vertex.inputs.iter().any(|edge| self.value(edge.vertex).is_none()) => Ok(None),
+                _ => db.read(|connection| self.identify_now(connection, *id)),
+            };
+            match found.map_err(|error| Failure::of_step(error, &self.graph, vertex))? {
+                Some(Found::Value(value, record)) => {
+                    self.set_value(*id, value);
+                    records.extend(record.map(|record| (*id, record)));
+                }
+                Some(Found::Miss(work)) => {
+                    misses.insert(*id, *work);
+                }
+                None => {}
+            }
+        }
+        Ok(misses)
+    }
+
+    /// What has no value and is needed, with the needs among them.
+    fn left(&self, root: VertexId, misses: HashMap<VertexId, Work>) -> Plan {
+        let mut plan = Plan { misses, ..Plan::default() };
+        let mut positions = HashMap::new();
+        for id in self.needed(root) {
+            if self.value(id).is_some() {
+                continue;
+            }
+            let inputs = self.graph.vertex(id).inputs.iter();
+            let inputs = inputs.filter_map(|edge| positions.get(&edge.vertex).copied()).collect();
+            positions.insert(id, plan.steps.len());
+            plan.steps.push(id);
+            plan.inputs.push(inputs);
+        }
+        plan
+    }
+
+    /// The vertices whose values are needed: the root, and the inputs of what has no value. Inputs come first.
+    fn needed(&self, root: VertexId) -> Vec<VertexId> {
+        let mut needed = vec![false; self.graph.vertices().len()];
+        needed[root.index()] = true;
+        let ids: Vec<VertexId> = self.graph.ids().collect();
+        for id in ids.iter().rev().filter(|id| id.index() <= root.index()) {
+            if needed[id.index()] && self.value(*id).is_none() {
+                for edge in &self.graph.vertex(*id).inputs {
+                    needed[edge.vertex.index()] = true;
+                }
+            }
+        }
+        ids.into_iter().filter(|id| needed[id.index()]).collect()
+    }
+
+    /// Leases the results that are needed; what has gone is forgotten, and then the plan does not hold.
+    fn lease_needed(&self, root: VertexId, records: &HashMap<VertexId, i64>) -> Result<bool> {
+        let store = &self.solver.deps().store;
+        let mut holds = true;
+        for id in self.needed(root) {
+            let (Some(Value::FileSystem(FileSystem::Layer(layer))), Some(record)) = (self.value(id), records.get(&id))
+            else {
+                continue;
+            };
+            if store.snapshot(&self.lease, layer.made)?.is_none() {
+                store.root().db().write(|tx| cache::forget(tx, *record))?;
+                holds = false;
+            }
+        }
+        if !holds {
+            self.values.lock().expect("no panic happens while the lock is held").fill(None);
+        }
+        Ok(holds)
+    }
+
+    /// Reports what needs no work.
+    fn report_found(&self, order: &[VertexId]) {
+        for id in order {
+            let is_local = matches!(self.graph.vertex(*id).op, Op::Source(Source::Local(_)));
+            let is_remote = matches!(
+                self.value(*id),
+                Some(Value::FileSystem(FileSystem::Image { image, .. })) if image.is_remote()
+            );
+            if !is_local && !is_remote && self.value(*id).is_some() {
+                self.report_cached(*id);
+            }
+        }
+    }
+}

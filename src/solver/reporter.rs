@@ -1,0 +1,86 @@
+//! What a run reports, to all builds that wait for it.
+//!
+//! A build that comes later gets what was printed before, as far as that is still there.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+
+use super::progress::{Event, Progress, VertexState};
+use crate::error::Error;
+
+/// How much of what was printed is kept for builds that come later, in bytes.
+const BACKLOG: usize = 1 << 20;
+
+/// Where a run reports to. Cloning gives another handle.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reporter(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    watchers: Vec<(Progress, VertexState)>,
+    /// When it began; `None` while it waits for a place.
+    started_ns: Option<i64>,
+    backlog: Vec<(u8, Bytes, i64)>,
+    backlog_bytes: usize,
+}
+
+impl Reporter {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no panic happens while the lock is held")
+    }
+
+    /// Adds a build that waits for the run; the vertex is its own name for it.
+    pub(super) fn join(&self, progress: Progress, mut vertex: VertexState) {
+        let mut state = self.state();
+        if state.started_ns.is_some() {
+            vertex.started_ns = Some(progress.now_ns());
+            progress.report(Event::Vertex(vertex.clone()));
+            for (stream, data, time_ns) in &state.backlog {
+                let (vertex, stream, data, time_ns) = (vertex.digest, *stream, data.clone(), *time_ns);
+                progress.report(Event::Log { vertex, stream, data, time_ns });
+            }
+        }
+        state.watchers.push((progress, vertex));
+    }
+
+    /// Says that the run begins.
+    pub(super) fn begin(&self) {
+        let mut state = self.state();
+        for (progress, vertex) in &mut state.watchers {
+            vertex.started_ns = Some(progress.now_ns());
+            progress.report(Event::Vertex(vertex.clone()));
+        }
+        state.started_ns = state.watchers.first().map(|(progress, _)| progress.now_ns()).or(Some(0));
+    }
+
+    /// Passes on what the run's process printed. `stream` is 1 for standard output and 2 for standard error.
+    pub(super) fn log(&self, stream: u8, data: &Bytes) {
+        let mut state = self.state();
+        let mut time_ns = 0;
+        for (progress, vertex) in &state.watchers {
+            time_ns = progress.now_ns();
+            progress.report(Event::Log { vertex: vertex.digest, stream, data: data.clone(), time_ns });
+        }
+        state.backlog_bytes += data.len();
+        state.backlog.push((stream, data.clone(), time_ns));
+        if state.backlog_bytes > BACKLOG {
+            let half = state.backlog.len().div_ceil(2);
+            let dropped: usize = state.backlog.drain(..half).map(|(_, data, _)| data.len()).sum();
+            state.backlog_bytes -= dropped;
+        }
+    }
+
+    /// Says that the run has ended.
+    pub(super) fn end(&self, error: Option<&Error>) {
+        let mut state = self.state();
+        if state.started_ns.is_none() {
+            return;
+        }
+        for (progress, vertex) in &mut state.watchers {
+            vertex.completed_ns = Some(progress.now_ns());
+            vertex.error = error.map(ToString::to_string);
+            progress.report(Event::Vertex(vertex.clone()));
+        }
+    }
+}

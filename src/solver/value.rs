@@ -1,0 +1,183 @@
+//! What flows between steps: file systems, which may not be fetched or not be identified yet, and directories of the client.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use kiln_dockerfile::Ignore;
+use kiln_graph::Digest;
+
+use super::copy::{Memo, Owners, Tree};
+use crate::error::{Error, Kind, Result};
+use crate::image::Resolved;
+use crate::store::{Lease, SnapshotId};
+
+/// What a step gives.
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    /// A root file system.
+    FileSystem(FileSystem),
+    /// A directory of the client.
+    Local(Arc<LocalDir>),
+}
+
+/// A root file system.
+#[derive(Clone, Debug)]
+pub(super) enum FileSystem {
+    /// Nothing.
+    Empty,
+    /// An image; its layers are fetched when a step needs them.
+    Image {
+        /// The vertex that stands for it.
+        vertex: Digest,
+        /// The image.
+        image: Arc<Resolved>,
+        /// Its chain ID; `None` for an image without layers.
+        chain: Option<Digest>,
+    },
+    /// The result of a step.
+    Layer(Layer),
+}
+
+/// A snapshot that a step made, now or earlier.
+#[derive(Clone)]
+pub(super) struct Layer {
+    /// The snapshot as it was made: what later steps are put on.
+    pub(super) made: SnapshotId,
+    /// Keeps it.
+    _lease: Lease,
+    settled: Settling,
+}
+
+/// A layer that is identified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settled {
+    /// The snapshot with these layers: an earlier one, when an earlier run made the same.
+    pub(super) id: SnapshotId,
+    /// Its chain ID.
+    pub(super) chain: Digest,
+}
+
+/// The work of identifying a layer, or its result.
+#[derive(Clone)]
+enum Settling {
+    Done(Settled),
+    Going(Shared<BoxFuture<'static, Result<Settled, Failed>>>),
+}
+
+/// An error that several wait for.
+#[derive(Clone, Debug)]
+pub(super) struct Failed(Arc<Error>);
+
+impl Failed {
+    pub(super) fn kind(&self) -> Kind {
+        self.0.kind()
+    }
+
+    /// Makes an error of the same kind and with the same words.
+    pub(super) fn error(&self) -> Error {
+        Error::new(self.0.kind(), self.0.to_string())
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self(Arc::new(error))
+    }
+}
+
+impl fmt::Debug for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Layer({})", self.made)
+    }
+}
+
+impl Layer {
+    /// A layer of an earlier run.
+    pub(super) fn known(settled: Settled, lease: Lease) -> Self {
+        Self { made: settled.id, _lease: lease, settled: Settling::Done(settled) }
+    }
+
+    /// A layer that was just made and is being identified by `work`, which goes on whether or not anybody waits.
+    pub(super) fn new(
+        made: SnapshotId,
+        lease: Lease,
+        work: impl Future<Output = Result<Settled, Failed>> + Send + 'static,
+    ) -> Self {
+        Self { made, _lease: lease, settled: Settling::Going(work.boxed().shared()) }
+    }
+
+    /// Returns what it is identified as, if that is known by now.
+    pub(super) fn settled_now(&self) -> Option<Settled> {
+        match &self.settled {
+            Settling::Done(settled) => Some(*settled),
+            Settling::Going(work) => work.peek().and_then(|result| result.as_ref().ok()).copied(),
+        }
+    }
+
+    /// Waits until it is identified.
+    pub(super) async fn settled(&self) -> Result<Settled> {
+        match &self.settled {
+            Settling::Done(settled) => Ok(*settled),
+            Settling::Going(work) => work.clone().await.map_err(|failed| failed.error()),
+        }
+    }
+}
+
+impl FileSystem {
+    /// Returns the chain ID, if that is known by now; `Some(None)` is that of an empty one.
+    #[expect(clippy::option_option, reason = "whether it is known, and what it is")]
+    pub(super) fn chain_now(&self) -> Option<Option<Digest>> {
+        match self {
+            Self::Empty => Some(None),
+            Self::Image { chain, .. } => Some(*chain),
+            Self::Layer(layer) => layer.settled_now().map(|settled| Some(settled.chain)),
+        }
+    }
+
+    /// Waits for the chain ID.
+    pub(super) async fn chain(&self) -> Result<Option<Digest>> {
+        match self {
+            Self::Layer(layer) => Ok(Some(layer.settled().await?.chain)),
+            Self::Empty => Ok(None),
+            Self::Image { chain, .. } => Ok(*chain),
+        }
+    }
+
+    /// Names what is there for as long as this engine works on it, whether or not it is identified.
+    pub(super) fn provisional(&self) -> String {
+        match self {
+            Self::Empty => "empty".to_owned(),
+            Self::Image { chain, .. } => format!("{chain:?}"),
+            Self::Layer(layer) => layer.made.to_string(),
+        }
+    }
+}
+
+/// A directory of the client that the engine reads in place.
+#[derive(Debug)]
+pub(super) struct LocalDir {
+    /// What messages call it.
+    pub(super) name: String,
+    /// The directory.
+    pub(super) root: Arc<OwnedFd>,
+    /// What is not there.
+    pub(super) ignore: Arc<Ignore>,
+    /// Digests known from earlier.
+    pub(super) memo: Arc<Memo>,
+}
+
+impl LocalDir {
+    /// Returns the directory as something to copy from.
+    pub(super) fn tree(&self) -> Tree {
+        Tree {
+            root: Arc::clone(&self.root),
+            name: self.name.clone(),
+            ignore: Some(Arc::clone(&self.ignore)),
+            owners: Owners::Root,
+            memo: Some(Arc::clone(&self.memo)),
+        }
+    }
+}
