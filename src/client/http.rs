@@ -11,14 +11,18 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::OnceCell;
 
 use super::dial::{Dialer, Endpoint};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::task::Tasks;
 use crate::types::ErrorBody;
 
-/// The API version requests are sent with.
-const VERSION: &str = "v1.51";
+/// The API version requests are sent with, unless the engine knows only older ones.
+const VERSION: Version = (1, 51);
+
+/// Major and minor.
+type Version = (u32, u32);
 
 /// The largest JSON answer that is read into memory.
 const MAX_JSON: usize = 256 << 20;
@@ -33,6 +37,7 @@ pub struct Client(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     dialer: Dialer,
+    version: OnceCell<Version>,
     idle: Mutex<Vec<SendRequest<Body>>>,
     tasks: Tasks,
 }
@@ -50,7 +55,7 @@ impl Client {
     /// Makes a client that opens streams with `dialer` as it needs them.
     #[must_use]
     pub fn new(dialer: Dialer) -> Self {
-        Self(Arc::new(Inner { dialer, idle: Mutex::default(), tasks: Tasks::new() }))
+        Self(Arc::new(Inner { dialer, version: OnceCell::new(), idle: Mutex::default(), tasks: Tasks::new() }))
     }
 
     /// Returns where the engine is.
@@ -122,15 +127,40 @@ impl Client {
     /// Begins a request for a path without version, such as `/containers/json?all=1`.
     #[must_use]
     pub fn request(&self, method: Method, path: &str) -> http::request::Builder {
-        let uri = if path == "/_ping" { path.to_owned() } else { format!("/{VERSION}{path}") };
-        Request::builder().method(method).uri(uri).header(header::HOST, "kiln")
+        Request::builder().method(method).uri(path).header(header::HOST, "kiln")
     }
 
     /// Sends a request and returns the answer with its body unread; error statuses become errors.
     ///
     /// # Errors
     /// As for [`Client::get`]; `Unavailable` when the connection breaks.
-    pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>> {
+    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>> {
+        let (major, minor) = *self.0.version.get_or_try_init(|| self.negotiate()).await?;
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        *request.uri_mut() =
+            format!("/v{major}.{minor}{path}").parse().expect("a path with another in front of it is a path");
+        self.exchange(request).await
+    }
+
+    /// Finds the newest version both sides know. An engine child is this program and need not be asked.
+    async fn negotiate(&self) -> Result<Version> {
+        if matches!(self.endpoint(), Endpoint::Child(_)) {
+            return Ok(VERSION);
+        }
+        let ping = self.request(Method::GET, "/_ping").body(Body::empty()).expect("the request is well formed");
+        let response = self.exchange(ping).await?;
+        let theirs = response.headers().get("api-version").and_then(|version| version.to_str().ok());
+        let theirs = theirs.and_then(|version| {
+            let (major, minor) = version.split_once('.')?;
+            Some((major.parse().ok()?, minor.parse().ok()?))
+        });
+        // Reads the answer to its end, which frees the connection.
+        let _ = http_body_util::Limited::new(response.into_body(), 1 << 20).collect().await;
+        Ok(theirs.map_or(VERSION, |theirs: Version| theirs.min(VERSION)))
+    }
+
+    /// Sends a request as it is.
+    async fn exchange(&self, request: Request<Body>) -> Result<Response<Incoming>> {
         let mut sender = self.sender().await?;
         let response = sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
