@@ -34,6 +34,7 @@ pub fn router(engine: Engine) -> Router {
         .route("/info", get(system::info))
         .merge(build::routes(&engine))
         .merge(images::routes())
+        .merge(containers::routes())
         .fallback(any(build::unknown))
         .method_not_allowed_fallback(build::unknown)
         .with_state(engine)

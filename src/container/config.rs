@@ -142,7 +142,7 @@ pub struct HostNamespaces {
 }
 
 /// The network a container is on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Network {
     /// The default bridge.
     #[default]
@@ -162,6 +162,18 @@ pub struct Dns {
     pub search: Vec<String>,
     /// Options.
     pub options: Vec<String>,
+}
+
+impl Dns {
+    /// Fills lists that are empty.
+    pub fn add_defaults(&mut self, servers: Vec<String>, search: Vec<String>, options: Vec<String>) {
+        for (list, default) in [(&mut self.servers, servers), (&mut self.search, search), (&mut self.options, options)]
+        {
+            if list.is_empty() {
+                *list = default;
+            }
+        }
+    }
 }
 
 /// A mount.

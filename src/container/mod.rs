@@ -28,6 +28,8 @@ pub use launch::SHIM_ROLE;
 pub use lifecycle::{Condition, Waiting};
 pub use streams::Attachment;
 
+pub use crate::sandbox::{DEFAULT_SHM_SIZE_BYTES, masked_paths, readonly_paths};
+
 use crate::error::Result;
 use crate::image::Images;
 use crate::network::Network;

@@ -1,6 +1,6 @@
 //! Removing, renaming and pausing containers.
 
-use super::record::{self, Record, State};
+use super::record::{self, ContainerId, Record, State};
 use super::{Containers, name, spec};
 use crate::error::{Error, Kind, Result};
 use crate::store::tree;
@@ -37,6 +37,49 @@ impl Containers {
         }
         self.db().write(|tx| record::delete(tx, &record.id))?;
         tree::remove_tree(self.files(&record.id).dir())
+    }
+
+    /// Removes the containers that do not run and are `unwanted`; returns them, and the bytes their layers had. Blocking.
+    ///
+    /// # Errors
+    /// When one cannot be removed; earlier ones are.
+    pub fn prune(&self, unwanted: impl Fn(&Record) -> bool) -> Result<(Vec<ContainerId>, u64)> {
+        let (mut removed, mut bytes) = (Vec::new(), 0);
+        for record in self.list()?.iter().filter(|record| !record.state.is_live() && unwanted(record)) {
+            let size = self.layer_size(record)?;
+            match self.remove_stopped(record) {
+                // Somebody else removed or started it.
+                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Conflict) => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    removed.push(record.id.clone());
+                    bytes += size;
+                }
+            }
+        }
+        Ok((removed, bytes))
+    }
+
+    /// Returns what a container's writable layer takes on the disk, in bytes. Blocking; reads the metadata of all its files.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn layer_size(&self, record: &Record) -> Result<u64> {
+        let lease = self.store().lease("measure container")?;
+        let Some(layer) = self.store().active(&lease, record.layer)? else { return Ok(0) };
+        let mut walk = tree::Walk::new(tree::open_root(layer.dir())?)?;
+        let mut bytes = 0;
+        while let Some(step) = walk.step()? {
+            match step {
+                tree::Step::Enter(_, dir) => bytes += tree::Metadata::of(&dir)?.allocated,
+                // Files of a container that runs come and go.
+                tree::Step::Pass(found) => {
+                    bytes += tree::Metadata::at(&found.parent, &found.name).map_or(0, |metadata| metadata.allocated);
+                }
+                tree::Step::Leave => {}
+            }
+        }
+        Ok(bytes)
     }
 
     /// Gives a container another name. Blocking.

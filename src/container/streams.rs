@@ -67,6 +67,17 @@ impl Containers {
         }
     }
 
+    /// Makes sure that a container keeps a log.
+    ///
+    /// # Errors
+    /// `Unsupported` in docker's words.
+    pub fn check_log(&self, record: &Record) -> Result<()> {
+        if record.config.io.log.is_some() {
+            return Ok(());
+        }
+        Err(Error::unsupported("configured logging driver does not support reading"))
+    }
+
     /// Passes a container's log to `sink`; with `follow`, until it has ended for good. Blocking; set `cancel` to end it.
     ///
     /// # Errors
@@ -79,9 +90,7 @@ impl Containers {
         cancel: &Cancel,
         sink: &mut dyn FnMut(Entry) -> Result<()>,
     ) -> Result<()> {
-        if record.config.io.log.is_none() {
-            return Err(Error::unsupported("configured logging driver does not support reading"));
-        }
+        self.check_log(record)?;
         let files = self.files(&record.id);
         let mut reader = LogReader::new(&files.log(), range);
         if follow { reader.follow(cancel, &|| files.has_shim(), sink) } else { reader.read(sink) }

@@ -5,17 +5,64 @@
 
 use std::collections::BTreeMap;
 
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::IntoResponse;
+use serde_json::json;
+
+use crate::api::Answer;
+use crate::api::images::platform;
+use crate::api::params::Params;
 use crate::container::config::{
     Config, Dns, Host, HostNamespaces, Io, Mount, MountSource, Network, Resources, RestartPolicy, Security, Stop,
 };
 use crate::container::log::Bounds;
-use crate::error::{Error, Result};
+use crate::engine::Engine;
+use crate::error::{Error, Result, ResultExt as _};
+use crate::task;
 use crate::types::{
     ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount as WireMount, MountType,
 };
 
 /// The smallest memory limit docker accepts.
 const MIN_MEMORY: i64 = 6 << 20;
+
+/// `POST /containers/create`.
+pub(super) async fn create(
+    State(engine): State<Engine>,
+    params: Params,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer<impl IntoResponse> {
+    let is_json = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if !is_json.is_some_and(|kind| kind.split(';').next() == Some("application/json")) {
+        let found = is_json.unwrap_or_default();
+        return Err(
+            Error::invalid(format!("unsupported Content-Type header ({found}): must be 'application/json'")).into()
+        );
+    }
+    let body: ContainerCreateBody = serde_json::from_slice(&body).context(|| "read the container's settings")?;
+    let platform = platform(&params)?;
+    let name = params.text("name").map(str::to_owned);
+    let created = task::blocking(move || {
+        let containers = engine.containers();
+        let lease = containers.lease()?;
+        let image = body.image.clone().filter(|image| !image.is_empty());
+        let image = image.ok_or_else(|| Error::invalid("no image specified"))?;
+        let image = containers.image(&lease, &image, platform.as_ref())?;
+        let mut config = settings(body, image.record.id)?;
+        let dns = &engine.config().dns;
+        config.host.dns.add_defaults(
+            dns.nameservers.iter().map(ToString::to_string).collect(),
+            dns.search.clone(),
+            dns.options.clone(),
+        );
+        containers.create(&lease, &image, name.as_deref(), config)
+    })
+    .await?;
+    Ok((StatusCode::CREATED, axum::Json(json!({ "Id": created.id.as_str(), "Warnings": created.warnings }))))
+}
 
 /// Converts a request into settings; the image's defaults are not merged in yet.
 ///

@@ -31,7 +31,7 @@ pub(super) async fn inspect(engine: Engine, name: &str, params: &Params, version
 }
 
 /// Reads the platform of a request: `os/arch[/variant]`, or JSON as newer clients send it.
-pub(super) fn platform(params: &Params) -> Result<Option<Platform>> {
+pub(in crate::api) fn platform(params: &Params) -> Result<Option<Platform>> {
     let Some(text) = params.text("platform") else { return Ok(None) };
     let platform: Platform = if text.starts_with('{') {
         serde_json::from_str::<Platform>(text).context(|| "read the platform")?.normalized()

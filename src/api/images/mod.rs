@@ -25,6 +25,7 @@ use crate::store::Lease;
 use crate::task;
 
 pub(super) use auth::session;
+pub(super) use inspect::platform;
 pub(super) use list::image_summaries;
 
 /// The routes. An image's name may contain slashes, so it is cut out of the rest of the path here.
