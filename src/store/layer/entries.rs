@@ -79,10 +79,13 @@ enum Content {
     },
 }
 
+/// PAX records by their keys.
+type Records = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// What the headers before an entry's own say about it.
 #[derive(Default)]
 struct Extensions {
-    pax: BTreeMap<Vec<u8>, Vec<u8>>,
+    pax: Records,
     gnu_path: Option<Vec<u8>>,
     gnu_link: Option<Vec<u8>>,
 }
@@ -160,7 +163,9 @@ impl<R: Read> Entries<R> {
         let Extensions { pax, gnu_path, gnu_link } = extensions;
         let text = |key: &str| pax.get(key.as_bytes()).cloned();
         let size = match text("size") {
-            Some(size) => decimal(&size).ok_or_else(|| malformed(header, "the PAX size is no number"))?,
+            Some(size) => decimal(&size)
+                .filter(|size| i64::try_from(*size).is_ok())
+                .ok_or_else(|| malformed(header, "the PAX size is no number that a file can have"))?,
             None => size,
         };
         let path = gnu_path.or_else(|| text("path")).unwrap_or_else(|| header.path_bytes().into_owned());
@@ -174,7 +179,8 @@ impl<R: Read> Entries<R> {
         };
         // Only files have data, whatever the size says.
         let body = match header.entry_type() {
-            EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => EntryBody::Dir,
+            // The oldest tars had no other sign of a directory.
+            EntryType::Regular if header.as_old().linkflag == [0] && path.ends_with(b"/") => EntryBody::Dir,
             EntryType::Regular | EntryType::Continuous => EntryBody::File(size),
             EntryType::GNUSparse => EntryBody::File(size),
             EntryType::Link => EntryBody::HardLink(link),
@@ -235,44 +241,51 @@ impl<R: Read> Entries<R> {
         Ok(size)
     }
 
-    /// Reads the map of a PAX sparse file of version 1.0, which stands before its data; returns the file's size and puts its
-    /// real name into `path`.
-    fn pax_sparse(&mut self, pax: &BTreeMap<Vec<u8>, Vec<u8>>, path: &mut Vec<u8>) -> Result<u64> {
-        let value = |key: &str| pax.get(format!("GNU.sparse.{key}").as_bytes());
+    /// Reads the map of a PAX sparse file, which stands in the records or, in version 1.0, before the data; returns the file's
+    /// size and puts its real name into `path`.
+    fn pax_sparse(&mut self, pax: &Records, path: &mut Vec<u8>) -> Result<u64> {
+        let value = |key: &str| pax.get(format!("GNU.sparse.{key}").as_bytes()).map(Vec::as_slice);
+        let in_data = match (value("major"), value("minor")) {
+            (Some(b"1"), Some(b"0")) => true,
+            (None | Some(b"0"), None | Some(b"0" | b"1")) => false,
+            _ => {
+                let path = display(path);
+                return Err(Error::unsupported(format!("{path}: a sparse file of an unknown version of the format")));
+            }
+        };
+        if let Some(name) = value("name") {
+            path.clear();
+            path.extend_from_slice(name);
+        }
         let shown = display(path).to_string();
         let bad = |why: &str| Error::invalid(format!("malformed archive: {shown}: {why}"));
-        let version = (value("major").map(Vec::as_slice), value("minor").map(Vec::as_slice));
-        if version != (Some(b"1"), Some(b"0")) {
-            return Err(Error::unsupported(format!(
-                "{shown}: sparse files of PAX format 0 are not supported; write the archive with GNU tar's --sparse-version=1.0"
-            )));
-        }
-        let size = value("realsize").and_then(|size| decimal(size)).ok_or_else(|| bad("the real size is no number"))?;
-        if let Some(name) = value("name") {
-            path.clone_from(name);
-        }
+        let size = value(if in_data { "realsize" } else { "size" }).and_then(decimal);
+        let size = size.ok_or_else(|| bad("the real size is no number"))?;
+        let stretches = if in_data { self.map_in_data()? } else { value("map").and_then(parse_map) };
+        let stretches = stretches.ok_or_else(|| bad("the sparse map is no list of numbers"))?;
+        self.set_sparse(stretches, size, path)?;
+        Ok(size)
+    }
+
+    /// Reads a sparse map of version 1.0: a line for each number, the first their count. `None` when it is none.
+    fn map_in_data(&mut self) -> Result<Option<Vec<(u64, u64)>>> {
         let data = self.left;
-        let no_list = || bad("the sparse map is no list of numbers");
-        let count = self.map_number()?.and_then(|count| usize::try_from(count).ok()).ok_or_else(no_list)?;
-        if count > MAX_STRETCHES {
-            return Err(bad("the sparse map is too long"));
-        }
+        let count = self.map_number()?.and_then(|count| usize::try_from(count).ok());
+        let Some(count) = count.filter(|count| *count <= MAX_STRETCHES) else { return Ok(None) };
         let mut stretches = Vec::with_capacity(count.min(1024));
         for _ in 0..count {
-            let pair = self.map_number()?.zip(self.map_number()?);
-            stretches.push(pair.ok_or_else(no_list)?);
+            let Some(stretch) = self.map_number()?.zip(self.map_number()?) else { return Ok(None) };
+            stretches.push(stretch);
         }
         // The map fills whole blocks.
         let mut rest = [0; BLOCK];
-        let rest =
-            &mut rest[..usize::try_from((data - self.left).wrapping_neg() % BLOCK as u64).expect("below a block")];
-        if (rest.len() as u64) > self.left {
-            return Err(no_list());
+        let padding = (data - self.left).wrapping_neg() % BLOCK as u64;
+        if padding > self.left {
+            return Ok(None);
         }
-        self.exactly(rest)?;
-        self.left -= rest.len() as u64;
-        self.set_sparse(stretches, size, path)?;
-        Ok(size)
+        self.exactly(&mut rest[..usize::try_from(padding).expect("below a block")])?;
+        self.left -= padding;
+        Ok(Some(stretches))
     }
 
     /// Reads a line of a sparse map; `None` when it is no number.
@@ -404,7 +417,7 @@ impl<R: Read> Entries<R> {
     }
 }
 
-fn attributes(header: &Header, pax: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Attributes> {
+fn attributes(header: &Header, pax: &Records) -> Result<Attributes> {
     let old = header.as_old();
     let bad = |what: &str| malformed(header, &format!("the {what} is no number this system has"));
     let id = |key: &str, field: &[u8]| {
@@ -461,7 +474,7 @@ fn check_names(entry: &Entry) -> Result<()> {
 }
 
 /// Parses PAX records, `length key=value` each. An empty value says nothing.
-fn parse_pax(mut data: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+fn parse_pax(mut data: &[u8]) -> Result<Records> {
     let bad = || Error::invalid("malformed archive: a PAX header is not a list of records");
     let mut records = BTreeMap::new();
     while !data.is_empty() {
@@ -473,7 +486,14 @@ fn parse_pax(mut data: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
         let record = &data[space + 1..len - 1];
         let equals = record.iter().position(|byte| *byte == b'=').filter(|at| *at > 0).ok_or_else(bad)?;
         let (key, value) = (&record[..equals], &record[equals + 1..]);
-        if value.is_empty() && !key.starts_with(XATTR.as_bytes()) {
+        if matches!(key, b"GNU.sparse.offset" | b"GNU.sparse.numbytes") {
+            // The first version of sparse files repeats these two in turn, the next one makes one list of them.
+            let map: &mut Vec<u8> = records.entry(b"GNU.sparse.map".to_vec()).or_default();
+            if !map.is_empty() {
+                map.push(b',');
+            }
+            map.extend_from_slice(value);
+        } else if value.is_empty() && !key.starts_with(XATTR.as_bytes()) {
             records.remove(key);
         } else {
             records.insert(key.to_vec(), value.to_vec());
@@ -481,6 +501,16 @@ fn parse_pax(mut data: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
         data = &data[len..];
     }
     Ok(records)
+}
+
+/// Parses the sparse map of a PAX record: offsets and lengths in turn.
+fn parse_map(text: &[u8]) -> Option<Vec<(u64, u64)>> {
+    if text.is_empty() {
+        return Some(Vec::new());
+    }
+    let numbers: Vec<u64> = text.split(|byte| *byte == b',').map(decimal).collect::<Option<_>>()?;
+    let (pairs, rest) = numbers.as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[offset, length]| (*offset, *length)).collect())
 }
 
 /// Decodes a number field: octal digits between spaces and NULs, or base 256 in two's complement.

@@ -76,6 +76,7 @@ pub(super) fn extract<R: Read>(
         dirs: Vec::new(),
         attributes: BTreeMap::new(),
         whiteouts: false,
+        remembered: 0,
         done: Extracted::default(),
         buffer: vec![0; 256 << 10],
     };
@@ -106,6 +107,8 @@ struct Extraction<'a> {
     attributes: BTreeMap<Vec<u8>, Attributes>,
     /// Whether any whiteout was made.
     whiteouts: bool,
+    /// How much of what is remembered until the end an archive has had remembered so far, in bytes.
+    remembered: usize,
     done: Extracted,
     buffer: Vec<u8>,
 }
@@ -164,11 +167,26 @@ impl Extraction<'_> {
         }
     }
 
+    /// Takes account of something that is kept in memory until the end.
+    fn remember(&mut self, path: &[u8], attributes: Option<&Attributes>) -> Result<()> {
+        let xattrs = attributes.into_iter().flat_map(|attributes| attributes.xattrs.iter());
+        let bytes: usize = xattrs.map(|(name, value)| name.count_bytes() + value.len()).sum();
+        self.remembered += path.len() + bytes;
+        if self.remembered > MAX_REMEMBERED {
+            return Err(Error::unsupported(format!(
+                "the names and attributes of the archive's directories take more than {} MiB",
+                MAX_REMEMBERED >> 20
+            )));
+        }
+        Ok(())
+    }
+
     fn root_entry(&mut self, entry: &Entry) -> Result<()> {
         if entry.body != EntryBody::Dir {
             return Err(Error::invalid("the root of an archive can only be a directory"));
         }
         if self.marks.is_some() {
+            self.remember(b"", Some(&entry.attributes))?;
             self.done.implicit.remove(b"".as_slice());
             self.attributes.insert(Vec::new(), entry.attributes.clone());
         }
@@ -226,6 +244,7 @@ impl Extraction<'_> {
             }
             Err(errno) => return Err(errno.into()),
         }
+        self.remember(&place.path, Some(attributes))?;
         self.done.implicit.remove(&place.path);
         self.attributes.insert(place.path.clone(), attributes.clone());
         Ok(())
@@ -290,6 +309,7 @@ impl Extraction<'_> {
             return Err(Error::invalid(format!("a hard link to {target}, which the archive does not hold")));
         }
         let target = components(target)?.join(&b'/');
+        self.remember(&[place.path.as_slice(), &target].concat(), None)?;
         self.done.links.insert(place.path, target);
         Ok(())
     }
@@ -431,6 +451,7 @@ impl Extraction<'_> {
             path.push(b'/');
         }
         path.extend_from_slice(component);
+        self.remember(&path, None)?;
         self.done.implicit.insert(path);
         Ok(dir)
     }
@@ -485,6 +506,9 @@ fn accepted(attributes: &Attributes) -> std::borrow::Cow<'_, Attributes> {
     let xattrs = Xattrs::new(kept.map(|(name, value)| (name.to_owned(), value.to_vec())));
     std::borrow::Cow::Owned(Attributes { xattrs, ..attributes.clone() })
 }
+
+/// How much is remembered of an archive until its end, in bytes: many times what an image with a million directories needs.
+const MAX_REMEMBERED: usize = 128 << 20;
 
 /// Zeros of this length, so aligned, are not written: the block stays a hole.
 const HOLE: usize = 4096;

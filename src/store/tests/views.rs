@@ -57,18 +57,18 @@ impl Tree {
         self
     }
 
-    pub(in crate::store) fn file(&self, path: &str, content: impl AsRef<[u8]>) -> &Self {
-        fs::write(self.path(path), content).unwrap();
+    pub(in crate::store) fn file(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> &Self {
+        fs::write(self.path(&path), content).unwrap();
         self.step(path)
     }
 
-    pub(in crate::store) fn dir(&self, path: &str) -> &Self {
-        fs::create_dir(self.path(path)).unwrap();
+    pub(in crate::store) fn dir(&self, path: impl AsRef<Path>) -> &Self {
+        fs::create_dir(self.path(&path)).unwrap();
         self.step(path)
     }
 
-    pub(in crate::store) fn symlink(&self, path: &str, target: &str) -> &Self {
-        std::os::unix::fs::symlink(target, self.path(path)).unwrap();
+    pub(in crate::store) fn symlink(&self, path: impl AsRef<Path>, target: &str) -> &Self {
+        std::os::unix::fs::symlink(target, self.path(&path)).unwrap();
         self.step(path)
     }
 
@@ -77,33 +77,33 @@ impl Tree {
         self.step(path)
     }
 
-    pub(in crate::store) fn fifo(&self, path: &str) -> &Self {
+    pub(in crate::store) fn fifo(&self, path: impl AsRef<Path>) -> &Self {
         self.node(path, FileType::Fifo, (0, 0))
     }
 
-    pub(in crate::store) fn node(&self, path: &str, kind: FileType, (major, minor): (u32, u32)) -> &Self {
+    pub(in crate::store) fn node(&self, path: impl AsRef<Path>, kind: FileType, (major, minor): (u32, u32)) -> &Self {
         let device = rustix::fs::makedev(major, minor);
-        rustix::fs::mknodat(CWD, self.path(path), kind, Mode::RUSR | Mode::WUSR, device).unwrap();
+        rustix::fs::mknodat(CWD, self.path(&path), kind, Mode::RUSR | Mode::WUSR, device).unwrap();
         self.step(path)
     }
 
-    pub(in crate::store) fn mode(&self, path: &str, mode: u32) -> &Self {
-        fs::set_permissions(self.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    pub(in crate::store) fn mode(&self, path: impl AsRef<Path>, mode: u32) -> &Self {
+        fs::set_permissions(self.path(&path), fs::Permissions::from_mode(mode)).unwrap();
         self.step(path)
     }
 
-    pub(in crate::store) fn owner(&self, path: &str, uid: u32, gid: u32) -> &Self {
-        std::os::unix::fs::lchown(self.path(path), Some(uid), Some(gid)).unwrap();
+    pub(in crate::store) fn owner(&self, path: impl AsRef<Path>, uid: u32, gid: u32) -> &Self {
+        std::os::unix::fs::lchown(self.path(&path), Some(uid), Some(gid)).unwrap();
         self.step(path)
     }
 
-    pub(in crate::store) fn xattr(&self, path: &str, name: &str, value: &[u8]) -> &Self {
-        rustix::fs::lsetxattr(self.path(path), name, value, XattrFlags::empty()).unwrap();
+    pub(in crate::store) fn xattr(&self, path: impl AsRef<Path>, name: &str, value: &[u8]) -> &Self {
+        rustix::fs::lsetxattr(self.path(&path), name, value, XattrFlags::empty()).unwrap();
         self.step(path)
     }
 
-    pub(in crate::store) fn remove(&self, path: &str) -> &Self {
-        let full = self.path(path);
+    pub(in crate::store) fn remove(&self, path: impl AsRef<Path>) -> &Self {
+        let full = self.path(&path);
         let removed =
             if full.symlink_metadata().unwrap().is_dir() { fs::remove_dir_all(full) } else { fs::remove_file(full) };
         removed.unwrap();
