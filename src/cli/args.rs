@@ -13,7 +13,7 @@ use crate::client::{Client, Dialer, ENGINE_ROLE, Endpoint};
 use crate::config::{Config, Environment, Flags};
 use crate::error::Result;
 
-use super::{container, image, inspect, registry, system};
+use super::{build, builder, container, image, inspect, registry, system};
 
 /// Builds container images and runs them.
 #[derive(Debug, Parser)]
@@ -43,6 +43,11 @@ pub(super) struct Global {
 /// All commands. A noun takes two lines here and two in [`Command::run`].
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    #[command(flatten)]
+    BuildFlat(build::Flat),
+    /// Manage the build cache
+    #[command(subcommand)]
+    Builder(builder::Grouped),
     /// Manage containers
     #[command(subcommand)]
     Container(container::Grouped),
@@ -69,6 +74,8 @@ pub(super) enum Command {
 impl Command {
     pub(super) async fn run(self, context: &Context) -> Result<ExitCode> {
         match self {
+            Self::BuildFlat(command) => command.run(context).await,
+            Self::Builder(command) => command.run(context).await,
             Self::Container(command) => command.run(context).await,
             Self::ContainerFlat(command) => command.run(context).await,
             Self::Listed(command) => command.run(context).await,

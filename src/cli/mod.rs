@@ -3,6 +3,8 @@
 //! Every command is a client of the Engine API; what it prints is docker's output unless that can be bettered.
 
 mod args;
+mod build;
+mod builder;
 mod confirm;
 mod container;
 mod credentials;
@@ -33,6 +35,9 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(error) => {
             // Broken pipes while printing help are nobody's error.
             let _ = error.print();
+            if let Some(hint) = build::explain(&error) {
+                anstream::eprintln!("\n{hint}");
+            }
             return ExitCode::from(if error.use_stderr() { 125 } else { 0 });
         }
     };

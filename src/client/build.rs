@@ -1,7 +1,8 @@
 //! Calls of the build service, `moby.buildkit.v1.Control`.
 
+use futures_util::{Stream, TryStreamExt as _, stream};
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
 
 use super::http::Client;
 use crate::error::{Error, Kind, Result};
@@ -49,14 +50,13 @@ impl Builder {
             .map_err(|status| Refused { error: from_status(&status), details: decode_details(status.details()) })
     }
 
-    /// Follows the reports of a build, which may be still to come.
-    ///
-    /// # Errors
-    /// What the engine answered.
-    pub async fn status(&self, reference: &str) -> Result<Statuses> {
+    /// Follows the reports of a build, which may be still to come, until it ends.
+    pub fn status(&self, reference: &str) -> impl Stream<Item = Result<StatusResponse>> + Send + use<> {
         let request = StatusRequest { r#ref: reference.to_owned() };
-        let stream = self.control.clone().status(request).await.map_err(|status| from_status(&status))?;
-        Ok(Statuses(stream.into_inner()))
+        let mut control = self.control.clone();
+        // BuildKit answers at all only when it has something to report.
+        let opened = stream::once(async move { control.status(request).await.map(tonic::Response::into_inner) });
+        opened.try_flatten().map_err(|status| from_status(&status))
     }
 
     /// Removes records of the build cache; calls `each` with every one.
@@ -70,20 +70,6 @@ impl Builder {
             each(record);
         }
         Ok(())
-    }
-}
-
-/// The reports of a build.
-#[derive(Debug)]
-pub struct Statuses(Streaming<StatusResponse>);
-
-impl Statuses {
-    /// Waits for the next reports; `None` at the end of the build.
-    ///
-    /// # Errors
-    /// `Unavailable` when the connection breaks; else what the engine answered.
-    pub async fn next(&mut self) -> Result<Option<StatusResponse>> {
-        self.0.message().await.map_err(|status| from_status(&status))
     }
 }
 

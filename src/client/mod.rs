@@ -9,7 +9,7 @@ mod http;
 mod query;
 mod session;
 
-pub use build::{Builder, Refused, Statuses};
+pub use build::{Builder, Refused};
 pub use dial::{Dialer, ENGINE_ROLE, Endpoint};
 pub use http::{Client, Hijacked, Lines};
 pub use query::Query;

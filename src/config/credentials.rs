@@ -78,6 +78,16 @@ impl Credentials {
         }
     }
 
+    /// Returns the pair that [`Credentials::from_pair`] reads; `None` for a registry token, which has no such form.
+    #[must_use]
+    pub fn pair(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::Password { username, password } => Some((username, password.expose())),
+            Self::IdentityToken { token, .. } => Some(("", token.expose())),
+            Self::RegistryToken(_) => None,
+        }
+    }
+
     /// Returns the user's name, or an empty text when the credentials tell none.
     #[must_use]
     pub fn username(&self) -> &str {
@@ -218,6 +228,8 @@ mod tests {
         assert_eq!(Credentials::from_pair("<token>", "t"), token);
         assert_eq!(Credentials::from_pair("", "t"), token);
         assert_eq!(Credentials::from_pair("", ""), None);
+        assert_eq!(token.as_ref().and_then(Credentials::pair), Some(("", "t")));
+        assert_eq!(Credentials::password("u", "p").pair(), Some(("u", "p")));
     }
 
     #[test]

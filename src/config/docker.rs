@@ -22,6 +22,15 @@ use crate::error::{Error, Result, ResultExt as _};
 /// The key of Docker Hub's entry, for historical reasons a URL.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
+/// The keys of an entry of `proxies`, and the variables they stand for.
+const PROXY_KEYS: &[(&str, &str)] = &[
+    ("httpProxy", "HTTP_PROXY"),
+    ("httpsProxy", "HTTPS_PROXY"),
+    ("ftpProxy", "FTP_PROXY"),
+    ("noProxy", "NO_PROXY"),
+    ("allProxy", "ALL_PROXY"),
+];
+
 /// Returns the name under which docker files the credentials for a registry's domain.
 #[must_use]
 pub fn server_key(domain: &str) -> &str {
@@ -106,6 +115,18 @@ impl DockerConfig {
             }
         }
         Ok(found)
+    }
+
+    /// Returns the build arguments that docker sets from `proxies`, in upper and lower case: those of the daemon's address,
+    /// else those of `default`. The process's own environment does not count.
+    #[must_use]
+    pub fn proxy_args(&self, host: &str) -> BTreeMap<String, String> {
+        let all = || self.files[0].object("proxies");
+        let found = all().find(|(key, _)| *key == host).or_else(|| all().find(|(key, _)| *key == "default"));
+        let value = |key: &str| found?.1.get(key)?.as_str().filter(|text| !text.is_empty());
+        let set = PROXY_KEYS.iter().filter_map(|(key, name)| Some((*name, value(key)?)));
+        set.flat_map(|(name, text)| [name.to_owned(), name.to_lowercase()].map(|name| (name, text.to_owned())))
+            .collect()
     }
 
     /// Stores credentials for a registry's domain: with the configured helper, else in docker's file. Blocking.
@@ -339,6 +360,18 @@ mod tests {
         fn load(&self) -> DockerConfig {
             DockerConfig::load(&self.environment()).unwrap()
         }
+    }
+
+    #[test]
+    fn proxies_become_build_arguments_in_both_cases() {
+        let home = Home::new(
+            r#"{"proxies": {"default": {"httpProxy": "http://p", "noProxy": ""}, "tcp://x:1": {"allProxy": "socks5://q"}}}"#,
+        );
+        let args = |host: &str| home.load().proxy_args(host).into_iter().collect::<Vec<_>>();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(args("unix:///x"), [pair("HTTP_PROXY", "http://p"), pair("http_proxy", "http://p")]);
+        assert_eq!(args("tcp://x:1"), [pair("ALL_PROXY", "socks5://q"), pair("all_proxy", "socks5://q")]);
+        assert_eq!(Home::new("{}").load().proxy_args("x").len(), 0);
     }
 
     #[test]

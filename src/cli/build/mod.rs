@@ -1,0 +1,168 @@
+//! `build`: sends the build to the engine, offers it secrets and credentials meanwhile, and shows how it goes.
+
+mod context;
+mod failure;
+mod offer;
+mod options;
+mod progress;
+mod request;
+mod result;
+mod screen;
+mod secret;
+mod unsupported;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+use futures_util::StreamExt as _;
+
+use self::context::Sources;
+pub(super) use self::options::BuildArgs;
+use self::progress::{Display, Mode, Outcome};
+use self::request::Surroundings;
+use self::screen::{Received, Screen, Signals};
+use self::secret::Secrets;
+pub(super) use self::unsupported::explain;
+use super::args::Context;
+use super::print;
+use crate::client::{Endpoint, Offer, Refused};
+use crate::config::docker::DockerConfig;
+use crate::error::{Error, Result};
+use crate::types::build::{SolveRequest, SolveResponse};
+
+/// Frames are drawn so often.
+const FRAME: Duration = Duration::from_millis(80);
+
+/// How long the last reports of a build are waited for after its end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The command without a noun.
+#[derive(Debug, Subcommand)]
+pub(super) enum Flat {
+    /// Build an image from a Dockerfile
+    Build(Box<BuildArgs>),
+}
+
+impl Flat {
+    pub(super) async fn run(self, context: &Context) -> Result<ExitCode> {
+        match self {
+            Self::Build(args) => Box::pin(build(context, &args)).await,
+        }
+    }
+}
+
+/// How a build ended for this command.
+enum End {
+    Built(SolveResponse),
+    Failed(Refused),
+    /// By a signal of this number.
+    Interrupted(u8),
+}
+
+async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
+    refuse_daemon(context)?;
+    let mut screen = Screen::new();
+    let mode = if args.quiet { Mode::Quiet } else { args.progress };
+    if mode == Mode::Tty && !screen.is_terminal() {
+        return Err(Error::invalid("--progress=tty: standard error is not a terminal"));
+    }
+    let secrets = Secrets::parse(&args.secrets, |name| std::env::var_os(name).is_some())?;
+    let docker = DockerConfig::load(&context.environment)?;
+    let sources = Sources::find(&args.context, args.file.as_deref(), &mut std::io::stdin().lock())?;
+    let surroundings = Surroundings {
+        proxies: docker.proxy_args(&context.client.endpoint().to_string()),
+        epoch: std::env::var("SOURCE_DATE_EPOCH").ok().filter(|epoch| !epoch.is_empty()),
+    };
+    let mut request = request::request(args, sources, surroundings)?;
+    let reference = identifier()?;
+    request.r#ref.clone_from(&reference);
+    request.session = identifier()?;
+    let mut display = Display::new(mode, screen.is_terminal(), screen.colors(), screen.now());
+    let offer = offer::offer(secrets, docker);
+    match follow(context, request, offer, &mut display, &mut screen).await? {
+        End::Built(response) => finish(args, &response, &reference),
+        End::Failed(refused) => {
+            screen.report(&failure::report(&refused, display.trace()));
+            Ok(ExitCode::from(refused.error.kind().codes().2.max(1)))
+        }
+        End::Interrupted(signal) => Ok(ExitCode::from(128 + signal)),
+    }
+}
+
+/// An engine that does not share this command's files would have to fetch them.
+fn refuse_daemon(context: &Context) -> Result<()> {
+    match context.client.endpoint() {
+        Endpoint::Child(_) => Ok(()),
+        daemon @ (Endpoint::Unix(_) | Endpoint::Tcp(_)) => Err(Error::unsupported(format!(
+            "building with the daemon at {daemon} is not there yet: give --root to build without it"
+        ))),
+    }
+}
+
+/// Sends the build and shows how it goes until it has ended. Leaving early cancels the build.
+async fn follow(
+    context: &Context,
+    request: SolveRequest,
+    offer: Offer,
+    display: &mut Display,
+    screen: &mut Screen,
+) -> Result<End> {
+    let mut signals = Signals::new()?;
+    let client = &context.client;
+    let (builder, _session) = tokio::try_join!(client.builder(), client.session(&request.session, offer))?;
+    let mut reports = builder.status(&request.r#ref).boxed();
+    let mut solve = Box::pin(builder.solve(request));
+    let mut frames = tokio::time::interval_at(tokio::time::Instant::now() + FRAME, FRAME);
+    let (mut end, mut more) = (None, true);
+    while end.is_none() || more {
+        tokio::select! {
+            report = reports.next(), if more => match report {
+                Some(Ok(report)) => screen.show(&display.update(&report)),
+                // What went wrong is what the build itself answers.
+                Some(Err(_)) | None => more = false,
+            },
+            built = &mut solve, if end.is_none() => end = Some(built.map_or_else(End::Failed, End::Built)),
+            _ = frames.tick(), if display.is_animated() => screen.show(&display.frame(screen.now(), screen.size())),
+            signal = signals.next() => match signal {
+                Received::Resized => screen.show(&display.frame(screen.now(), screen.size())),
+                Received::Interrupted(signal) => {
+                    end = Some(End::Interrupted(signal));
+                    break;
+                }
+            },
+            () = tokio::time::sleep(PATIENCE), if end.is_some() => more = false,
+        }
+    }
+    let end = end.expect("the loop goes on until there is an end");
+    let outcome = match end {
+        End::Built(_) => Outcome::Finished,
+        End::Failed(_) => Outcome::Failed,
+        End::Interrupted(_) => Outcome::Interrupted,
+    };
+    screen.show(&display.finish(screen.now(), screen.size(), outcome));
+    Ok(end)
+}
+
+fn finish(args: &BuildArgs, response: &SolveResponse, reference: &str) -> Result<ExitCode> {
+    let id = result::image_id(response);
+    if let Some(path) = &args.iidfile {
+        let id = id.ok_or_else(|| Error::invalid("--iidfile: no image was made"))?;
+        result::write(path, id)?;
+    }
+    if let Some(path) = &args.metadata_file {
+        result::write(path, &result::metadata(response, reference))?;
+    }
+    match id {
+        Some(id) if args.quiet => print(&format!("{id}\n")),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Returns 25 random letters and digits, as BuildKit's clients name builds and sessions.
+fn identifier() -> Result<String> {
+    const LETTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let mut random = [0; 25];
+    getrandom::fill(&mut random).map_err(|error| Error::internal(format!("get random numbers: {error}")))?;
+    Ok(random.iter().map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()])).collect())
+}

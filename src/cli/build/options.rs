@@ -1,0 +1,87 @@
+//! The options of `build`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::progress::Mode;
+
+/// Arguments of `build`.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command")]
+pub(in crate::cli) struct BuildArgs {
+    /// Name of the image, as name or name:tag; may be repeated
+    #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
+    pub(super) tags: Vec<String>,
+    /// Dockerfile, by default Dockerfile in the context; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    /// Stage to build, by default the last
+    #[arg(long, value_name = "STAGE")]
+    pub(super) target: Option<String>,
+    /// Set a build argument, or pass on a variable of this command with a bare name
+    #[arg(long = "build-arg", value_name = "KEY[=VALUE]")]
+    pub(super) build_args: Vec<String>,
+    /// Set a label of the image
+    #[arg(long = "label", value_name = "KEY[=VALUE]")]
+    pub(super) labels: Vec<String>,
+    /// Run all steps again
+    #[arg(long)]
+    pub(super) no_cache: bool,
+    /// Run the steps of these stages again
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub(super) no_cache_filter: Vec<String>,
+    /// Ask registries for newer base images
+    #[arg(long)]
+    pub(super) pull: bool,
+    /// Platform of the image, os/arch[/variant]
+    #[arg(long, env = "DOCKER_DEFAULT_PLATFORM", value_name = "PLATFORM", value_delimiter = ',')]
+    pub(super) platform: Vec<String>,
+    /// Offer a secret to steps: id=NAME[,src=FILE|,env=VARIABLE]
+    #[arg(long = "secret", value_name = "KEY=VALUE,..")]
+    pub(super) secrets: Vec<String>,
+    /// Network of RUN steps: default, none or host
+    #[arg(long, value_name = "MODE", default_value = "default", hide_default_value = true)]
+    pub(super) network: String,
+    /// Add a line to /etc/hosts of RUN steps
+    #[arg(long = "add-host", value_name = "HOST:IP")]
+    pub(super) add_hosts: Vec<String>,
+    /// Size of /dev/shm of RUN steps, such as 64m
+    #[arg(long, value_name = "SIZE")]
+    pub(super) shm_size: Option<String>,
+    /// Limit of RUN steps' processes: name=soft[:hard]
+    #[arg(long = "ulimit", value_name = "LIMIT")]
+    pub(super) ulimits: Vec<String>,
+    /// Allow steps more than usual: network.host, security.insecure
+    #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
+    pub(super) allow: Vec<String>,
+    /// What becomes of the result: type=image[,name=..][,push=true] or type=cacheonly
+    #[arg(short, long = "output", value_name = "KEY=VALUE,..")]
+    pub(super) outputs: Vec<String>,
+    /// Push the image when it is built
+    #[arg(long)]
+    pub(super) push: bool,
+    /// Keep the image, which is done without saying
+    #[arg(long)]
+    pub(super) load: bool,
+    /// Write the image's id to a file
+    #[arg(long, value_name = "FILE")]
+    pub(super) iidfile: Option<PathBuf>,
+    /// Write what is known of the result to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(super) metadata_file: Option<PathBuf>,
+    /// Print the image's id only
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// How progress is shown
+    #[arg(long, value_enum, env = "BUILDKIT_PROGRESS", default_value_t, value_name = "MODE")]
+    pub(super) progress: Mode,
+    /// Provenance attestations, which are not made; only false is accepted
+    #[arg(long, value_name = "false", hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(super) provenance: Option<String>,
+    /// Bills of material, which are not made; only false is accepted
+    #[arg(long, value_name = "false", hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(super) sbom: Option<String>,
+    /// Directory that steps copy from, or - for a Dockerfile on standard input
+    pub(super) context: PathBuf,
+}
