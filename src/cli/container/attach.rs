@@ -2,19 +2,14 @@
 
 use std::process::ExitCode;
 
-use axum::body::Body;
 use clap::Args;
-use http::Method;
 
-use super::attached::{Ends, Signals, accompany};
-use super::detach::Keys;
-use super::exit::{self, Until, Waiting};
+use super::exit::Until;
+use super::join::{FirstSize, Join};
 use super::options::Streams;
-use super::session::{self, End, Settings};
-use super::signals::{Caught, Resizing};
 use super::{preferences, terminal};
 use crate::cli::args::Context;
-use crate::client::{Client, Hijacked, Query};
+use crate::client::{Client, Query};
 use crate::error::{Error, Result};
 use crate::types::ContainerInspectResponse;
 
@@ -33,21 +28,6 @@ pub(in crate::cli) struct AttachArgs {
     detach_keys: Option<String>,
     /// The container
     container: String,
-}
-
-/// Opens the streams of a container. Output that comes after this returns is not missed.
-///
-/// # Errors
-/// What the engine answered.
-pub(super) async fn open(client: &Client, container: &str, streams: Streams, keys: &Keys) -> Result<Hijacked> {
-    let query = Query::new()
-        .with("stream", "1")
-        .with_flag("stdin", streams.input)
-        .with_flag("stdout", streams.output)
-        .with_flag("stderr", streams.errors)
-        .with_some("detachKeys", keys.text());
-    let request = client.request(Method::POST, &query.path(&["containers", container, "attach"]));
-    client.hijack(request, "tcp", Body::empty()).await
 }
 
 /// What commands must know of a container before they join it.
@@ -102,29 +82,14 @@ pub(super) async fn attach(context: &Context, args: &AttachArgs) -> Result<ExitC
     if facts.tty && streams.input && !terminal::input_is_terminal() {
         return Err(Error::invalid("the input device is not a TTY (use --no-stdin to watch only)"));
     }
-    let opening = open(client, &facts.id, streams, &keys);
-    let (stream, waiting) = tokio::try_join!(opening, Waiting::begin(client, &facts.id, Until::NotRunning))?;
-    let signals = if args.sig_proxy { Signals::Forward(Caught::begin()?, facts.id.clone()) } else { Signals::Own };
-    let settings = Settings { input: streams.input, output: true, tty: facts.tty, keys };
-    let ends = Ends::new(facts.tty, streams.input, Resizing::new("containers", &facts.id));
-    let work = async {
-        if let Some(resizing) = &ends.resizing {
-            redraw(client, resizing).await;
-        }
-        match session::converse(stream, settings).await? {
-            End::Closed => Ok(exit::code(waiting.end().await?)),
-            End::Detached => Ok(ExitCode::SUCCESS),
-        }
+    let join = Join {
+        id: facts.id,
+        streams,
+        tty: facts.tty,
+        keys,
+        until: Until::NotRunning,
+        forward: args.sig_proxy,
+        first_size: FirstSize::Redraw,
     };
-    let outcome = accompany(client, &ends, signals, work).await?;
-    Ok(outcome.or_exit_code().unwrap_or_else(|code| code))
-}
-
-/// Changes the size and sets it right again: programs draw anew only when the size changes.
-async fn redraw(client: &Client, resizing: &Resizing) {
-    let Some(size) = terminal::size() else { return };
-    for rows in [size.rows.saturating_add(1), size.rows] {
-        // Without it the picture comes later, with the next output.
-        let _ = resizing.set(client, terminal::Size { rows, ..size }).await;
-    }
+    join.open(client).await?.converse(client).await
 }

@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 use super::exit::{Until, Waiting};
 use crate::cli::args::Context;
 use crate::cli::format::table;
+use crate::cli::{complain, print};
 use crate::client::{Client, Query};
 use crate::error::{Error, Kind, Result};
 use crate::types::ContainerTopResponse;
@@ -85,11 +86,11 @@ pub(in crate::cli) struct TopArgs {
 }
 
 pub(super) async fn stop(context: &Context, args: &StopArgs) -> Result<ExitCode> {
-    Ok(each(&args.containers, async |name: &str| halt(&context.client, name, "stop", args).await).await)
+    each(&args.containers, async |name: &str| halt(&context.client, name, "stop", args).await).await
 }
 
 pub(super) async fn restart(context: &Context, args: &StopArgs) -> Result<ExitCode> {
-    Ok(each(&args.containers, async |name: &str| halt(&context.client, name, "restart", args).await).await)
+    each(&args.containers, async |name: &str| halt(&context.client, name, "restart", args).await).await
 }
 
 async fn halt(client: &Client, container: &str, action: &str, args: &StopArgs) -> Result<String> {
@@ -105,7 +106,7 @@ pub(super) async fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode>
         context.client.post_empty::<()>(&query.path(&["containers", name, "kill"])).await?;
         Ok(name.to_owned())
     };
-    Ok(each(&args.containers, kill).await)
+    each(&args.containers, kill).await
 }
 
 pub(super) async fn rm(context: &Context, args: &RmArgs) -> Result<ExitCode> {
@@ -120,13 +121,13 @@ pub(super) async fn rm(context: &Context, args: &RmArgs) -> Result<ExitCode> {
         match context.client.delete::<()>(&query.path(&["containers", name])).await {
             // With --force the wish is that it be gone.
             Err(error) if args.force && error.kind() == Kind::NotFound => {
-                anstream::eprintln!("kiln: {error}");
+                complain(&error);
                 Ok(String::new())
             }
             result => result.map(|()| name.to_owned()),
         }
     };
-    Ok(each(&args.containers, remove).await)
+    each(&args.containers, remove).await
 }
 
 pub(super) async fn wait(context: &Context, args: &WaitArgs) -> Result<ExitCode> {
@@ -134,7 +135,7 @@ pub(super) async fn wait(context: &Context, args: &WaitArgs) -> Result<ExitCode>
         let waiting = Waiting::begin(&context.client, name, Until::NotRunning).await?;
         Ok(waiting.end().await?.to_string())
     };
-    Ok(each(&args.containers, end).await)
+    each(&args.containers, end).await
 }
 
 pub(super) async fn rename(context: &Context, args: &RenameArgs) -> Result<ExitCode> {
@@ -154,27 +155,26 @@ pub(super) async fn top(context: &Context, args: &TopArgs) -> Result<ExitCode> {
     let mut rows = vec![processes.titles.unwrap_or_default()];
     rows.extend(processes.processes.unwrap_or_default());
     let lines: Vec<String> = rows.iter().map(|row| row.join("\t")).collect();
-    println!("{}", table::align(&lines.join("\n")));
-    Ok(ExitCode::SUCCESS)
+    print(&(table::align(&lines.join("\n")) + "\n"))
 }
 
 /// Does something to each container, several at once, and prints what each gave in the order they were named. Failures are
 /// printed, and keep nothing from being done to the others.
-pub(super) async fn each(names: &[String], action: impl AsyncFn(&str) -> Result<String>) -> ExitCode {
+pub(super) async fn each(names: &[String], action: impl AsyncFn(&str) -> Result<String>) -> Result<ExitCode> {
     let work = names.iter().map(|name| action(name));
     let mut results = futures_util::stream::iter(work).buffered(AT_ONCE);
     let mut code = ExitCode::SUCCESS;
     while let Some(result) = results.next().await {
         match result {
             Ok(text) if text.is_empty() => {}
-            Ok(text) => println!("{text}"),
+            Ok(text) => drop(print(&(text + "\n"))?),
             Err(error) => {
-                anstream::eprintln!("kiln: {error}");
+                complain(&error);
                 code = ExitCode::FAILURE;
             }
         }
     }
-    code
+    Ok(code)
 }
 
 /// Takes "there was nothing to do" for success.

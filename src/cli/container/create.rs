@@ -6,10 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use kiln_graph::Reference;
 
 use super::options::{Options, Pull, Streams};
-use super::{exit, pull, terminal};
+use super::{exit, terminal};
 use crate::cli::args::Context;
+use crate::cli::image::pull;
+use crate::cli::print;
+use crate::cli::transfer::Show;
 use crate::client::Query;
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::types::{ContainerCreateBody, ContainerCreateResponse, ImageInspect};
@@ -26,50 +30,73 @@ pub(in crate::cli) struct CreateArgs {
 }
 
 pub(super) async fn create(context: &Context, args: &CreateArgs) -> Result<ExitCode> {
-    let attach = args.options.streams()?;
-    match create_container(context, &args.options, attach).await {
-        Ok(id) => {
-            println!("{id}");
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(error) => Ok(exit::report(&error, 1)),
-    }
+    let plan = match args.options.streams().and_then(|streams| Plan::new(&args.options, streams)) {
+        Ok(plan) => plan,
+        Err(error) => return Ok(exit::report(&error, 125)),
+    };
+    let id = plan.create(context).await?;
+    print(&format!("{id}\n"))
 }
 
-/// Creates a container, pulling its image if need be; returns its id.
-///
-/// # Errors
-/// What the engine answered; `Conflict` when the file for the id exists.
-pub(super) async fn create_container(context: &Context, options: &Options, attach: Streams) -> Result<String> {
-    let console = terminal::size().filter(|_| options.tty).map(|size| [size.rows, size.columns]);
-    let body = options.request(attach, console)?;
-    let id_file = options.cidfile.as_deref().map(IdFile::create).transpose()?;
-    if options.pull == Pull::Always {
-        pull_image(context, options).await?;
+/// A container that can be created as soon as its image is there.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    options: &'a Options,
+    body: ContainerCreateBody,
+    id_file: Option<IdFile>,
+}
+
+impl<'a> Plan<'a> {
+    /// Converts the options, without asking the engine.
+    ///
+    /// # Errors
+    /// As [`Options::request`]; `Conflict` when the file for the id exists.
+    pub(super) fn new(options: &'a Options, streams: Streams) -> Result<Self> {
+        let console = terminal::size().filter(|_| options.tty).map(|size| [size.rows, size.columns]);
+        let body = options.request(streams, console)?;
+        let id_file = options.cidfile.as_deref().map(IdFile::create).transpose()?;
+        Ok(Self { options, body, id_file })
     }
-    let query = Query::new().with_some("name", options.name.as_ref()).with_some("platform", options.platform.as_ref());
-    let path = query.path(&["containers", "create"]);
-    let post = || context.client.post::<ContainerCreateBody, ContainerCreateResponse>(&path, &body);
-    let created = match post().await {
-        Err(error) if options.pull == Pull::Missing && image_is_missing(context, options, &error).await => {
-            eprintln!("Unable to find image '{}' locally", pull::familiar(options.image()));
+
+    /// Creates the container, pulling its image if need be; returns its id.
+    ///
+    /// # Errors
+    /// What the engine answers.
+    pub(super) async fn create(self, context: &Context) -> Result<String> {
+        let Self { options, body, id_file } = self;
+        if options.pull == Pull::Always {
             pull_image(context, options).await?;
-            post().await?
         }
-        result => result?,
-    };
-    for warning in &created.warnings {
-        anstream::eprintln!("WARNING: {warning}");
+        let query =
+            Query::new().with_some("name", options.name.as_ref()).with_some("platform", options.platform.as_ref());
+        let path = query.path(&["containers", "create"]);
+        let post = || context.client.post::<ContainerCreateBody, ContainerCreateResponse>(&path, &body);
+        let created = match post().await {
+            Err(error) if options.pull == Pull::Missing && image_is_missing(context, options, &error).await => {
+                let name = options
+                    .image()
+                    .parse::<Reference>()
+                    .map_or_else(|_| options.image().to_owned(), |name| name.with_default_tag().familiar());
+                eprintln!("Unable to find image '{name}' locally");
+                pull_image(context, options).await?;
+                post().await?
+            }
+            result => result?,
+        };
+        for warning in &created.warnings {
+            anstream::eprintln!("WARNING: {warning}");
+        }
+        if let Some(file) = id_file {
+            file.write(&created.id)?;
+        }
+        Ok(created.id)
     }
-    if let Some(file) = id_file {
-        file.write(&created.id)?;
-    }
-    Ok(created.id)
 }
 
 async fn pull_image(context: &Context, options: &Options) -> Result<()> {
-    let platform = options.platform.as_deref();
-    pull::pull(context, options.image(), platform, options.quiet).await
+    let name: Reference = options.image().parse()?;
+    let show = if options.quiet { Show::Nothing } else { Show::Aside };
+    pull::request(context, &name.with_default_tag(), options.platform.as_deref(), show).await
 }
 
 /// Says whether it is the image that was not found, and not a network or a volume.

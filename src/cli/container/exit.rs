@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use http::Method;
 
+use crate::cli::complain;
 use crate::client::{Client, Lines, Query};
 use crate::error::{Error, Result};
 use crate::types::ContainerWaitResponse;
@@ -54,7 +55,7 @@ impl Waiting {
 
 /// Says what went wrong; returns the exit code.
 pub(super) fn report(error: &Error, code: u8) -> ExitCode {
-    anstream::eprintln!("kiln: {error}");
+    complain(error);
     ExitCode::from(code)
 }
 

@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use super::{ports, preferences};
 use crate::cli::args::Context;
 use crate::cli::format::{Format, Listing, Row, duration, size};
-use crate::cli::value;
+use crate::cli::{print, value};
 use crate::client::Query;
 use crate::error::Result;
 use crate::types::{ContainerSummary, MountPoint};
@@ -86,14 +86,12 @@ pub(super) async fn list(context: &Context, args: &ListArgs) -> Result<ExitCode>
     let containers: Vec<ContainerSummary> = context.client.get(&path).await?;
     let length = if args.no_trunc { Length::Full } else { Length::Cut };
     if args.quiet {
-        containers.iter().for_each(|container| println!("{}", id(container, length)));
-        return Ok(ExitCode::SUCCESS);
+        return print(&containers.iter().map(|container| id(container, length) + "\n").collect::<String>());
     }
     let now = SystemTime::now();
     let rows: Vec<Row> = containers.iter().map(|container| row(container, length, now, &TimeZone::system())).collect();
     let listing = if args.size { Listing { columns: COLUMNS_WITH_SIZE, ..LISTING } } else { LISTING };
-    print!("{}", listing.render(&rows, &format)?);
-    Ok(ExitCode::SUCCESS)
+    print(&listing.render(&rows, &format)?)
 }
 
 /// Whether long texts are cut.

@@ -8,13 +8,13 @@ mod detach;
 mod exec;
 mod exit;
 mod frames;
+mod join;
 mod list;
 mod logs;
 mod options;
 mod ports;
 mod preferences;
 mod prune;
-mod pull;
 mod run;
 mod session;
 mod signals;
@@ -24,9 +24,10 @@ mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use super::args::Context;
+use super::inspect::{ObjectKind, show};
 use crate::error::Result;
 
 /// `kiln container ...`.
@@ -37,6 +38,8 @@ pub(super) enum Grouped {
     /// List containers
     #[command(name = "ls", visible_aliases = ["list", "ps"])]
     List(list::ListArgs),
+    /// Show all about containers
+    Inspect(InspectArgs),
     /// Remove all containers that have ended
     Prune(prune::PruneArgs),
 }
@@ -73,6 +76,20 @@ pub(super) enum Flat {
     Top(control::TopArgs),
 }
 
+/// Arguments of `container inspect`.
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// `json` or a Go template
+    #[arg(short, long)]
+    format: Option<String>,
+    /// Also tell how large they are
+    #[arg(short, long)]
+    size: bool,
+    /// Names or ids
+    #[arg(required = true, value_name = "CONTAINER")]
+    names: Vec<String>,
+}
+
 /// `kiln ps`.
 #[derive(Debug, Subcommand)]
 pub(super) enum Listed {
@@ -85,6 +102,9 @@ impl Grouped {
         match self {
             Self::Flat(command) => command.run(context).await,
             Self::List(args) => list::list(context, &args).await,
+            Self::Inspect(args) => {
+                show(context, &[ObjectKind::Container], &args.names, args.format.as_deref(), args.size).await
+            }
             Self::Prune(args) => prune::prune(context, &args).await,
         }
     }

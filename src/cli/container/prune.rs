@@ -1,13 +1,13 @@
 //! `container prune`: removes all containers that have ended.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Args;
 
 use crate::cli::args::Context;
+use crate::cli::confirm::confirm;
 use crate::cli::format::size;
-use crate::cli::value;
+use crate::cli::{print, value};
 use crate::client::Query;
 use crate::error::Result;
 use crate::types::ContainerPruneResponse;
@@ -25,24 +25,14 @@ pub(in crate::cli) struct PruneArgs {
 
 pub(super) async fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode> {
     let filters = value::filters(&args.filter)?;
-    if !args.force && !confirmed()? {
+    if !args.force && !confirm("WARNING! This will remove all stopped containers.")? {
         return Ok(ExitCode::SUCCESS);
     }
     let path = Query::new().with_filters(&filters).path(&["containers", "prune"]);
     let pruned: ContainerPruneResponse = context.client.post_empty(&path).await?;
     let removed = pruned.containers_deleted.unwrap_or_default();
-    if !removed.is_empty() {
-        println!("Deleted Containers:\n{}\n", removed.join("\n"));
-    }
+    let deleted =
+        if removed.is_empty() { String::new() } else { format!("Deleted Containers:\n{}\n\n", removed.join("\n")) };
     let bytes = u64::try_from(pruned.space_reclaimed.unwrap_or(0)).unwrap_or(0);
-    println!("Total reclaimed space: {}", size::decimal(bytes));
-    Ok(ExitCode::SUCCESS)
-}
-
-fn confirmed() -> Result<bool> {
-    print!("WARNING! This will remove all stopped containers.\nAre you sure you want to continue? [y/N] ");
-    std::io::stdout().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+    print(&format!("{deleted}Total reclaimed space: {}\n", size::decimal(bytes)))
 }

@@ -4,14 +4,13 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::attached::{Ends, Signals, accompany};
-use super::create::create_container;
-use super::exit::{self, Until, Waiting};
+use super::create::Plan;
+use super::exit::{self, Until};
+use super::join::{FirstSize, Join};
 use super::options::{Options, Streams};
-use super::session::{self, End, Settings};
-use super::signals::{Caught, Resizing};
-use super::{attach, preferences, terminal};
+use super::{preferences, terminal};
 use crate::cli::args::Context;
+use crate::cli::print;
 use crate::client::Query;
 use crate::error::{Error, Result};
 
@@ -36,70 +35,68 @@ pub(in crate::cli) struct RunArgs {
     options: Options,
 }
 
-/// Exits as the container does, or with docker's codes when there was none: 125 when the engine refuses, 126 when the
-/// command cannot be executed, 127 when it does not exist.
+/// Exits as the container does, or with docker's codes when there was none: 125 when the options or the engine refuse, 126
+/// when the command cannot be executed, 127 when it does not exist.
 pub(super) async fn run(context: &Context, args: &RunArgs) -> Result<ExitCode> {
-    match prepare(args) {
-        Ok(streams) => match run_container(context, args, streams).await {
-            Ok(code) => Ok(code),
-            Err(error) => Ok(exit::report(&error, exit::failure(&error))),
-        },
-        Err(error) => Ok(exit::report(&error, 125)),
+    let streams = match args.options.streams() {
+        Ok(streams) => agreed(args, streams)?,
+        Err(error) => return Ok(exit::report(&error, 125)),
+    };
+    let (plan, join) = match prepare(context, args, streams) {
+        Ok(prepared) => prepared,
+        Err(error) => return Ok(exit::report(&error, 125)),
+    };
+    match run_container(context, plan, join).await {
+        Ok(code) => Ok(code),
+        Err(error) => Ok(exit::report(&error, exit::failure(&error))),
     }
 }
 
-/// Says what is attached, after checking that the options agree with each other.
-fn prepare(args: &RunArgs) -> Result<Streams> {
-    let streams = args.options.streams()?;
-    if !args.detach {
-        if args.options.tty && streams.input && !terminal::input_is_terminal() {
-            return Err(Error::invalid("the input device is not a TTY (leave out -t to pipe into the container)"));
-        }
-        return Ok(streams);
-    }
-    if args.options.attaches() {
+/// Checks that the options agree with each other and the terminal; in the background nothing is attached.
+fn agreed(args: &RunArgs, streams: Streams) -> Result<Streams> {
+    if args.detach && args.options.attaches() {
         return Err(Error::invalid("conflicting options: cannot specify both --attach and --detach"));
     }
-    Ok(Streams::default())
+    if args.detach {
+        return Ok(Streams::default());
+    }
+    if args.options.tty && streams.input && !terminal::input_is_terminal() {
+        return Err(Error::invalid("the input device is not a TTY (leave out -t to pipe into the container)"));
+    }
+    Ok(streams)
 }
 
-async fn run_container(context: &Context, args: &RunArgs, streams: Streams) -> Result<ExitCode> {
-    let client = &context.client;
-    let options = &args.options;
-    let keys = preferences::detach_keys(context, args.detach_keys.as_deref())?;
-    let id = create_container(context, options, streams).await?;
-    let start = Query::new().path(&["containers", &id, "start"]);
-    if !streams.any() {
-        client.post_empty::<()>(&start).await?;
-        println!("{id}");
-        return Ok(ExitCode::SUCCESS);
-    }
+/// Everything that can be said before the engine is asked; the join still lacks the id.
+fn prepare<'a>(context: &Context, args: &'a RunArgs, streams: Streams) -> Result<(Plan<'a>, Join)> {
+    let join = Join {
+        id: String::new(),
+        streams,
+        tty: args.options.tty,
+        keys: preferences::detach_keys(context, args.detach_keys.as_deref())?,
+        until: if args.options.rm { Until::Removed } else { Until::NextExit },
+        forward: args.sig_proxy,
+        first_size: FirstSize::Known,
+    };
+    Ok((Plan::new(&args.options, streams)?, join))
+}
 
-    // Both are in place before the start: nothing is missed, however short the container lives.
-    let until = if options.rm { Until::Removed } else { Until::NextExit };
-    let attaching = attach::open(client, &id, streams, &keys);
-    let (stream, waiting) = tokio::try_join!(attaching, Waiting::begin(client, &id, until))?;
-    let signals = if args.sig_proxy { Signals::Forward(Caught::begin()?, id.clone()) } else { Signals::Own };
+async fn run_container(context: &Context, plan: Plan<'_>, mut join: Join) -> Result<ExitCode> {
+    let client = &context.client;
+    let id = plan.create(context).await?;
+    let start = Query::new().path(&["containers", &id, "start"]);
+    if !join.streams.any() {
+        client.post_empty::<()>(&start).await?;
+        return print(&format!("{id}\n"));
+    }
+    join.id.clone_from(&id);
+    let shows = join.streams.shows();
+    let joined = join.open(client).await?;
     if let Err(error) = client.post_empty::<()>(&start).await {
-        if options.rm {
-            // It is gone when this command ends, as it would be after running.
-            let _ = tokio::time::timeout(std::time::Duration::from_secs(10), waiting.end()).await;
-        }
+        joined.abandon().await;
         return Err(error);
     }
-
-    let settings = Settings { input: streams.input, output: streams.shows(), tty: options.tty, keys };
-    let ends = Ends::new(options.tty, streams.input, Resizing::new("containers", &id));
-    if !streams.shows() {
-        println!("{id}");
+    if !shows {
+        print(&format!("{id}\n"))?;
     }
-    let work = async {
-        match session::converse(stream, settings).await? {
-            End::Closed if streams.shows() => Ok(exit::code(waiting.end().await?)),
-            // It goes on alone.
-            End::Closed | End::Detached => Ok(ExitCode::SUCCESS),
-        }
-    };
-    let outcome = accompany(client, &ends, signals, work).await?;
-    Ok(outcome.or_exit_code().unwrap_or_else(|code| code))
+    joined.converse(client).await
 }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::terminal::{self, Size};
+use crate::cli::complain;
 use crate::client::{Client, Query};
 use crate::error::{Error, Kind, Result};
 
@@ -76,7 +77,7 @@ impl Caught {
             let path = Query::new().with("signal", name).path(&["containers", container, "kill"]);
             match client.post_empty::<()>(&path).await {
                 Err(error) if !matches!(error.kind(), Kind::Conflict | Kind::NotFound) => {
-                    anstream::eprintln!("kiln: pass on SIG{name}: {error}");
+                    complain(&error.context(format!("pass on SIG{name}")));
                 }
                 _ => {}
             }

@@ -4,12 +4,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::attach::{self, Facts};
-use super::attached::{Ends, Signals, accompany};
-use super::exit::{self, Until, Waiting};
+use super::attach::Facts;
+use super::exit::Until;
+use super::join::{FirstSize, Join};
 use super::options::Streams;
-use super::session::{self, End, Settings};
-use super::signals::{Caught, Resizing};
 use super::{control, preferences, terminal};
 use crate::cli::args::Context;
 use crate::client::{Client, Query};
@@ -34,7 +32,7 @@ pub(in crate::cli) struct StartArgs {
 
 pub(super) async fn start(context: &Context, args: &StartArgs) -> Result<ExitCode> {
     if !args.attach && !args.interactive {
-        return Ok(control::each(&args.containers, async |name: &str| start_one(&context.client, name).await).await);
+        return control::each(&args.containers, async |name: &str| start_one(&context.client, name).await).await;
     }
     match args.containers.as_slice() {
         [container] => start_attached(context, args, container).await,
@@ -56,24 +54,19 @@ async fn start_attached(context: &Context, args: &StartArgs, container: &str) ->
     if facts.tty && streams.input && !terminal::input_is_terminal() {
         return Err(Error::invalid("the input device is not a TTY"));
     }
-    let until = if facts.auto_remove { Until::Removed } else { Until::NextExit };
-    let opening = attach::open(client, &facts.id, streams, &keys);
-    let (stream, waiting) = tokio::try_join!(opening, Waiting::begin(client, &facts.id, until))?;
-    let signals = Signals::Forward(Caught::begin()?, facts.id.clone());
-    start_one(client, &facts.id).await?;
-
-    let settings = Settings { input: streams.input, output: true, tty: facts.tty, keys };
-    let ends = Ends::new(facts.tty, streams.input, Resizing::new("containers", &facts.id));
-    let work = async {
-        if let (Some(resizing), Some(size)) = (&ends.resizing, terminal::size()) {
-            // The container may have ended already.
-            let _ = resizing.set(client, size).await;
-        }
-        match session::converse(stream, settings).await? {
-            End::Closed => Ok(exit::code(waiting.end().await?)),
-            End::Detached => Ok(ExitCode::SUCCESS),
-        }
+    let join = Join {
+        id: facts.id.clone(),
+        streams,
+        tty: facts.tty,
+        keys,
+        until: if facts.auto_remove { Until::Removed } else { Until::NextExit },
+        forward: true,
+        first_size: FirstSize::Set,
     };
-    let outcome = accompany(client, &ends, signals, work).await?;
-    Ok(outcome.or_exit_code().unwrap_or_else(|code| code))
+    let joined = join.open(client).await?;
+    if let Err(error) = start_one(client, &facts.id).await {
+        joined.abandon().await;
+        return Err(error);
+    }
+    joined.converse(client).await
 }
