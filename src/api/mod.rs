@@ -19,7 +19,7 @@ pub use serve::{Peer, Server};
 pub use version::ApiVersion;
 
 use axum::Router;
-use axum::routing::{any, get};
+use axum::routing::any;
 
 use crate::engine::Engine;
 
@@ -29,9 +29,7 @@ type Answer<T> = Result<T, ApiError>;
 /// Builds the router. Paths are without a version: [`Server`] takes it off before.
 pub fn router(engine: Engine) -> Router {
     Router::new()
-        .route("/_ping", get(system::ping).head(system::ping))
-        .route("/version", get(system::version))
-        .route("/info", get(system::info))
+        .merge(system::routes())
         .merge(build::routes(&engine))
         .merge(images::routes())
         .merge(containers::routes())

@@ -1,8 +1,7 @@
 //! The progress of pulls, pushes, loads and imports: on a terminal a line for each layer that is redrawn, elsewhere a line for
 //! each change.
 
-use std::io::{IsTerminal as _, Write};
-use std::os::fd::AsFd as _;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;

@@ -21,6 +21,12 @@ use crate::types::ErrorBody;
 /// The API version requests are sent with, unless the engine knows only older ones.
 const VERSION: Version = (1, 51);
 
+/// Returns the newest API version this client speaks.
+#[must_use]
+pub fn newest_api() -> String {
+    format!("{}.{}", VERSION.0, VERSION.1)
+}
+
 /// Major and minor.
 type Version = (u32, u32);
 

@@ -11,6 +11,6 @@ mod session;
 
 pub use build::{Builder, Refused};
 pub use dial::{Dialer, ENGINE_ROLE, Endpoint};
-pub use http::{Client, Hijacked, Lines};
+pub use http::{Client, Hijacked, Lines, newest_api};
 pub use query::Query;
 pub use session::{Lookup, Offer, Session};

@@ -88,6 +88,18 @@ impl FromStr for Mirror {
     }
 }
 
+impl std::fmt::Display for Mirror {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.scheme {
+            Some(Scheme::Http) => f.write_str("http://")?,
+            Some(Scheme::Https) => f.write_str("https://")?,
+            None => {}
+        }
+        f.write_str(&self.host)?;
+        if self.prefix.is_empty() { Ok(()) } else { write!(f, "/{}", self.prefix) }
+    }
+}
+
 fn check_host(host: &str) -> Result<(), String> {
     // The grammar of hosts is that of image names; the path is only there to make a whole one.
     let name = format!("{host}/x");

@@ -2,6 +2,7 @@
 //! its own.
 
 mod control;
+mod host;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 pub use control::Control;
+pub use host::Host;
 
 use crate::config::{Config, SYSTEM_ROOT};
 use crate::container::Containers;

@@ -49,7 +49,7 @@ use crate::sys::process::Started;
 use crate::task;
 
 pub use capability::Capabilities;
-pub use cgroup::{Cgroup, CgroupSpec, DEFAULT_PARENT, Limits, Stats, Swap};
+pub use cgroup::{Cgroup, CgroupSpec, DEFAULT_PARENT, Limits, Stats, Swap, cgroup_version};
 pub use defaults::{DEFAULT_PATH, DEFAULT_SHM_SIZE_BYTES, masked_paths, readonly_paths};
 pub use device::{Device, DeviceAccess, Kind as DeviceKind, Rule as DeviceRule};
 pub use exec::{Execution, exec};

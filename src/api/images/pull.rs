@@ -73,6 +73,12 @@ async fn pull_one(
     };
     let before = known(engine, name).await?;
     let resolved = engine.images().resolve(&lease, name, platform, Policy::Always, client).await?;
+    if let Some(platform) = platform
+        && platform.rank(&resolved.config.platform()).is_none()
+    {
+        let found = resolved.config.platform();
+        return Err(Error::not_found(format!("{} is offered for {found} only, not for {platform}", name.familiar())));
+    }
     let what = name.tag().map_or_else(|| name.familiar(), str::to_owned);
     outbox.status_of(&what, format!("Pulling from {}", short_path(name)));
     engine.images().fetch(&lease, &resolved, client, &report(outbox.clone())).await?;

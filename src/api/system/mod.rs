@@ -1,17 +1,31 @@
-//! `/_ping`, `/version` and `/info`.
+//! `/_ping`, `/version`, and what concerns the engine as a whole.
+
+mod df;
+mod info;
+mod prune;
 
 use axum::Json;
-use axum::extract::State;
+use axum::Router;
 use axum::http::header;
 use axum::response::IntoResponse;
+use axum::routing::{get, post};
 use serde_json::{Value, json};
 
-use super::Answer;
 use super::version::ApiVersion;
 use crate::engine::Engine;
 
+/// The routes.
+pub(super) fn routes() -> Router<Engine> {
+    Router::new()
+        .route("/_ping", get(ping).head(ping))
+        .route("/version", get(version))
+        .route("/info", get(info::info))
+        .route("/system/df", get(df::df))
+        .route("/build/prune", post(prune::build_prune))
+}
+
 /// `GET` and `HEAD /_ping`. `Builder-Version: 2` tells the docker CLI to build with BuildKit.
-pub(super) async fn ping() -> impl IntoResponse {
+async fn ping() -> impl IntoResponse {
     let headers = [
         (header::CACHE_CONTROL.as_str(), "no-cache, no-store, must-revalidate"),
         (header::PRAGMA.as_str(), "no-cache"),
@@ -23,7 +37,7 @@ pub(super) async fn ping() -> impl IntoResponse {
 }
 
 /// `GET /version`.
-pub(super) async fn version() -> Json<Value> {
+async fn version() -> Json<Value> {
     let uname = rustix::system::uname();
     let kernel = uname.release().to_string_lossy().into_owned();
     let version = env!("CARGO_PKG_VERSION");
@@ -49,20 +63,4 @@ pub(super) async fn version() -> Json<Value> {
             },
         }],
     }))
-}
-
-/// `GET /info`.
-pub(super) async fn info(State(engine): State<Engine>) -> Answer<Json<Value>> {
-    let uname = rustix::system::uname();
-    Ok(Json(json!({
-        "ServerVersion": env!("CARGO_PKG_VERSION"),
-        "OSType": "linux",
-        "OperatingSystem": "Linux",
-        "Architecture": uname.machine().to_string_lossy(),
-        "KernelVersion": uname.release().to_string_lossy(),
-        "Name": uname.nodename().to_string_lossy(),
-        "DockerRootDir": engine.root().path(),
-        "Swarm": { "LocalNodeState": "inactive" },
-        "IndexServerAddress": "https://index.docker.io/v1/",
-    })))
 }
