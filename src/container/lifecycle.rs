@@ -111,12 +111,13 @@ impl Containers {
         } else {
             let request = Request::Wait { removed: condition == Condition::Removed };
             match self.place(&record)?.join(request).await? {
-                // It may have ended between the look at the record and the look for the shim.
-                pending @ Joined::Pending(..) if condition == Condition::NotRunning => {
+                // It may have ended, or been removed, between the look at the record and the look for the shim.
+                pending @ Joined::Pending(..) => {
                     let now = self.look_up(record.id.as_str()).await?;
-                    if now.state.is_live() { WaitState::Joined(pending) } else { over(&now) }
+                    let ended = condition == Condition::NotRunning && !now.state.is_live();
+                    if ended { over(&now) } else { WaitState::Joined(pending) }
                 }
-                joined => WaitState::Joined(joined),
+                joined @ Joined::Running(_) => WaitState::Joined(joined),
             }
         };
         Ok(Waiting { containers: self.clone(), record, condition, state })
@@ -240,13 +241,8 @@ impl Containers {
     }
 
     async fn remove_record(&self, record: Record) -> Result<()> {
-        let place = Place::open(self.files(&record.id).dir());
         let containers = self.clone();
-        task::blocking(move || containers.remove_stopped(&record)).await?;
-        if let Ok(place) = place {
-            place.dismiss_pending().await;
-        }
-        Ok(())
+        task::blocking(move || containers.remove_stopped(&record)).await
     }
 
     pub(super) fn place(&self, record: &Record) -> Result<Place> {
@@ -280,7 +276,12 @@ impl Waiting {
                 Ok(now) if condition != Condition::Removed && !now.state.is_live() => return Ok(outcome_of(&now)),
                 Ok(now) => record = now,
             }
-            state = containers.wait_for(record.clone(), condition).await?.state;
+            state = match containers.wait_for(record.clone(), condition).await {
+                Err(error) if error.kind() == Kind::NotFound && condition != Condition::NextExit => {
+                    return Ok(outcome_of(&record));
+                }
+                waiting => waiting?.state,
+            };
         }
     }
 }
@@ -290,7 +291,7 @@ async fn hear(joined: Joined) -> Result<Outcome> {
     link::outcome(&mut shim).await
 }
 
-fn outcome_of(record: &Record) -> Outcome {
+pub(super) fn outcome_of(record: &Record) -> Outcome {
     let error = match &record.state {
         State::Exited(exited) => exited.error.clone(),
         _ => String::new(),

@@ -9,8 +9,10 @@
 //! - `wait`: one line with the [`Outcome`].
 //! - `signal`, `resize`: one line, `{}` or an error.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use serde::de::DeserializeOwned;
@@ -25,6 +27,9 @@ const PENDING: &str = "pending";
 
 /// The longest line of a conversation.
 const MAX_LINE: usize = 64 << 10;
+
+/// How long an engine that was called may take to say what it wants.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What an engine wants of a shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,14 +192,27 @@ impl Place {
         Ok(streams)
     }
 
-    /// Tells the engines that wait for a container which will never start that it was removed.
-    pub async fn dismiss_pending(&self) {
-        for mut stream in self.call_pending().await.unwrap_or_default() {
-            if let Ok(Request::Wait { removed: true }) = receive(&mut stream).await {
-                // It may have died meanwhile.
-                let _ = send(&mut stream, &Outcome::default()).await;
-            }
+    /// Tells the engines that wait for a container which was removed. Those that wait for a start hear that there will be none.
+    /// Blocking, but not for long.
+    pub(super) fn dismiss_pending(&self, outcome: &Outcome) {
+        let Ok(entries) = std::fs::read_dir(self.path.join(PENDING)) else { return };
+        for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+            // It may have died meanwhile.
+            let _ = self.dismiss(&name, outcome);
         }
+    }
+
+    fn dismiss(&self, name: &str, outcome: &Outcome) -> Result<()> {
+        let mut engine = std::os::unix::net::UnixStream::connect(self.short(&format!("{PENDING}/{name}")))?;
+        engine.set_read_timeout(Some(PATIENCE))?;
+        let mut line = Vec::new();
+        BufReader::new((&engine).take(MAX_LINE as u64)).read_until(b'\n', &mut line)?;
+        if serde_json::from_slice::<Request>(&line)? == (Request::Wait { removed: true }) {
+            let mut line = serde_json::to_vec(outcome)?;
+            line.push(b'\n');
+            engine.write_all(&line)?;
+        }
+        Ok(())
     }
 }
 
@@ -343,7 +361,7 @@ mod tests {
             let mut stream = joined.connected().await?;
             outcome(&mut stream).await
         });
-        place.dismiss_pending().await;
+        crate::task::blocking(move || Ok(place.dismiss_pending(&Outcome::default()))).await.unwrap();
         assert_eq!(waiter.await.unwrap().unwrap(), Outcome::default());
     }
 }

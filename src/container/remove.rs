@@ -1,5 +1,6 @@
 //! Removing, renaming and pausing containers.
 
+use super::lifecycle::outcome_of;
 use super::record::{self, ContainerId, Record, State};
 use super::{Containers, name, spec};
 use crate::error::{Error, Kind, Result};
@@ -29,13 +30,17 @@ impl Containers {
 
     /// Removes everything of a container. Its process has ended, and nobody starts it meanwhile. Blocking.
     ///
-    /// The record goes last, so that an interrupted removal can be repeated.
+    /// The record goes after the layer, so that an interrupted removal can be repeated. Who waited for the container is told
+    /// once it cannot be found any more: whoever comes later finds nothing to wait for.
     pub(super) fn discard(&self, record: &Record) -> Result<()> {
         let lease = self.store().lease("remove container")?;
         if let Some(layer) = self.store().active(&lease, record.layer)? {
             layer.remove()?;
         }
         self.db().write(|tx| record::delete(tx, &record.id))?;
+        if let Ok(place) = self.place(record) {
+            place.dismiss_pending(&outcome_of(record));
+        }
         tree::remove_tree(self.files(&record.id).dir())
     }
 

@@ -24,8 +24,6 @@ use crate::sandbox::{Sandbox, WindowSize};
 use crate::sys::process::signal;
 use crate::task::{self, Tasks};
 
-/// How long an engine that was called may take to say what it wants.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How long clients that do not read their output can hold up the end of the shim.
 const GRACE: Duration = Duration::from_secs(10);
 /// The first pause before a container is started again; each is twice as long as the one before.
@@ -235,7 +233,9 @@ fn outcome(exited: &Exited) -> Outcome {
 
 /// Hears what an engine wants, and does it. `starting` is the hub of a run that is about to begin.
 async fn converse(desk: &Desk, mut stream: UnixStream, starting: Option<&Hub>) {
-    let Ok(Ok(request)) = tokio::time::timeout(PATIENCE, link::receive::<Request>(&mut stream)).await else { return };
+    let Ok(Ok(request)) = tokio::time::timeout(link::PATIENCE, link::receive::<Request>(&mut stream)).await else {
+        return;
+    };
     let current = desk.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let result = match request {
         Request::Attach { stdin, stdout, stderr } => {
