@@ -7,6 +7,7 @@ mod build;
 mod containers;
 mod error;
 mod images;
+mod networks;
 mod params;
 mod progress;
 mod serve;
@@ -32,6 +33,7 @@ pub fn router(engine: Engine) -> Router {
         .merge(system::routes())
         .merge(build::routes(&engine))
         .merge(images::routes())
+        .merge(networks::routes())
         .merge(containers::routes())
         .fallback(any(build::unknown))
         .method_not_allowed_fallback(build::unknown)

@@ -18,15 +18,17 @@ use crate::task::{self, Cancel};
 /// How far a layer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerStage {
-    /// It is here already.
+    /// It is here, or there, already.
     Exists,
+    /// The registry had it in another repository and took it from there.
+    Mounted,
     /// It will be fetched.
     Waiting,
     /// So many bytes have arrived.
     Downloading(u64),
     /// All bytes have arrived and are what they should be.
     Downloaded,
-    /// It is unpacked.
+    /// It is unpacked, or sent.
     Done,
 }
 

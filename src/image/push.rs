@@ -202,7 +202,8 @@ impl Send<'_> {
             tokio::select! {
                 done = &mut transfer => {
                     let stage = match done? {
-                        registry::Pushed::Exists | registry::Pushed::Mounted(_) => LayerStage::Exists,
+                        registry::Pushed::Exists => LayerStage::Exists,
+                        registry::Pushed::Mounted(_) => LayerStage::Mounted,
                         registry::Pushed::Uploaded => LayerStage::Done,
                     };
                     (self.report)(descriptor, stage);

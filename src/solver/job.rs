@@ -371,7 +371,7 @@ pub(super) fn layer_report(progress: &Progress, vertex: Digest) -> Report {
         let mut parts = lock(&parts);
         let begin = || progress.part(vertex, layer.digest.to_string(), layer.size);
         match stage {
-            LayerStage::Exists => {}
+            LayerStage::Exists | LayerStage::Mounted => {}
             LayerStage::Waiting => {
                 parts.entry(layer.digest).or_insert_with(begin);
             }

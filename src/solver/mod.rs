@@ -7,6 +7,7 @@
 
 mod build;
 pub mod cache;
+pub mod changes;
 pub mod copy;
 mod driver;
 mod export;

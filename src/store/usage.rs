@@ -89,7 +89,7 @@ pub struct Usage {
     pub actives: u64,
     /// Transfers in progress or broken off.
     pub partial: u64,
-    /// The database.
+    /// Everything else under the root: the database, what other modules keep in files, directories.
     pub records: u64,
 }
 
@@ -134,7 +134,7 @@ impl Store {
             snapshots: sum("SELECT coalesce(sum(allocated), 0) FROM trees WHERE state <> 0")?,
             actives,
             partial: files(&self.0.ingest, "")?,
-            records: files(root, "kiln.db")?,
+            records: beside(root)?,
         })
     }
 
@@ -261,6 +261,21 @@ fn record(tx: &Connection, tree: i64, allocated: u64) -> Result<()> {
     let sql = "UPDATE trees SET allocated = ?2 WHERE id = ?1 AND allocated IS NULL";
     tx.prepare_cached(sql)?.execute((tree, allocated))?;
     Ok(())
+}
+
+/// What the root holds besides blobs, snapshots and transfers, in bytes; the directories of those are counted, their content
+/// is not.
+fn beside(root: &Path) -> Result<u64> {
+    const ELSEWHERE: &[&str] = &["blobs", "ingest", "snapshots"];
+    let own = |path: &Path| std::fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
+    let mut sum = own(root) + own(&root.join("blobs/sha256")) + own(&root.join("blobs/sha512"));
+    for entry in std::fs::read_dir(root).context(|| format!("list {}", root.display()))? {
+        let path = entry.context(|| format!("list {}", root.display()))?.path();
+        let counted = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| ELSEWHERE.contains(&name));
+        // What goes away while it is measured takes nothing.
+        sum += if path.is_dir() && !counted { Tally::of(&path).map_or(0, |tally| tally.own()) } else { own(&path) };
+    }
+    Ok(sum)
 }
 
 /// The sum of the files in a directory whose names begin with `prefix`, in bytes.

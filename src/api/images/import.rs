@@ -13,13 +13,15 @@ use crate::api::stream::BodyReader;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::image::Imported;
+use crate::solver::changes::container_config;
 use crate::task::{self, Cancel};
 
 /// Imports the body.
 pub(super) async fn import(engine: Engine, params: &Params, body: Body) -> Answer<Response> {
     let mut config = ImageConfig::default();
-    if let Some(change) = params.all("changes").find(|change| !change.trim().is_empty()) {
-        return Err(Error::unsupported(format!("changes are not supported yet: {change:?}")).into());
+    let changes: Vec<&str> = params.all("changes").filter(|change| !change.trim().is_empty()).collect();
+    if !changes.is_empty() {
+        config.config = container_config(&changes)?;
     }
     if let Some(platform) = platform(params)? {
         (config.os, config.architecture, config.variant) = (platform.os, platform.architecture, platform.variant);

@@ -111,7 +111,7 @@ fn report(outbox: Outbox) -> Report {
         let id = layer.digest.short();
         let before = last.lock().expect("no panic happens while the lock is held").insert(layer.digest, stage);
         match stage {
-            LayerStage::Exists => outbox.status_of(&id, "Already exists"),
+            LayerStage::Exists | LayerStage::Mounted => outbox.status_of(&id, "Already exists"),
             LayerStage::Waiting => outbox.status_of(&id, "Pulling fs layer"),
             LayerStage::Downloading(bytes) => outbox.count(&id, "Downloading", bytes, layer.size),
             LayerStage::Downloaded => {

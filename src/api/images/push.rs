@@ -107,6 +107,7 @@ fn report(outbox: Outbox) -> Report {
         let id = layer.digest.short();
         match stage {
             LayerStage::Exists => outbox.status_of(&id, "Layer already exists"),
+            LayerStage::Mounted => outbox.status_of(&id, "Mounted from another repository"),
             LayerStage::Waiting => outbox.status_of(&id, "Preparing"),
             LayerStage::Downloading(bytes) => outbox.count(&id, "Pushing", bytes, layer.size),
             LayerStage::Downloaded => {}

@@ -4,7 +4,7 @@
 //! not to be needed is collected later.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{Read, Write as _};
+use std::io::Read;
 use std::str::FromStr as _;
 
 use kiln_graph::oci::{Descriptor, Index, Manifest, annotation, media_type};
