@@ -146,13 +146,31 @@ fn file(path: &Path) -> Result<Vec<String>> {
 
 /// Gives variables without a value that of this command's environment; those it does not have are left out.
 pub(super) fn with_environment(entries: Vec<String>) -> Vec<String> {
-    let fill = |entry: String| {
-        if entry.contains('=') {
-            return Some(entry);
+    entries.into_iter().filter_map(filled).collect()
+}
+
+fn filled(entry: String) -> Option<String> {
+    if entry.contains('=') {
+        return Some(entry);
+    }
+    std::env::var(&entry).ok().map(|value| format!("{entry}={value}"))
+}
+
+/// Puts the variables of files and options together, as docker does. One without a value gets that of this command's
+/// environment; if there is none, it is left out if a file names it, and sent bare if an option does, which takes it away
+/// from those of the image.
+///
+/// # Errors
+/// As [`files`].
+pub(super) fn variables(paths: &[std::path::PathBuf], options: &[String]) -> Result<Vec<String>> {
+    let mut variables = with_environment(files(paths)?);
+    for entry in options {
+        if entry.is_empty() || entry.starts_with('=') {
+            return Err(Error::invalid(format!("invalid environment variable: {entry:?}")));
         }
-        std::env::var(&entry).ok().map(|value| format!("{entry}={value}"))
-    };
-    entries.into_iter().filter_map(fill).collect()
+        variables.push(filled(entry.clone()).unwrap_or_else(|| entry.clone()));
+    }
+    Ok(variables)
 }
 
 /// Splits `a=b,c,"d=e,f"` into its fields, as `--mount` and `--secret` are written (RFC 4180: a field that begins with a

@@ -26,7 +26,7 @@ pub(in crate::cli) struct CreateArgs {
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
     #[command(flatten)]
-    options: Options,
+    pub(super) options: Options,
 }
 
 pub(super) async fn create(context: &Context, args: &CreateArgs) -> Result<ExitCode> {

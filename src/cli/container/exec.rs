@@ -70,8 +70,6 @@ pub(super) async fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode>
     }
     let keys = preferences::detach_keys(context, args.detach_keys.as_deref())?;
     let console = terminal::size().filter(|_| args.tty).map(|size| vec![size.rows.into(), size.columns.into()]);
-    let mut env = value::files(&args.env_file)?;
-    env.extend(args.env.iter().cloned());
     let config = ExecConfig {
         attach_stdin: Some(input),
         attach_stdout: Some(!args.detach),
@@ -79,7 +77,7 @@ pub(super) async fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode>
         console_size: console.clone(),
         detach_keys: keys.text().map(str::to_owned),
         tty: Some(args.tty),
-        env: Some(value::with_environment(env)),
+        env: Some(value::variables(&args.env_file, &args.env)?),
         cmd: Some(args.command.clone()),
         privileged: Some(args.privileged),
         user: args.user.clone(),

@@ -6,7 +6,7 @@ use http::Method;
 
 use crate::cli::complain;
 use crate::client::{Client, Lines, Query};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::types::ContainerWaitResponse;
 
 /// The end of a container that is waited for.
@@ -65,10 +65,13 @@ pub(super) fn code(status: i64) -> ExitCode {
 }
 
 /// Returns docker's exit code of `run` and `start` for a container that could not be started: 127 when its command does not
-/// exist, 126 when it may not be executed, else 125.
+/// exist, 126 when it may not be executed, else 125; or 1 when the user insisted on ending.
 ///
 /// The API tells these apart by nothing but the text, which is therefore part of it.
 pub(super) fn failure(error: &Error) -> u8 {
+    if error.kind() == Kind::Cancelled {
+        return 1;
+    }
     let text = error.to_string();
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if says(&["executable file not found", "no such file or directory", "system cannot find the file specified"]) {

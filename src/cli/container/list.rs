@@ -205,9 +205,9 @@ mod tests {
     #[test]
     fn the_table_is_dockers() {
         let expected = "\
-CONTAINER ID   IMAGE          COMMAND                  CREATED              STATUS                     PORTS                                                       NAMES
-4f1c8d9a2b3e   busybox        \"sleep 1000\"             2 minutes ago        Up 2 minutes               127.0.0.1:5353->53/udp, 0.0.0.0:8000-8001->80-81/tcp        web,other
-0a1b2c3d4e5f   0123456789ab   \"sh -c 'echo a very …\"   About a minute ago   Exited (0) 3 seconds ago   9000/tcp                                                    quiet_kiln
+CONTAINER ID   IMAGE          COMMAND                  CREATED              STATUS                     PORTS                                                  NAMES
+4f1c8d9a2b3e   busybox        \"sleep 1000\"             2 minutes ago        Up 2 minutes               0.0.0.0:8000-8001->80-81/tcp, 127.0.0.1:5353->53/udp   web,other
+0a1b2c3d4e5f   0123456789ab   \"sh -c 'echo a very …\"   About a minute ago   Exited (0) 3 seconds ago   9000/tcp                                               quiet_kiln
 ";
         assert_eq!(render(Length::Cut, None, LISTING.columns), expected);
     }

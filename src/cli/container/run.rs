@@ -100,3 +100,109 @@ async fn run_container(context: &Context, plan: Plan<'_>, mut join: Join) -> Res
     }
     joined.converse(client).await
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use serde_json::Value as Json;
+
+    use super::*;
+    use crate::cli::container::create::CreateArgs;
+
+    #[derive(Debug, clap::Parser)]
+    #[command(no_binary_name = true)]
+    enum Line {
+        Run(Box<RunArgs>),
+        Create(Box<CreateArgs>),
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    struct Recorded {
+        args: String,
+        body: Json,
+    }
+
+    fn request(line: &str) -> Json {
+        let body = match Line::try_parse_from(words(line)).unwrap() {
+            Line::Run(args) => {
+                let streams = agreed(&args, args.options.streams().unwrap()).unwrap();
+                args.options.request(streams, None)
+            }
+            Line::Create(args) => args.options.request(args.options.streams().unwrap(), None),
+        };
+        let mut body = serde_json::to_value(body.unwrap()).unwrap();
+        tidy(&mut body);
+        body
+    }
+
+    /// Splits at blanks outside single quotes; `""` is an empty word.
+    fn words(line: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        for (index, part) in line.split('\'').enumerate() {
+            if index % 2 == 1 {
+                words.last_mut().unwrap().push_str(part);
+                continue;
+            }
+            for (index, word) in part.split(' ').enumerate() {
+                if index > 0 {
+                    words.push(String::new());
+                }
+                words.last_mut().unwrap().push_str(word);
+            }
+        }
+        words.into_iter().map(|word| if word == "\"\"" { String::new() } else { word }).collect()
+    }
+
+    /// Takes out what means nothing, as was done to what docker sent.
+    fn tidy(body: &mut Json) {
+        let empty = |value: &Json| match value {
+            Json::Null | Json::Bool(false) => true,
+            Json::String(text) => text.is_empty(),
+            Json::Array(items) => items.is_empty(),
+            Json::Object(fields) => fields.is_empty(),
+            Json::Number(number) => number.as_i64() == Some(0),
+            Json::Bool(true) => false,
+        };
+        match body {
+            Json::Object(fields) => {
+                for (key, value) in fields.iter_mut() {
+                    if !matches!(key.as_str(), "Volumes" | "ExposedPorts" | "Tmpfs" | "Labels" | "Sysctls") {
+                        tidy(value);
+                    }
+                }
+                let named = |key: &str| matches!(key, "MaskedPaths" | "ReadonlyPaths" | "back");
+                fields.retain(|key, value| (named(key) && !value.is_null()) || !empty(value));
+                if let Some(Json::Array(variables)) = fields.get_mut("Env") {
+                    variables.sort_by_key(ToString::to_string);
+                }
+                if let Some(Json::Array(limits)) = fields.get_mut("Ulimits") {
+                    limits.sort_by_key(|limit| limit["Name"].to_string());
+                }
+            }
+            Json::Array(items) => items.iter_mut().for_each(tidy),
+            _ => {}
+        }
+    }
+
+    /// What docker 28.2 sends for the same command lines, without defaults.
+    #[test]
+    fn requests_are_those_docker_makes() {
+        let here = std::env::current_dir().unwrap().display().to_string();
+        let recorded = include_str!("../../../testdata/api/create.jsonl").replace("{cwd}", &here);
+        for line in recorded.lines() {
+            let Recorded { args, body } = serde_json::from_str(line).unwrap();
+            assert_eq!(request(&args), body, "{args}");
+        }
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_refused() {
+        let refusal = |line: &str| match Line::try_parse_from(words(line)).unwrap() {
+            Line::Run(args) => agreed(&args, args.options.streams().unwrap()).unwrap_err().to_string(),
+            Line::Create(_) => unreachable!("the line is about run"),
+        };
+        assert!(refusal("run -d -a stdout busybox").contains("cannot specify both --attach and --detach"));
+        assert!(Line::try_parse_from(words("run --bogus busybox")).is_err());
+        assert!(Line::try_parse_from(words("run")).is_err());
+    }
+}

@@ -191,8 +191,6 @@ impl Options {
     /// `InvalidArgument` for malformed values and options that contradict each other.
     pub(super) fn request(&self, attach: Streams, console: Option<[u16; 2]>) -> Result<ContainerCreateBody> {
         let process = &self.process;
-        let mut env = value::files(&process.env_file)?;
-        env.extend(process.env.iter().cloned());
         let mut labels = value::files(&process.label_file)?;
         labels.extend(process.label.iter().cloned());
         let command = &self.words[1..];
@@ -200,7 +198,7 @@ impl Options {
             image: Some(self.image().to_owned()),
             cmd: (!command.is_empty()).then(|| command.to_vec()),
             entrypoint: process.entrypoint.clone().map(|word| vec![word]),
-            env: Some(value::with_environment(env)),
+            env: Some(value::variables(&process.env_file, &process.env)?),
             labels: Some(value::map(&labels)),
             user: text(process.user.as_ref()),
             working_dir: text(process.workdir.as_ref()),

@@ -55,8 +55,8 @@ impl SecurityOptions {
                 return Err(Error::invalid(format!("invalid --cgroupns {other:?}: expected host or private")));
             }
         };
-        host.cap_add = Some(self.cap_add.clone());
-        host.cap_drop = Some(self.cap_drop.clone());
+        host.cap_add = Some(capabilities(&self.cap_add));
+        host.cap_drop = Some(capabilities(&self.cap_drop));
         host.privileged = Some(self.privileged);
         host.security_opt = Some(options);
         host.masked_paths.clone_from(&paths);
@@ -69,6 +69,15 @@ impl SecurityOptions {
         host.device_cgroup_rules = (!self.device_cgroup_rule.is_empty()).then(|| self.device_cgroup_rule.clone());
         Ok(())
     }
+}
+
+/// Writes names as the kernel does: `net_admin` becomes `CAP_NET_ADMIN`.
+fn capabilities(names: &[String]) -> Vec<String> {
+    let full = |name: &String| {
+        let name = name.trim().to_uppercase();
+        if name == "ALL" || name.starts_with("CAP_") { name } else { format!("CAP_{name}") }
+    };
+    names.iter().map(full).collect()
 }
 
 /// Reads files that options name, and takes out `systempaths`, which is sent otherwise.

@@ -69,7 +69,7 @@ impl StorageOptions {
             DeviceMapping {
                 path_in_container: inside.or_else(|| path_on_host.clone()),
                 path_on_host,
-                cgroup_permissions: permissions,
+                cgroup_permissions: Some(permissions.unwrap_or_else(|| "rwm".to_owned())),
             }
         });
         host.devices = Some(devices.collect());
