@@ -79,6 +79,7 @@ impl Images {
             remote: &remote,
             report,
             layer,
+            diff_id: &diff_ids[index],
             unpacker: missing.contains(&index).then(|| (Arc::clone(&unpacker), index)),
             cancel: &cancel,
         });
@@ -105,14 +106,7 @@ impl Images {
     fn record(&self, lease: &Lease, remote: &Remote, diff_ids: &[Digest]) -> Result<()> {
         let documents = [Some(&remote.manifest), Some(&remote.config), remote.index.as_ref()];
         for Document { digest, bytes } in documents.into_iter().flatten() {
-            if self.store.blob(lease, digest)?.is_none() {
-                let IngestState::Ready(mut ingest) = self.store.ingest(lease, digest, Some(bytes.len() as u64))? else {
-                    continue;
-                };
-                ingest.restart()?;
-                ingest.write_all(bytes)?;
-                ingest.commit()?;
-            }
+            self.store.put_blob(lease, digest, bytes)?;
         }
         for (layer, diff_id) in remote.layers.iter().zip(diff_ids) {
             let form = LayerBlob {
@@ -169,6 +163,7 @@ struct Fetch<'a> {
     remote: &'a Remote,
     report: &'a Report,
     layer: &'a Descriptor,
+    diff_id: &'a Digest,
     /// Where it is unpacked, and as which layer; `None` when that was done earlier.
     unpacker: Option<(Arc<Unpacker>, usize)>,
     cancel: &'a Cancel,
@@ -224,7 +219,7 @@ impl Fetch<'_> {
             }
         };
         (self.report)(self.layer, LayerStage::Downloaded);
-        let Some(unpacking) = unpacking else { return Ok(None) };
+        let Some(unpacking) = unpacking else { return Ok(Some(blob)) };
         match unpacking.join().await? {
             Ok(()) => {
                 (self.report)(self.layer, LayerStage::Done);
@@ -237,7 +232,11 @@ impl Fetch<'_> {
     }
 
     async fn unpack(&self, blob: Blob) -> Result<()> {
-        let Some((unpacker, index)) = &self.unpacker else { return Ok(()) };
+        let Some((unpacker, index)) = &self.unpacker else {
+            // The layer was unpacked from another blob; this one could hold anything.
+            let (store, diff_id, cancel) = (self.images.store.clone(), *self.diff_id, self.cancel.clone());
+            return task::blocking(move || store.verify_layer_blob(&diff_id, &blob, &cancel)).await;
+        };
         let (unpacker, index, cancel) = (Arc::clone(unpacker), *index, self.cancel.clone());
         task::blocking(move || unpacker.layer(index, blob.open()?, &cancel)).await?;
         (self.report)(self.layer, LayerStage::Done);

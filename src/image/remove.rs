@@ -95,10 +95,16 @@ impl Images {
             roots.blobs.push(record.id);
             if let Some(bytes) = self.peek(connection, &record.id)?
                 && let Ok(config) = parse_config(&bytes)
-                && let Some(chain) = config.rootfs.chain_ids().pop()
-                && let Some(snapshot) = self.store.snapshot_of_chain(connection, &chain)?
             {
-                roots.snapshots.push(snapshot);
+                if let Some(chain) = config.rootfs.chain_ids().pop()
+                    && let Some(snapshot) = self.store.snapshot_of_chain(connection, &chain)?
+                {
+                    roots.snapshots.push(snapshot);
+                }
+                // An image that was built on one that is gone can still be pushed.
+                for diff_id in &config.rootfs.diff_ids {
+                    roots.blobs.extend(self.store.foreign_layer_blobs(connection, diff_id)?);
+                }
             }
             let indexes = record.repository_digests.iter().filter_map(kiln_graph::Reference::digest);
             roots.blobs.extend(indexes);

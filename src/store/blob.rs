@@ -100,15 +100,32 @@ impl Store {
         writer.finish()
     }
 
+    /// Stores a small blob under a digest that was promised. Blocking.
+    ///
+    /// # Errors
+    /// `Corrupt` when it has another digest; `Exhausted` on a full disk.
+    pub fn put_blob(&self, lease: &Lease, digest: &Digest, bytes: &[u8]) -> Result<Blob> {
+        if let Some(blob) = self.blob(lease, digest)? {
+            return Ok(blob);
+        }
+        let mut writer = self.writer(lease, digest.algorithm())?;
+        writer.write_all(bytes)?;
+        writer.finish_as(digest)
+    }
+
     /// Starts a blob whose digest is not known yet; it will be its SHA-256. Blocking.
     ///
     /// # Errors
     /// When the file cannot be made.
     pub fn blob_writer(&self, lease: &Lease) -> Result<BlobWriter> {
+        self.writer(lease, Algorithm::Sha256)
+    }
+
+    fn writer(&self, lease: &Lease, algorithm: Algorithm) -> Result<BlobWriter> {
         let path = self.0.ingest.join(format!("{NEW}{}-{}", lease.id(), self.serial()));
         let file = open_locked(&path)?
             .ok_or_else(|| Error::internal(format!("{} is in use before it exists", path.display())))?;
-        let (hasher, size) = (Hasher::new(Algorithm::Sha256), 0);
+        let (hasher, size) = (Hasher::new(algorithm), 0);
         Ok(BlobWriter { store: self.clone(), lease: lease.clone(), file, path, hasher, size })
     }
 
@@ -193,11 +210,20 @@ impl BlobWriter {
         let hasher = std::mem::replace(&mut self.hasher, Hasher::new(Algorithm::Sha256));
         self.store.adopt(&self.lease, &self.file, &self.path, &hasher.finish(), self.size)
     }
+
+    /// Stores what was written if it has the digest that was promised.
+    fn finish_as(self, digest: &Digest) -> Result<Blob> {
+        let found = self.hasher.clone().finish();
+        if found != *digest {
+            return Err(Error::corrupt(format!("store blob {digest}: its content has the digest {found}")));
+        }
+        self.finish()
+    }
 }
 
 impl Write for BlobWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(data)?;
+        let written = self.file.write(data).map_err(|error| named(error, "of a new digest"))?;
         self.hasher.update(&data[..written]);
         self.size += written as u64;
         Ok(written)
@@ -213,6 +239,11 @@ impl Drop for BlobWriter {
         // A finished one has moved on; what cannot be removed now is removed by a collection.
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// Says in an error which blob could not be written.
+pub(super) fn named(error: io::Error, blob: &str) -> io::Error {
+    Error::from(error).context(format!("write blob {blob}")).into()
 }
 
 /// Opens a file in `ingest` and locks it, making it when it is missing; `None` when another holds it.

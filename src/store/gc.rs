@@ -174,7 +174,10 @@ fn decide(tx: &Connection, roots: &Roots) -> Result<u64> {
             AND id NOT IN (SELECT value FROM json_each(?3)) AND id NOT IN (SELECT tree FROM lease_trees)",
         &[&REMOVING, &ACTIVE, &actives],
     )?;
-    let removed = run(
+    let count =
+        || -> Result<u64> { Ok(tx.prepare_cached("SELECT count(*) FROM snapshots")?.query_row([], |row| row.get(0))?) };
+    let before = count()?;
+    run(
         "WITH RECURSIVE live (id) AS (
             SELECT value FROM json_each(?1)
             UNION SELECT snapshot FROM lease_snapshots
@@ -184,6 +187,8 @@ fn decide(tx: &Connection, roots: &Roots) -> Result<u64> {
         DELETE FROM snapshots WHERE id NOT IN (SELECT id FROM live)",
         &[&snapshots],
     )?;
+    // Those that go with the one they lie on are in no other count.
+    let removed = before - count()?;
     run(
         "UPDATE trees SET state = ?1 WHERE state = ?2
             AND id NOT IN (SELECT tree FROM snapshots) AND id NOT IN (SELECT layer FROM snapshots)

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use kiln_graph::Digest;
 
-use super::blob::{Hasher, open_locked};
+use super::blob::{Hasher, named, open_locked};
 use super::{Blob, Lease, Store};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 
@@ -200,7 +200,7 @@ impl Write for Ingest {
             let why = format!("blob {}: more bytes arrive than the {size} that its descriptor says", self.digest);
             return Err(Error::corrupt(why).into());
         }
-        let written = self.file.write_at(data, at)?;
+        let written = self.file.write_at(data, at).map_err(|error| named(error, &self.digest.to_string()))?;
         self.hasher.update(&data[..written]);
         self.progress.update(|state| state.written += written as u64);
         Ok(written)
@@ -229,34 +229,45 @@ pub struct Follow {
     digest: Digest,
 }
 
-impl Read for Follow {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = {
-            let waiting = |state: &mut State| {
-                state.restarts == self.restarts && state.written <= self.at && state.outcome.is_none()
-            };
-            let state = self.progress.lock();
-            let state = self.progress.changed.wait_while(state, waiting).expect("no panic happens while it is held");
-            let failed = |why: &str| Error::new(Kind::Unavailable, format!("blob {}: {why}", self.digest)).into();
+impl Follow {
+    /// Waits until there is something to read; returns how many bytes, or `None` at the end.
+    fn wait(&mut self) -> io::Result<Option<u64>> {
+        let mut state = self.progress.lock();
+        loop {
             if state.restarts != self.restarts {
                 if self.at > 0 {
-                    return Err(failed("the transfer started over"));
+                    return Err(self.failed("the transfer started over"));
                 }
                 self.restarts = state.restarts;
             }
             match state.outcome {
-                Some(Outcome::Abandoned) => return Err(failed("the transfer broke off")),
-                Some(Outcome::Committed) if state.written <= self.at => return Ok(0),
-                _ => state.written - self.at.min(state.written),
+                Some(Outcome::Abandoned) => return Err(self.failed("the transfer broke off")),
+                _ if state.written > self.at => return Ok(Some(state.written - self.at)),
+                Some(Outcome::Committed) => return Ok(None),
+                None => state = self.progress.changed.wait(state).expect("no panic happens while it is held"),
             }
-        };
-        if available == 0 {
-            // A restart before anything was read: wait again.
-            return self.read(buffer);
         }
-        let len = buffer.len().min(usize::try_from(available).unwrap_or(usize::MAX));
-        let read = self.file.read_at(&mut buffer[..len], self.at)?;
-        self.at += read as u64;
-        Ok(read)
+    }
+
+    fn failed(&self, why: &str) -> io::Error {
+        Error::new(Kind::Unavailable, format!("blob {}: {why}", self.digest)).into()
+    }
+}
+
+impl Read for Follow {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(available) = self.wait()? {
+            let len = buffer.len().min(usize::try_from(available).unwrap_or(usize::MAX));
+            let read = self.file.read_at(&mut buffer[..len], self.at)?;
+            // What was read is of this transfer only if that has not started over meanwhile.
+            if self.progress.lock().restarts == self.restarts {
+                if read == 0 && len > 0 {
+                    return Err(self.failed("its file has become shorter"));
+                }
+                self.at += read as u64;
+                return Ok(read);
+            }
+        }
+        Ok(0)
     }
 }

@@ -9,8 +9,8 @@ use nix::sched::CloneFlags;
 use rustix::fs::{AtFlags, IFlags, Mode};
 
 use super::layer::Marks;
-use super::optional;
 use super::tree::{self, Kind, Metadata};
+use super::{Store, optional};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::state::{FileLock, LockMode, Root};
 use crate::sys::overlay::{Overlay, Stacked, clone_dir};
@@ -149,6 +149,22 @@ fn mount_overlay(overlay: &Overlay<'_>) -> Result<OwnedFd> {
     }
 }
 
+/// The setting that says why the driver is not the one that everybody wants.
+const NOTE: &str = "driver_note";
+
+impl Store {
+    /// Returns why snapshots are kept as copies although nobody asked for that, in words for the user. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn driver_note(&self) -> Result<Option<String>> {
+        self.root().db().read(|connection| {
+            let mut find = connection.prepare_cached("SELECT value FROM store_settings WHERE name = ?1")?;
+            optional(find.query_row([NOTE], |row| row.get(0)))
+        })
+    }
+}
+
 /// Returns the driver of a store; the first time, decides it.
 pub(super) fn choose_driver(root: &Root, snapshots: &Path, wanted: Option<Driver>) -> Result<Driver> {
     let recorded = |connection: &rusqlite::Connection| -> Result<Option<Driver>> {
@@ -160,12 +176,15 @@ pub(super) fn choose_driver(root: &Root, snapshots: &Path, wanted: Option<Driver
         None => {
             let _alone = FileLock::acquire(&snapshots.with_file_name("driver.lock"), LockMode::Exclusive)?;
             spread(snapshots);
-            let driver = match wanted {
-                Some(driver) => driver,
+            let (driver, note) = match wanted {
+                Some(driver) => (driver, None),
                 None => probe(snapshots)?,
             };
             root.db().write(|tx| {
-                tx.execute("INSERT OR IGNORE INTO store_settings VALUES ('driver', ?1)", [driver.to_string()])?;
+                let settings = [("driver", Some(driver.to_string())), (NOTE, note.clone())];
+                for (name, value) in settings.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
+                    tx.execute("INSERT OR IGNORE INTO store_settings VALUES (?1, ?2)", (name, value))?;
+                }
                 recorded(tx)?.ok_or_else(|| Error::internal("the driver was not recorded"))
             })?
         }
@@ -192,21 +211,26 @@ fn spread(dir: &Path) {
     }
 }
 
-/// Finds out by trying whether an overlay works here: mounting it, and taking something away.
-fn probe(snapshots: &Path) -> Result<Driver> {
+/// Finds out by trying whether an overlay works here: mounting it, and taking something away. If not, says why.
+fn probe(snapshots: &Path) -> Result<(Driver, Option<String>)> {
+    let mut why = "whiteouts do not work".to_owned();
     for driver in [Driver::Overlay, Driver::OverlayUser] {
         let dir = snapshots.join("probe");
         tree::remove_tree(&dir)?;
         let works = try_overlay(&dir, driver);
         tree::remove_tree(&dir)?;
         match works {
-            Ok(true) => return Ok(driver),
+            Ok(true) => return Ok((driver, None)),
+            Ok(false) => {}
             Err(error) if error.kind() == crate::error::Kind::Exhausted => return Err(error),
-            // Why it does not work does not matter: no kernel module, no right to, a file system that cannot be an upper one.
-            Ok(false) | Err(_) => {}
+            // No kernel module, no right to, a file system that cannot be an upper one.
+            Err(error) => why = error.to_string(),
         }
     }
-    Ok(Driver::Native)
+    let note = format!(
+        "layers are kept as full copies, which is slow, because overlay file systems cannot be used here: {why}"
+    );
+    Ok((Driver::Native, Some(note)))
 }
 
 fn try_overlay(dir: &Path, driver: Driver) -> Result<bool> {

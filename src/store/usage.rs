@@ -133,7 +133,7 @@ impl Store {
             blobs: sum("SELECT coalesce(sum(allocated), 0) FROM blobs")?,
             snapshots: sum("SELECT coalesce(sum(allocated), 0) FROM trees WHERE state <> 0")?,
             actives,
-            partial: files(&self.0.ingest, "")?,
+            partial: files(&self.0.ingest)?,
             records: beside(root)?,
         })
     }
@@ -268,7 +268,8 @@ fn record(tx: &Connection, tree: i64, allocated: u64) -> Result<()> {
 fn beside(root: &Path) -> Result<u64> {
     const ELSEWHERE: &[&str] = &["blobs", "ingest", "snapshots"];
     let own = |path: &Path| std::fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
-    let mut sum = own(root) + own(&root.join("blobs/sha256")) + own(&root.join("blobs/sha512"));
+    let inner = ["", "blobs/sha256", "blobs/sha512", "snapshots/empty-0", "snapshots/empty-1"];
+    let mut sum: u64 = inner.iter().map(|dir| own(&root.join(dir))).sum();
     for entry in std::fs::read_dir(root).context(|| format!("list {}", root.display()))? {
         let path = entry.context(|| format!("list {}", root.display()))?.path();
         let counted = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| ELSEWHERE.contains(&name));
@@ -278,14 +279,14 @@ fn beside(root: &Path) -> Result<u64> {
     Ok(sum)
 }
 
-/// The sum of the files in a directory whose names begin with `prefix`, in bytes.
-fn files(dir: &Path, prefix: &str) -> Result<u64> {
+/// The sum of the files in a directory, in bytes.
+fn files(dir: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in std::fs::read_dir(dir).context(|| format!("list {}", dir.display()))? {
         let entry = entry.context(|| format!("list {}", dir.display()))?;
-        if entry.file_name().to_string_lossy().starts_with(prefix) {
-            sum += entry.metadata().map_or(0, |metadata| metadata.blocks() * 512);
-        }
+        // One that has gone meanwhile takes nothing.
+        let metadata = entry.metadata().ok().filter(std::fs::Metadata::is_file);
+        sum += metadata.map_or(0, |metadata| metadata.blocks() * 512);
     }
     Ok(sum)
 }

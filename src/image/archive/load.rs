@@ -4,7 +4,7 @@
 //! not to be needed is collected later.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::str::FromStr as _;
 
 use kiln_graph::oci::{Descriptor, Index, Manifest, annotation, media_type};
@@ -13,7 +13,8 @@ use kiln_graph::{Digest, Platform, Reference};
 use super::{DockerManifest, INDEX, MANIFEST};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::image::{Images, MAX_DOCUMENT, parse_config, record};
-use crate::store::compression::{Decoder, Format};
+use crate::store::compression::Format;
+use crate::store::layer::{Passing, What, pass_by};
 use crate::store::{Blob, LayerBlob, Lease};
 use crate::task::Cancel;
 
@@ -67,34 +68,30 @@ impl Images {
     }
 
     fn ingest_files(&self, lease: &Lease, input: impl Read + Send, cancel: &Cancel) -> Result<Files> {
-        let mut archive = tar::Archive::new(Decoder::new(input).context(|| "read the archive")?);
         let mut files = Files::default();
-        for (number, entry) in archive.entries().context(|| "read the archive")?.enumerate() {
+        let mut entries = 0;
+        pass_by(input, |Passing { path, what }| {
             cancel.check()?;
-            if number >= MAX_ENTRIES {
+            entries += 1;
+            if entries > MAX_ENTRIES {
                 return Err(Error::invalid("the archive has too many files to be one of images"));
             }
-            let mut entry = entry.map_err(|error| Error::invalid(format!("this is no tar archive: {error}")))?;
-            let path = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
-            match entry.header().entry_type() {
-                kind if kind.is_file() => {
+            let path = normalize("", &String::from_utf8_lossy(&path));
+            match what {
+                What::File(content) => {
                     let mut writer = self.store.blob_writer(lease)?;
-                    let size = entry.size();
-                    let copied = std::io::copy(&mut entry, &mut writer).context(|| format!("read {path}"))?;
-                    if copied != size {
-                        return Err(Error::corrupt(format!("the archive ends within {path}")));
-                    }
+                    copy(content, &mut writer, cancel).context(|| format!("read {path} of the archive"))?;
+                    files.links.remove(&path);
                     files.blobs.insert(path, writer.finish()?);
                 }
-                kind if kind.is_symlink() || kind.is_hard_link() => {
-                    let target = entry.link_name_bytes().unwrap_or_default();
-                    let target = String::from_utf8_lossy(&target).into_owned();
-                    let base = if kind.is_symlink() { parent(&path) } else { "" };
-                    files.links.insert(path.clone(), normalize(base, &target));
+                What::Symlink(target) => {
+                    files.link(path.clone(), normalize(parent(&path), &String::from_utf8_lossy(&target)))
                 }
-                _ => {}
+                What::HardLink(target) => files.link(path, normalize("", &String::from_utf8_lossy(&target))),
+                What::Other => {}
             }
-        }
+            Ok(())
+        })?;
         Ok(files)
     }
 
@@ -163,7 +160,7 @@ impl Images {
         let work = |index: usize| unpacker.layer(index, image.layers[index].open()?, cancel);
         unpack_in_parallel(&missing, &work)?;
         unpacker.finish(cancel)?;
-        let compressed = self.remember(&image, diff_ids)?;
+        let compressed = self.remember(&image, diff_ids, &missing, cancel)?;
         // Plain layers can be made again from what was unpacked; only compressed ones are kept as they came.
         let manifest = image.manifest.filter(|_| compressed);
         self.store.root().db().write(|tx| {
@@ -174,10 +171,11 @@ impl Images {
         Ok(Loaded { id: image.config, names: image.names })
     }
 
-    /// Remembers the compressed layers of an image; says whether all are compressed.
-    fn remember(&self, image: &Described, diff_ids: &[Digest]) -> Result<bool> {
+    /// Remembers the compressed layers of an image; says whether all are compressed. Those that were not `unpacked` just now
+    /// could hold anything, and are verified.
+    fn remember(&self, image: &Described, diff_ids: &[Digest], unpacked: &[usize], cancel: &Cancel) -> Result<bool> {
         let mut all = true;
-        for (blob, diff_id) in image.layers.iter().zip(diff_ids) {
+        for (index, (blob, diff_id)) in image.layers.iter().zip(diff_ids).enumerate() {
             let mut start = [0; 8];
             let read = blob.open()?.read(&mut start)?;
             let media_suffix = match Format::sniff(&start[..read]) {
@@ -188,10 +186,28 @@ impl Images {
                     continue;
                 }
             };
-            let form = LayerBlob { digest: *blob.digest(), size: blob.size(), media_suffix: media_suffix.to_owned() };
-            self.store.remember_layer_blob(diff_id, &form)?;
+            if unpacked.contains(&index) {
+                let form =
+                    LayerBlob { digest: *blob.digest(), size: blob.size(), media_suffix: media_suffix.to_owned() };
+                self.store.remember_layer_blob(diff_id, &form)?;
+            } else {
+                self.store.verify_layer_blob(diff_id, blob, cancel)?;
+            }
         }
         Ok(all)
+    }
+}
+
+/// Copies a file of the archive, looking at the flag now and then.
+fn copy(from: &mut dyn Read, to: &mut dyn Write, cancel: &Cancel) -> Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        cancel.check()?;
+        let read = from.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..read])?;
     }
 }
 
@@ -203,6 +219,11 @@ fn unpack_in_parallel(layers: &[usize], work: &(dyn Fn(usize) -> Result<()> + Sy
 }
 
 impl Files {
+    fn link(&mut self, path: String, target: String) {
+        self.blobs.remove(&path);
+        self.links.insert(path, target);
+    }
+
     /// Finds a file, following links of the archive.
     fn get(&self, path: &str) -> Result<&Blob> {
         let mut path = normalize("", path);

@@ -203,7 +203,7 @@ mod tests {
         let mut expected = [0; 512];
         let mut put = |at: usize, text: &[u8]| expected[at..at + text.len()].copy_from_slice(text);
         put(0, b"etc/motd");
-        put(100, b"0000644\x000001750\x000000000\x0000000000015\x0014524770400\x00011110\x00 0");
+        put(100, b"0000644\x000001750\x000000000\x0000000000015\x0014524770400\x00010721\x00 0");
         put(257, b"ustar\x0000");
         put(329, b"0000000\x000000000\x00");
         assert_eq!(String::from_utf8_lossy(&block), String::from_utf8_lossy(&expected));

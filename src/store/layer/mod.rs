@@ -4,6 +4,7 @@
 //! never stored; the same tree over the same view below always gives the same bytes. Which directory belongs to which layer,
 //! and what lies below it, is known one module up.
 
+mod archive;
 mod changes;
 mod entries;
 mod extract;
@@ -23,6 +24,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use kiln_graph::Digest;
 use sha2::{Digest as _, Sha256};
 
+pub use archive::{Passing, What, pass_by};
 use changes::{Changes, Content, Item, Loaded};
 pub(super) use changes::{Form, Source};
 pub use extract::{ExtractOptions, Extracted};

@@ -1,13 +1,14 @@
 //! The layers of snapshots: their digests, their tars and their compressed blobs.
 
-use std::io::Write;
+use std::io::{Read as _, Write};
 
 use kiln_graph::Digest;
 use rusqlite::Connection;
+use sha2::{Digest as _, Sha256};
 
 use super::{Active, LayerForm, SnapshotId, find};
 use crate::error::{Error, Result, ResultExt as _};
-use crate::store::compression::{Compression, Encoder};
+use crate::store::compression::{Compression, Decoder, Encoder, Format};
 use crate::store::layer::{self, Form, LayerDigests, PathChange, Source};
 use crate::store::rootfs::Access;
 use crate::store::tree::{self, Metadata};
@@ -21,8 +22,6 @@ pub struct CompressedLayer {
     pub blob: Blob,
     /// The digest of its tar.
     pub diff_id: Digest,
-    /// How it is compressed.
-    pub compression: Compression,
 }
 
 /// A compressed form of a layer that somebody has seen, whether or not it is in the store.
@@ -55,9 +54,11 @@ impl Store {
 
     /// Returns a snapshot's layer as a compressed blob, leased: one that is there, or else made now on all cores. Blocking.
     ///
+    /// A layer that came compressed is given as it came, even at another level, so that registries need not store it twice; one
+    /// that cannot be made again byte for byte, even if it is compressed in another way than asked for.
+    ///
     /// # Errors
-    /// As [`Self::layer_digests`]; `Conflict` for a layer that was pulled and whose blob is gone, when it cannot be made again
-    /// byte for byte.
+    /// As [`Self::layer_digests`]; `Conflict` for a layer that was pulled, cannot be made again, and whose blob is gone.
     pub fn layer_blob(
         &self,
         lease: &Lease,
@@ -68,13 +69,16 @@ impl Store {
         let snapshot = self.root().db().read(|connection| find(connection, "id = ?1", id))?;
         let (_, snapshot) = snapshot.ok_or_else(|| id.missing())?;
         if let Some(diff_id) = snapshot.diff_id
-            && let Some(blob) = self.known_blob(lease, &diff_id, compression)?
+            && let Some(blob) = self.known_blob(lease, &diff_id, Some(compression))?
         {
-            return Ok(CompressedLayer { blob, diff_id, compression });
+            return Ok(CompressedLayer { blob, diff_id });
         }
         let mut encoder = Encoder::new(self.blob_writer(lease)?, compression)?;
         let digests = self.write_layer(id, &mut encoder, cancel)?;
         if let Some(expected) = snapshot.diff_id.filter(|expected| *expected != digests.diff_id) {
+            if let Some(blob) = self.known_blob(lease, &expected, None)? {
+                return Ok(CompressedLayer { blob, diff_id: expected });
+            }
             return Err(Error::conflict(format!(
                 "the layer {expected} came from elsewhere and its blob is no longer here, so it must be pulled again; packed \
                  anew it would be {}",
@@ -88,7 +92,7 @@ impl Store {
             media_suffix: compression.media_suffix().to_owned(),
         };
         self.record_layer_blob(&digests.diff_id, &form, Some(&compression.label()))?;
-        Ok(CompressedLayer { blob, diff_id: digests.diff_id, compression })
+        Ok(CompressedLayer { blob, diff_id: digests.diff_id })
     }
 
     /// Notes that a blob, of whatever origin, is a compressed form of a layer. Blocking.
@@ -127,18 +131,77 @@ impl Store {
         layer::list_changes(self.source(id)?).context(|| format!("list the changes of snapshot {id}"))
     }
 
-    fn known_blob(&self, lease: &Lease, diff_id: &Digest, compression: Compression) -> Result<Option<Blob>> {
-        let digest = if compression == Compression::None {
-            Some(*diff_id)
-        } else {
-            let sql = "SELECT digest FROM layer_blobs WHERE diff_id = ?1 AND label = ?2";
-            let found: Option<String> = self.root().db().read(|connection| {
-                let mut find = connection.prepare_cached(sql)?;
-                optional(find.query_row((diff_id.to_string(), compression.label()), |row| row.get(0)))
-            })?;
-            found.as_deref().map(parse_digest).transpose()?
+    /// Finds a form of a layer that is here: the one asked for, or else one compressed with the same algorithm; or, if none is
+    /// asked for, any.
+    fn known_blob(&self, lease: &Lease, diff_id: &Digest, wanted: Option<Compression>) -> Result<Option<Blob>> {
+        let sql = "SELECT l.digest FROM layer_blobs l JOIN blobs b ON b.digest = l.digest AND NOT b.removing
+            WHERE l.diff_id = ?1 AND (?2 IS NULL OR l.media_suffix = ?2) ORDER BY l.label IS NOT ?3, l.digest";
+        let (suffix, label) = (wanted.map(Compression::media_suffix), wanted.map(Compression::label));
+        let mut found: Vec<String> = self.root().db().read(|connection| {
+            let mut select = connection.prepare_cached(sql)?;
+            let rows = select.query_map((diff_id.to_string(), suffix, label), |row| row.get(0))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        if wanted.is_none_or(|wanted| wanted == Compression::None) {
+            found.push(diff_id.to_string());
+        }
+        for digest in found {
+            if let Some(blob) = self.blob(lease, &parse_digest(&digest)?)? {
+                return Ok(Some(blob));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes sure that a compressed blob is a form of a layer, and notes it. Blocking; unless that is known already, reads all of
+    /// the blob.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is not; `InvalidArgument` when it is compressed in a way that layers must not be.
+    pub fn verify_layer_blob(&self, diff_id: &Digest, blob: &Blob, cancel: &Cancel) -> Result<()> {
+        let known = self.layer_blobs(diff_id)?;
+        if *blob.digest() == *diff_id || known.iter().any(|known| known.digest == *blob.digest()) {
+            return Ok(());
+        }
+        let context = || format!("verify layer {diff_id}");
+        let mut decoder = Decoder::new(blob.open()?).context(context)?;
+        let media_suffix = match decoder.format() {
+            Format::Plain => "",
+            Format::Gzip => "+gzip",
+            Format::Zstd => "+zstd",
+            Format::Xz | Format::Bzip2 => {
+                return Err(Error::invalid("it is compressed in a way that layers must not be")).context(context);
+            }
         };
-        digest.map_or(Ok(None), |digest| self.blob(lease, &digest))
+        let (mut hash, mut piece) = (Sha256::new(), Vec::with_capacity(1 << 20));
+        loop {
+            cancel.check()?;
+            piece.clear();
+            decoder.by_ref().take(1 << 20).read_to_end(&mut piece).context(context)?;
+            if piece.is_empty() {
+                break;
+            }
+            hash.update(&piece);
+        }
+        let found = Digest::sha256(hash.finalize().into());
+        if found != *diff_id {
+            return Err(Error::corrupt(format!("the content of {} has the digest {found}", blob.digest())))
+                .context(context);
+        }
+        let (digest, size) = (*blob.digest(), blob.size());
+        self.remember_layer_blob(diff_id, &LayerBlob { digest, size, media_suffix: media_suffix.to_owned() })
+    }
+
+    /// Returns the forms of a layer that came from elsewhere: what they hold can perhaps not be made again. To be called in the
+    /// transaction of a collection.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn foreign_layer_blobs(&self, connection: &Connection, diff_id: &Digest) -> Result<Vec<Digest>> {
+        let sql = "SELECT digest FROM layer_blobs WHERE diff_id = ?1 AND label IS NULL";
+        let mut select = connection.prepare_cached(sql)?;
+        let rows = select.query_map([diff_id.to_string()], |row| row.get::<_, String>(0))?;
+        rows.map(|digest| parse_digest(&digest?)).collect()
     }
 
     fn record_layer_blob(&self, diff_id: &Digest, form: &LayerBlob, label: Option<&str>) -> Result<()> {
