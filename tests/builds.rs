@@ -44,6 +44,22 @@ fn inspect(kiln: &Kiln, image: &str) -> Value {
     serde_json::from_str::<Value>(&text).expect("inspect prints JSON")[0].take()
 }
 
+/// The steps that were taken from the cache, as `--progress=plain` tells; bases do not count.
+fn cached(outcome: &Outcome) -> Vec<String> {
+    let mut names = BTreeMap::new();
+    let mut cached = Vec::new();
+    for line in outcome.stderr.lines().filter(|line| line.starts_with('#')) {
+        let Some((number, rest)) = line.split_once(' ') else { continue };
+        if let Some((_, name)) = rest.split_once("] ").filter(|_| rest.starts_with('[')) {
+            names.insert(number, name);
+        } else if rest == "CACHED" {
+            cached.extend(names.get(number).filter(|name| !name.starts_with("FROM")).map(|&name| name.to_owned()));
+        }
+    }
+    cached.sort();
+    cached
+}
+
 /// The states of steps in `--progress=rawjson`: name to (started, completed, cached).
 fn vertices(outcome: &Outcome) -> BTreeMap<String, Value> {
     let text = if outcome.stderr.trim_start().starts_with('{') { &outcome.stderr } else { &outcome.stdout };
@@ -84,17 +100,17 @@ fn privileged_a_build_without_changes_is_cached_and_gives_the_same_image() {
     build(&kiln, &["-t", "app"]);
     let first = inspect(&kiln, "app")["Id"].clone();
     let again = build(&kiln, &["-t", "app"]);
-    assert_eq!(again.stderr.matches("CACHED").count(), 3, "three steps were to be cached: {}", again.report());
+    assert_eq!(cached(&again), ["COPY data .", "RUN wc -c < data > size", "WORKDIR /srv"], "{}", again.report());
     assert_eq!(inspect(&kiln, "app")["Id"], first);
     assert_eq!(kiln.ok(["run", "--rm", "app"]), "5");
 
     kiln.write("app/data", "123456");
     let changed = build(&kiln, &["-t", "app"]);
-    assert_eq!(changed.stderr.matches("CACHED").count(), 1, "only WORKDIR was to be cached: {}", changed.report());
+    assert_eq!(cached(&changed), ["WORKDIR /srv"], "{}", changed.report());
     assert_eq!(kiln.ok(["run", "--rm", "app"]), "6");
 
     let forced = build(&kiln, &["-t", "app", "--no-cache"]);
-    assert!(!forced.stderr.contains("CACHED"), "--no-cache: {}", forced.report());
+    assert!(cached(&forced).is_empty(), "{}", forced.report());
 }
 
 #[test]
@@ -105,7 +121,7 @@ fn privileged_a_touched_file_does_not_run_steps_again() {
     build(&kiln, &[]);
     kiln.write("app/data", "x");
     let again = build(&kiln, &[]);
-    assert_eq!(again.stderr.matches("CACHED").count(), 2, "{}", again.report());
+    assert_eq!(cached(&again), ["COPY data /", "RUN cat /data"], "{}", again.report());
 }
 
 #[test]
@@ -226,8 +242,8 @@ fn privileged_heredocs_are_scripts_and_files() {
 #[test]
 fn privileged_secrets_are_there_while_a_step_runs_and_nowhere_after() {
     let dockerfile = "FROM busybox\n\
-                      RUN --mount=type=secret,id=token test \"$(cat /run/secrets/token)\" = sesame-in-file\n\
-                      RUN --mount=type=secret,id=word,env=WORD test \"$WORD\" = sesame-in-env\n\
+                      RUN --mount=type=secret,id=token test \"$(cat /run/secrets/token)\" = \"ses\"ame-in-file\n\
+                      RUN --mount=type=secret,id=word,env=WORD test \"$WORD\" = \"ses\"ame-in-env\n\
                       RUN --mount=type=secret,id=none test ! -e /run/secrets/none\n";
     let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
     let token = kiln.write("token", "sesame-in-file");
@@ -254,7 +270,11 @@ fn privileged_a_cache_mount_lasts_also_when_its_step_fails() {
     build_fails(&kiln, &[]);
     kiln.write("app/Dockerfile", format!("FROM busybox\nRUN {mount} cp /cache/file /copy\n"));
     build(&kiln, &["-t", "app"]);
-    assert_eq!(sh(&kiln, "app", "cat /copy; ls /cache"), "kept", "the cache is not a part of the image");
+    assert_eq!(
+        sh(&kiln, "app", "cat /copy; ls /cache 2>/dev/null || true"),
+        "kept",
+        "the cache is not a part of the image"
+    );
 }
 
 #[test]
@@ -335,11 +355,15 @@ fn privileged_plain_progress_loses_nothing() {
 fn privileged_a_failed_step_shows_where_and_what_and_why() {
     let dockerfile = "FROM busybox\nRUN echo fine\nRUN echo some output && \\\n    exit 42\nRUN echo never\n";
     let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
-    for progress in ["plain", "quiet", "tty"] {
+    let words = ["42", "RUN echo some output", "exit 42", "some output", "Dockerfile:3"];
+    for progress in ["plain", "quiet"] {
         let run = kiln.command(["build", "-t", "app"]).arg(format!("--progress={progress}")).arg("app");
-        let outcome = run.output().expect_code(1);
-        outcome.expect_stderr(&["42", "RUN echo some output", "exit 42", "some output", "Dockerfile:3"]);
+        run.output().expect_code(1).expect_stderr(&words);
     }
+    // A terminal of its own; what is written there comes back on standard output.
+    let line = format!("{} --root {} build -t app app", support::KILN, kiln.root().display());
+    let terminal = support::Run::new("script").args(["-qefc", &line, "/dev/null"]).cwd(kiln.scratch());
+    terminal.env("TERM", "xterm").output().expect_code(1).expect_stdout(&words);
     kiln.fails(["image", "inspect", "app"]).expect_stderr(&["app"]);
 }
 
@@ -350,7 +374,7 @@ fn privileged_mistakes_in_dockerfiles_get_a_line_a_caret_and_a_hint() {
         ("FROM busybox\nCOPY --frm=x a b\n", &["Dockerfile:2", "--frm", "^", "--from"]),
         ("FROM busybox\nRUN <<EOF\nnever ends\n", &["Dockerfile:2", "EOF"]),
         ("RUN echo\n", &["Dockerfile:1", "FROM"]),
-        ("", &["Dockerfile", "empty"]),
+        ("", &["no instructions", "FROM"]),
         ("FROM busybox AS build\nFROM busybox\nCOPY --from=biuld /a /\n", &["biuld"]),
         ("FROM busybox\nEXPOSE nonsense\n", &["Dockerfile:2", "nonsense"]),
     ];
@@ -400,7 +424,7 @@ fn privileged_a_killed_build_loses_nothing_and_leaves_nothing_running() {
     support::eventually("the end of the step", SOON, || (!sleeps("5432")).then_some(()));
     kiln.write("app/Dockerfile", "FROM busybox\nRUN echo one > /one\nRUN cat /one\n");
     let next = build(&kiln, &["-t", "app"]);
-    assert_eq!(next.stderr.matches("CACHED").count(), 1, "the finished step is kept: {}", next.report());
+    assert_eq!(cached(&next), ["RUN echo one > /one"], "the finished step is kept: {}", next.report());
     assert_eq!(sh(&kiln, "app", "cat /one"), "one");
 }
 

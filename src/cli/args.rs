@@ -17,7 +17,7 @@ use super::{build, builder, container, image, inspect, registry, system};
 
 /// Builds container images and runs them.
 #[derive(Debug, Parser)]
-#[command(name = "kiln", version, disable_help_subcommand = true)]
+#[command(name = "kiln", version, disable_help_subcommand = true, args_override_self = true)]
 pub(super) struct Cli {
     #[command(flatten)]
     pub(super) global: Global,
