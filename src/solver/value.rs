@@ -10,7 +10,7 @@ use kiln_dockerfile::Ignore;
 use kiln_graph::Digest;
 
 use super::copy::{Memo, Owners, Tree};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::image::Resolved;
 use crate::store::{Lease, SnapshotId};
 
@@ -72,10 +72,6 @@ enum Settling {
 pub(super) struct Failed(Arc<Error>);
 
 impl Failed {
-    pub(super) fn kind(&self) -> Kind {
-        self.0.kind()
-    }
-
     /// Makes an error of the same kind and with the same words.
     pub(super) fn error(&self) -> Error {
         Error::new(self.0.kind(), self.0.to_string())

@@ -1,6 +1,8 @@
 //! Real builds with a real solver: a root of their own, a base image of Debian's static busybox, real sandboxes.
 
 mod builds;
+mod mounts;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,10 +13,10 @@ use kiln_graph::{Digest, Reference};
 use super::progress::{Event, Progress, VertexState};
 use super::session::Sessions;
 use super::{BuildRequest, Built, Deps, Exporter, Failure, SCHEMA, Solver};
-use crate::config::Registries;
+
 use crate::image::{Images, Imported, record};
 use crate::network::{self, Naming, Network};
-use crate::registry::Client;
+use crate::registry::{Client, Registries};
 use crate::state::Root;
 use crate::store::{self, Access, Store, tree};
 use crate::task::{Cancel, Clock, Tasks};
@@ -32,6 +34,17 @@ struct World {
     solver: Solver,
     sessions: Sessions,
     tasks: Tasks,
+}
+
+/// Runs a test in a network namespace of its own, where bridges may be made.
+fn in_world(test: impl AsyncFnOnce(&World)) {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("the tests run as root");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let world = World::new();
+        test(&world).await;
+        world.shut_down().await;
+    });
 }
 
 fn open(root: &Path) -> (Solver, Sessions, Tasks) {
