@@ -9,8 +9,8 @@ use std::arch::asm;
 
 /// The largest page size the architecture can have.
 const PAGE: usize = if cfg!(target_arch = "x86_64") { 4096 } else { 65536 };
-/// Room for the frames of the functions below.
-const STACK: usize = if PAGE > 16384 { PAGE } else { 16384 };
+/// Room for the frames of the functions below, which are larger where they are not optimised.
+const STACK: usize = if cfg!(debug_assertions) || PAGE > 16384 { 65536 } else { 16384 };
 static ALL_SIGNALS: u64 = !0;
 const SIGNAL_SET_SIZE: usize = 8;
 const NO_HANG: usize = 1;
