@@ -50,6 +50,7 @@ fn engine(root: &Path, config: Option<&Path>) -> Result<()> {
     let engine = Engine::open(Config::load(&flags, &Environment::of_process())?)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        engine.keep_durable();
         let control = Control::new(std::io::stdin().as_fd().try_clone_to_owned()?)?;
         Server::new(engine.clone()).serve_control(control).await?;
         engine.shutdown(Duration::from_secs(10)).await;
@@ -87,6 +88,7 @@ fn daemon(arguments: Daemon) -> Result<()> {
     let engine = Engine::open(Config::load(&Flags { root, config, host: None }, &Environment::of_process())?)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        engine.keep_durable();
         let (server, listener) = (Server::new(engine.clone()), listen(Path::new(path))?);
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {

@@ -36,6 +36,9 @@ pub const SCHEMA: Schema = Schema {
     CREATE INDEX repository_digests_by_image ON repository_digests (image_id);"],
 };
 
+/// The tables whose records a power cut may lose; they come before those of the store.
+pub const DURABLE_TABLES: &[&str] = &["images"];
+
 /// An image's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {

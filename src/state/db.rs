@@ -72,6 +72,21 @@ impl Db {
         Ok(value)
     }
 
+    /// Waits until everything written so far is on the disk. Blocking, and slow: for what must not be forgotten before something
+    /// irrevocable is done.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn sync(&self) -> Result<()> {
+        // What was copied out of the log into the database has been synced by SQLite itself.
+        let log = self.path.with_extension("db-wal");
+        match std::fs::File::open(&log) {
+            Ok(log) => Ok(log.sync_data()?),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).context(|| format!("open {}", log.display())),
+        }
+    }
+
     fn take(&self) -> Result<Connection> {
         let idle = self.idle.lock().expect("no panic happens while the lock is held").pop();
         idle.map_or_else(|| connect(&self.path), Ok)

@@ -30,6 +30,22 @@ pub fn drop_lost(connection: &Connection, table: &str, boot_id: &str) -> Result<
     Ok(connection.prepare_cached(&sql)?.execute([boot_id])?)
 }
 
+/// Deletes the records of `tables` that an earlier boot left unfinished. Cheap when there are none. Blocking.
+///
+/// # Errors
+/// When the database fails.
+pub fn recover(root: &Root, tables: &[&str]) -> Result<()> {
+    let any = |table: &&str| -> Result<bool> {
+        let sql = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE boot IS NOT NULL AND boot <> ?1)");
+        root.db().read(|c| Ok(c.prepare_cached(&sql)?.query_row([root.boot_id()], |row| row.get(0))?))
+    };
+    let lost: Vec<bool> = tables.iter().map(any).collect::<Result<_>>()?;
+    if !lost.contains(&true) {
+        return Ok(());
+    }
+    root.db().write(|tx| tables.iter().try_for_each(|table| drop_lost(tx, table, root.boot_id()).map(drop)))
+}
+
 /// Writes the root's file system to disk and marks all records of `tables` made before as durable. Blocking, and slow when
 /// much was written.
 ///

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 pub use db::{Db, Schema};
-pub use durable::{boot_id, drop_lost, mark_durable};
+pub use durable::{boot_id, drop_lost, mark_durable, recover};
 pub use lock::{FileLock, LockMode};
 
 use crate::error::{Error, Kind, Result, ResultExt as _};

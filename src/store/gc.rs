@@ -57,6 +57,8 @@ impl Store {
             self.end_dead_leases(tx)?;
             decide(tx, &roots(tx)?)
         })?;
+        // After a power cut, a record that came back must not find half of its files.
+        root.db().sync()?;
         let mut freed = Freed { snapshots, ..Freed::default() };
         self.remove_blobs(&mut freed)?;
         self.remove_trees(&mut freed)?;

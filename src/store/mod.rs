@@ -40,7 +40,7 @@ pub use unpack::Unpacker;
 pub use usage::Usage;
 
 use crate::error::{Error, Result};
-use crate::state::{Root, Schema, drop_lost};
+use crate::state::{Root, Schema, recover};
 use crate::task::Clock;
 
 /// The tables of the store.
@@ -80,7 +80,7 @@ impl Store {
         }
         let (blobs, ingest, leases) = (root.subdir("blobs")?, root.subdir("ingest")?, root.subdir("leases")?);
         let snapshots = root.subdir("snapshots")?;
-        drop_lost_records(&root)?;
+        recover(&root, DURABLE_TABLES)?;
         let driver = rootfs::choose_driver(&root, &snapshots, driver)?;
         let serial = AtomicU64::new(0);
         Ok(Self(Arc::new(Inner { root, clock, driver, blobs, ingest, leases, snapshots, serial })))
@@ -98,6 +98,16 @@ impl Store {
         self.0.driver
     }
 
+    /// Returns when the oldest blob or snapshot was made that a power cut may still lose, in nanoseconds since 1970. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn oldest_at_risk(&self) -> Result<Option<i64>> {
+        let sql = "SELECT min(at) FROM (SELECT min(created_at) AS at FROM blobs WHERE boot IS NOT NULL
+            UNION ALL SELECT min(created_at) FROM snapshots WHERE boot IS NOT NULL)";
+        self.root().db().read(|connection| Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?))
+    }
+
     fn now(&self) -> i64 {
         self.0.clock.now_ns()
     }
@@ -109,22 +119,6 @@ impl Store {
     fn serial(&self) -> u64 {
         self.0.serial.fetch_add(1, Ordering::Relaxed)
     }
-}
-
-/// Drops the records that the last boot did not bring to the disk. What they described becomes garbage.
-fn drop_lost_records(root: &Root) -> Result<()> {
-    let lost = |table: &str| -> Result<bool> {
-        let sql = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE boot IS NOT NULL AND boot <> ?1)");
-        root.db().read(|c| Ok(c.prepare_cached(&sql)?.query_row([root.boot_id()], |row| row.get(0))?))
-    };
-    if !lost("snapshots")? && !lost("blobs")? {
-        return Ok(());
-    }
-    root.db().write(|tx| {
-        drop_lost(tx, "snapshots", root.boot_id())?;
-        drop_lost(tx, "blobs", root.boot_id())?;
-        Ok(())
-    })
 }
 
 /// Turns "no rows" into `None`.

@@ -131,7 +131,9 @@ fn a_power_cut_loses_what_was_not_brought_to_the_disk_and_nothing_else() {
     let world = World { lease, ..world };
     let safe = snapshot(&world, None, "safe");
     let safe_blob = *world.store.write_blob(&world.lease, b"safe").unwrap().digest();
+    assert!(world.store.oldest_at_risk().unwrap().is_some());
     crate::state::mark_durable(world.store.root(), DURABLE_TABLES).unwrap();
+    assert_eq!(world.store.oldest_at_risk().unwrap(), None);
     let unsafe_top = snapshot(&world, Some(safe), "unsafe");
     let kept = world.store.prepare(&world.lease, Some(unsafe_top)).unwrap().keep();
     let unsafe_blob = *world.store.write_blob(&world.lease, b"unsafe").unwrap().digest();
