@@ -9,16 +9,25 @@ use std::arch::asm;
 
 /// The largest page size the architecture can have.
 const PAGE: usize = if cfg!(target_arch = "x86_64") { 4096 } else { 65536 };
-/// Room for the frames of the functions below, which are larger where they are not optimised.
-const STACK: usize = if cfg!(debug_assertions) || PAGE > 16384 { 65536 } else { 16384 };
+/// Room for the frames of the functions below.
+const STACK: usize = if PAGE > 16384 { PAGE } else { 16384 };
 static ALL_SIGNALS: u64 = !0;
 const SIGNAL_SET_SIZE: usize = 8;
 const NO_HANG: usize = 1;
+
+/// What glibc registers restartable sequences with, per architecture (`RSEQ_SIG`).
+const RSEQ_SIGNATURE: usize = if cfg!(target_arch = "x86_64") { 0x5305_3053 } else { 0xd428_bc00 };
+/// The size of the area registered until kernels know of more features (`rseq(2)`).
+const RSEQ_SIZE: usize = 32;
+const RSEQ_UNREGISTER: usize = 1;
 
 unsafe extern "C" {
     // Both are made by the linker.
     static __executable_start: u8;
     static _end: u8;
+    // Where glibc (2.35) put the area of restartable sequences, from the thread pointer, and how much of it is in use.
+    static __rseq_offset: isize;
+    static __rseq_size: u32;
 }
 
 /// One system call with up to four arguments, without libc: there is no `errno` here.
@@ -57,6 +66,7 @@ fn exit(status: i32) -> ! {
 pub(super) fn supervise(child: i32) -> ! {
     // SAFETY: nothing in this function or after it uses a descriptor.
     unsafe { call(libc::SYS_close_range, 0, u32::MAX as usize, 0, 0) };
+    forget_restartable_sequences();
     forget_memory();
     loop {
         let signal = wait_for_signal();
@@ -89,6 +99,33 @@ fn reap(child: i32) {
             exit(if signal == 0 { (status >> 8) & 0xff } else { 128 + signal });
         }
     }
+}
+
+/// Tells the kernel not to write to the area of restartable sequences any more, which lies in the thread-local storage that
+/// goes: it ends a process whose area it cannot reach with a segmentation fault, as soon as that process has slept.
+fn forget_restartable_sequences() {
+    // SAFETY: constants of libc, set before `main`.
+    let (offset, size) = unsafe { (__rseq_offset, __rseq_size as usize) };
+    let area = thread_pointer().wrapping_add_signed(offset);
+    for length in [RSEQ_SIZE, size] {
+        // SAFETY: takes away a registration; where there is none, or of another length, the kernel refuses.
+        unsafe { call(libc::SYS_rseq, area, length, RSEQ_UNREGISTER, RSEQ_SIGNATURE) };
+    }
+}
+
+fn thread_pointer() -> usize {
+    let pointer: usize;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: reads the first word of the thread control block, which holds its own address (the ABI of thread-local storage).
+    unsafe {
+        asm!("mov {}, fs:0", out(reg) pointer, options(nostack, readonly, preserves_flags));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: reads a register.
+    unsafe {
+        asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nostack, nomem, preserves_flags));
+    }
+    pointer
 }
 
 /// Unmaps everything but the program's own segments and the stack in use.
