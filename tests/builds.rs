@@ -110,7 +110,8 @@ fn privileged_a_build_without_changes_is_cached_and_gives_the_same_image() {
     assert_eq!(kiln.ok(["run", "--rm", "app"]), "6");
 
     let forced = build(&kiln, &["-t", "app", "--no-cache"]);
-    assert!(cached(&forced).is_empty(), "{}", forced.report());
+    // As with BuildKit, what only makes a directory is not made again.
+    assert_eq!(cached(&forced), ["WORKDIR /srv"], "{}", forced.report());
 }
 
 #[test]

@@ -1,8 +1,11 @@
-//! Removing what a test left behind: processes, mounts, then the files.
+//! Removing what a test left behind: processes, the network, mounts, then the files.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kiln::network::{Config, Naming, Network, SCHEMA};
+use kiln::state::Root;
+use kiln::task::Clock;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
 
@@ -20,12 +23,27 @@ pub(super) fn remove(dir: &Path) {
         }
         left.is_empty().then_some(())
     });
+    remove_network(&dir.join("root"));
     // The last mounted first.
     for mount in mounts_below(dir).iter().rev() {
         let _ = rustix::mount::unmount(mount, UnmountFlags::DETACH);
     }
     // What is left goes with the temporary directory; a failure there is not the test's.
     let _ = std::fs::remove_dir_all(dir);
+}
+
+/// Removes the root's bridge and its firewall table, which would keep a subnet from others.
+fn remove_network(root: &Path) {
+    if !root.join("kiln.db").exists() || !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let config = Config { naming: Naming::ByPath, ..Config::default() };
+    let destroyed = Root::open(root, &[SCHEMA])
+        .and_then(|root| Network::open(root, Clock::system(), config))
+        .and_then(|network| network.destroy());
+    if let Err(error) = destroyed {
+        eprintln!("the test's network stays: {error}");
+    }
 }
 
 fn processes_of(dir: &Path) -> Vec<Pid> {
