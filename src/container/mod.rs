@@ -30,7 +30,7 @@ pub use streams::Attachment;
 
 pub use crate::sandbox::{DEFAULT_SHM_SIZE_BYTES, masked_paths, readonly_paths};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::Images;
 use crate::network::Network;
 use crate::state::{Db, Root};
@@ -148,7 +148,8 @@ impl Containers {
             record::set_state(tx, &lost.id, &lost.state)
         })?;
         if lost.config.host.auto_remove {
-            self.discard(&lost)?;
+            self.discard(&self.store().lease("remove container")?, &lost)?;
+            return Err(Error::not_found(format!("No such container: {}", lost.name)));
         }
         Ok(lost)
     }

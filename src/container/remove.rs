@@ -4,7 +4,7 @@ use super::lifecycle::outcome_of;
 use super::record::{self, ContainerId, Record, State};
 use super::{Containers, name, spec};
 use crate::error::{Error, Kind, Result};
-use crate::store::tree;
+use crate::store::{Lease, tree};
 
 impl Containers {
     /// Removes a container that does not run, with its writable layer, logs and volumes. Blocking.
@@ -25,16 +25,15 @@ impl Containers {
                 record.name
             )));
         }
-        self.discard(&record)
+        self.discard(&self.store().lease("remove container")?, &record)
     }
 
     /// Removes everything of a container. Its process has ended, and nobody starts it meanwhile. Blocking.
     ///
     /// The record goes after the layer, so that an interrupted removal can be repeated. Who waited for the container is told
     /// once it cannot be found any more: whoever comes later finds nothing to wait for.
-    pub(super) fn discard(&self, record: &Record) -> Result<()> {
-        let lease = self.store().lease("remove container")?;
-        if let Some(layer) = self.store().active(&lease, record.layer)? {
+    pub(super) fn discard(&self, lease: &Lease, record: &Record) -> Result<()> {
+        if let Some(layer) = self.store().active(lease, record.layer)? {
             layer.remove()?;
         }
         self.db().write(|tx| record::delete(tx, &record.id))?;

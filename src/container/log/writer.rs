@@ -45,8 +45,14 @@ impl LogWriter {
             pending.extend_from_slice(piece);
             rest = after;
             if pending.ends_with(b"\n") || pending.len() == MAX_ENTRY {
+                let before = lines.len();
                 encode(&mut lines, output, &pending, time_ns)?;
                 pending.clear();
+                if self.size + lines.len() as u64 > self.bounds.max_size_bytes {
+                    self.append(&lines[..before])?;
+                    lines.drain(..before);
+                    self.rotate()?;
+                }
             }
         }
         self.unfinished[output as usize] = pending;
@@ -72,15 +78,16 @@ impl LogWriter {
         if lines.is_empty() {
             return Ok(());
         }
-        if self.size >= self.bounds.max_size_bytes {
-            self.rotate()?;
-        }
         self.file.write_all(lines).context(|| format!("write {}", self.path.display()))?;
         self.size += lines.len() as u64;
         Ok(())
     }
 
+    /// Begins a new file, unless this one is new itself: an entry may be longer than a file should be.
     fn rotate(&mut self) -> Result<()> {
+        if self.size == 0 {
+            return Ok(());
+        }
         let last = self.bounds.max_files.max(1) - 1;
         for generation in (0..last).rev() {
             let (from, to) = (file_path(&self.path, generation), file_path(&self.path, generation + 1));

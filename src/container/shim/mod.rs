@@ -21,6 +21,7 @@ use super::record::{self, ContainerId, Exited, Record, State};
 use super::{Containers, launch};
 use crate::error::{Error, Result};
 use crate::sandbox::{Sandbox, WindowSize};
+use crate::store::Lease;
 use crate::sys::process::signal;
 use crate::task::{self, Tasks};
 
@@ -61,6 +62,8 @@ struct Shim {
     id: ContainerId,
     place: Place,
     desk: Arc<Desk>,
+    /// Keeps the container's layer as long as this process lives.
+    lease: Lease,
     /// Conversations with engines.
     conversations: Tasks,
 }
@@ -68,8 +71,9 @@ struct Shim {
 impl Shim {
     fn new(containers: &Containers, id: &ContainerId) -> Result<Self> {
         let place = Place::open(containers.files(id).dir())?;
+        let lease = containers.store().lease("run container")?;
         let (desk, conversations) = (Arc::default(), Tasks::new());
-        Ok(Self { containers: containers.clone(), id: id.clone(), place, desk, conversations })
+        Ok(Self { containers: containers.clone(), id: id.clone(), place, desk, lease, conversations })
     }
 
     async fn run(self) -> Result<()> {
@@ -82,25 +86,30 @@ impl Shim {
         };
         let listening = self.listen(listener);
         let mut pause = FIRST_PAUSE;
-        let (exited, closing) = loop {
-            let (exited, closing) = running.finish(&self.desk).await?;
+        let ended = loop {
+            let ended = running.finish(&self.desk).await?;
+            let exited = &ended.exited;
             let lasted = Duration::from_nanos(u64::try_from(exited.finished_ns - exited.started_ns).unwrap_or(0));
             pause = if lasted >= GOOD_RUN { FIRST_PAUSE } else { pause };
             let record = self.record().await?;
-            if !self.is_to_restart(&record, &exited) {
-                break (exited, closing);
+            if !self.is_to_restart(&record, exited) {
+                break ended;
             }
-            match self.restart(&record, &exited, pause).await? {
-                Some(again) => running = again,
-                None => break (exited, closing),
+            match self.restart(&record, exited, pause).await? {
+                Some(again) => {
+                    ended.release(&self.containers).await;
+                    running = again;
+                }
+                None => break ended,
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         };
-        self.end(exited).await?;
+        self.end(ended.exited.clone()).await?;
         self.place.withdraw();
         listening.abort();
+        ended.release(&self.containers).await;
         // Only a panic keeps it from ending.
-        let _ = closing.await;
+        let _ = ended.closing.await;
         Ok(())
     }
 
@@ -124,7 +133,7 @@ impl Shim {
                 converse(&self.desk, stream, Some(prepared.hub())).await;
             }
         }
-        let running = prepared.start(&self.containers, record, is_first).await?;
+        let running = prepared.start(&self.containers, &self.lease, record, is_first).await?;
         *self.desk.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(running.handle());
         Ok(running)
     }
@@ -191,25 +200,28 @@ impl Shim {
         Ok(self.start(record, false).await.ok())
     }
 
-    /// Writes down how the container ended, removes it if that was asked for, and tells those who wait.
+    /// Writes down how the container ended, or removes it if that was asked for, and tells those who wait.
     async fn end(&self, exited: Exited) -> Result<()> {
         let outcome = outcome(&exited);
-        self.write(move |tx, id| {
-            record::set_address(tx, id, None)?;
-            record::set_state(tx, id, &State::Exited(exited))
+        let record = self.record().await?;
+        if !record.config.host.auto_remove {
+            self.write(move |tx, id| {
+                record::set_address(tx, id, None)?;
+                record::set_state(tx, id, &State::Exited(exited))
+            })
+            .await?;
+            self.desk.waiters.ended(&outcome, true).await;
+            return Ok(());
+        }
+        // If this is interrupted, the record of a container without shim tells the next who looks to go on.
+        let (containers, lease) = (self.containers.clone(), self.lease.clone());
+        task::blocking(move || {
+            let _turn = containers.files(&record.id).turn()?;
+            containers.discard(&lease, &Record { state: State::Exited(exited), ..record })
         })
         .await?;
         self.desk.waiters.ended(&outcome, true).await;
-        let record = self.record().await?;
-        if record.config.host.auto_remove {
-            let containers = self.containers.clone();
-            task::blocking(move || {
-                let _turn = containers.files(&record.id).turn()?;
-                containers.discard(&record)
-            })
-            .await?;
-            self.desk.waiters.removed(&outcome).await;
-        }
+        self.desk.waiters.removed(&outcome).await;
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use crate::container::{Containers, spec};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::network::{self, Attach, Endpoint, Network, namespace};
 use crate::sandbox::{self, Sandbox};
-use crate::store::Access;
+use crate::store::{Access, Lease};
 use crate::task::{self, Tasks};
 
 /// How long output is read after the container's last process has ended. What holds a stream open longer is no process of
@@ -40,6 +40,14 @@ pub(super) struct Running {
     pumps: Tasks,
 }
 
+/// A run that has ended.
+pub(super) struct Ended {
+    pub(super) exited: Exited,
+    /// Ends when clients have got all output.
+    pub(super) closing: JoinHandle<()>,
+    endpoint: Option<Endpoint>,
+}
+
 /// Opens the log and makes the place where clients and container meet.
 pub(super) fn prepare(containers: &Containers, record: &Record) -> Result<Prepared> {
     let io = &record.config.io;
@@ -57,9 +65,15 @@ impl Prepared {
     }
 
     /// Starts the process and writes that down. A start by a user counts restarts from 0 again.
-    pub(super) async fn start(self, containers: &Containers, record: &Record, is_first: bool) -> Result<Running> {
-        let (copy, owned) = (containers.clone(), record.clone());
-        let begun = task::blocking(move || begin(&copy, &owned, is_first)).await;
+    pub(super) async fn start(
+        self,
+        containers: &Containers,
+        lease: &Lease,
+        record: &Record,
+        is_first: bool,
+    ) -> Result<Running> {
+        let (copy, lease, owned) = (containers.clone(), lease.clone(), record.clone());
+        let begun = task::blocking(move || begin(&copy, &lease, &owned, is_first)).await;
         let Begun { mut sandbox, endpoint, started_ns } = match begun {
             Ok(begun) => begun,
             Err(error) => {
@@ -98,10 +112,8 @@ impl Running {
         (Arc::clone(&self.sandbox), self.hub.clone())
     }
 
-    /// Waits until the container has ended, its output has been read and its network is free again.
-    ///
-    /// The task it returns ends when clients have got all output.
-    pub(super) async fn finish(self, desk: &Desk) -> Result<(Exited, JoinHandle<()>)> {
+    /// Waits until the container has ended and its output has been read.
+    pub(super) async fn finish(self, desk: &Desk) -> Result<Ended> {
         let exit = self.sandbox.wait().await?;
         let finished_ns = self.containers.now_ns();
         // A client that does not read holds its pump up; it is let go then.
@@ -112,11 +124,6 @@ impl Running {
         *desk.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let hub = self.hub.clone();
         let closing = Tasks::new().spawn(async move { hub.close(super::GRACE).await });
-        if let Some(endpoint) = self.endpoint {
-            let network = self.containers.0.network.clone();
-            // An address that cannot be released is found unused by the next who looks for one.
-            let _ = task::blocking(move || network.release(&endpoint.id)).await;
-        }
         let exited = Exited {
             code: exit.code(),
             started_ns: self.started_ns,
@@ -125,7 +132,17 @@ impl Running {
             memory_peak_bytes: exit.usage.as_ref().and_then(|usage| usage.memory_peak_bytes),
             error: exit.left_over.unwrap_or_default(),
         };
-        Ok((exited, closing))
+        Ok(Ended { exited, closing, endpoint: self.endpoint })
+    }
+}
+
+impl Ended {
+    /// Frees the container's address. An address that cannot be released is found unused by the next who looks for one.
+    pub(super) async fn release(&self, containers: &Containers) {
+        if let Some(endpoint) = &self.endpoint {
+            let (network, id) = (containers.0.network.clone(), endpoint.id.clone());
+            let _ = task::blocking(move || network.release(&id)).await;
+        }
     }
 }
 
@@ -136,9 +153,9 @@ struct Begun {
 }
 
 /// Makes root file system, network and process, and records what was made.
-fn begin(containers: &Containers, record: &Record, is_first: bool) -> Result<Begun> {
+fn begin(containers: &Containers, lease: &Lease, record: &Record, is_first: bool) -> Result<Begun> {
     let network = &containers.0.network;
-    let (connected, rootfs) = task::beside("network", || connect(network, record), || mount(containers, record))
+    let (connected, rootfs) = task::beside("network", || connect(network, record), || mount(containers, lease, record))
         .context(|| "start a thread")?;
     let (netns, endpoint) = connected?;
     let made = rootfs
@@ -164,9 +181,8 @@ fn begin(containers: &Containers, record: &Record, is_first: bool) -> Result<Beg
     Ok(Begun { sandbox, endpoint, started_ns })
 }
 
-fn mount(containers: &Containers, record: &Record) -> Result<OwnedFd> {
-    let lease = containers.store().lease("start container")?;
-    let layer = containers.store().active(&lease, record.layer)?;
+fn mount(containers: &Containers, lease: &Lease, record: &Record) -> Result<OwnedFd> {
+    let layer = containers.store().active(lease, record.layer)?;
     let layer = layer.ok_or_else(|| Error::corrupt(format!("the layer of container {} is missing", record.name)))?;
     // What a container that is removed at its end has written need not reach the disk.
     let access = if record.config.host.auto_remove { Access::Volatile } else { Access::Durable };
