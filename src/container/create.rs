@@ -110,7 +110,7 @@ impl Containers {
     }
 }
 
-fn random() -> Result<[u8; 32]> {
+pub(super) fn random() -> Result<[u8; 32]> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("no random numbers: {error}")))?;
     Ok(bytes)

@@ -157,7 +157,7 @@ impl Containers {
 
     /// Sends a signal through the shim; says whether there is one. `ends` says that the container is not to be started again.
     async fn signal(&self, record: &Record, signal: i32, ends: bool) -> Result<bool> {
-        let Some(mut shim) = self.place(record)?.call(Request::Signal { signal, ends }).await? else {
+        let Some(mut shim) = self.place(record)?.call(&Request::Signal { signal, ends }).await? else {
             return Ok(false);
         };
         match link::acknowledged(&mut shim).await {

@@ -8,6 +8,7 @@
 //! - `attach`: input bytes from the engine (its half-close ends the input), output frames from the shim, raw with a terminal.
 //! - `wait`: one line with the [`Outcome`].
 //! - `signal`, `resize`: one line, `{}` or an error.
+//! - `exec`: such a line, and then, if it was no error, the streams of the process as for `attach`.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -32,7 +33,7 @@ const MAX_LINE: usize = 64 << 10;
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What an engine wants of a shim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Connect to the process's streams.
@@ -58,6 +59,26 @@ pub enum Request {
     },
     /// Set the terminal's size.
     Resize {
+        /// Rows.
+        rows: u16,
+        /// Columns.
+        columns: u16,
+    },
+    /// Start a further process and connect to its streams.
+    Exec {
+        /// Its id.
+        id: String,
+        /// Whether nobody connects to it.
+        detach: bool,
+        /// Rows of its terminal.
+        rows: u16,
+        /// Columns of its terminal.
+        columns: u16,
+    },
+    /// Set the size of a further process's terminal.
+    ResizeExec {
+        /// Its id.
+        id: String,
         /// Rows.
         rows: u16,
         /// Columns.
@@ -117,13 +138,13 @@ impl Place {
     ///
     /// # Errors
     /// When the connection breaks.
-    pub async fn call(&self, request: Request) -> Result<Option<UnixStream>> {
+    pub async fn call(&self, request: &Request) -> Result<Option<UnixStream>> {
         let mut stream = match UnixStream::connect(self.short(SHIM_SOCKET)).await {
             Ok(stream) => stream,
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(error).context(|| "connect to the container"),
         };
-        send(&mut stream, &request).await?;
+        send(&mut stream, request).await?;
         Ok(Some(stream))
     }
 
@@ -134,7 +155,7 @@ impl Place {
     pub async fn join(&self, request: Request) -> Result<Joined> {
         let pending = self.listen()?;
         // Only now look for a shim: one that starts after this look finds the socket, an earlier one is found by the look.
-        match self.call(request).await? {
+        match self.call(&request).await? {
             Some(stream) => Ok(Joined::Running(stream)),
             None => Ok(Joined::Pending(pending, request)),
         }
@@ -340,7 +361,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::open(dir.path()).unwrap();
         drop(place.serve().unwrap());
-        assert!(place.call(Request::Signal { signal: 9, ends: true }).await.unwrap().is_none());
+        assert!(place.call(&Request::Signal { signal: 9, ends: true }).await.unwrap().is_none());
         let Joined::Pending(pending, _) = place.join(Request::Wait { removed: false }).await.unwrap() else {
             panic!("nobody listens")
         };

@@ -5,6 +5,7 @@
 
 pub mod config;
 mod create;
+mod exec;
 mod files;
 mod launch;
 mod lifecycle;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 pub use create::Created;
+pub use exec::{Exec, ExecConfig, ExecStarted};
 pub use files::Files;
 pub use launch::SHIM_ROLE;
 pub use lifecycle::{Condition, Waiting};

@@ -12,10 +12,11 @@ use crate::error::{Error, Result};
 use crate::state::Schema;
 use crate::store::{ActiveId, Roots};
 
-/// The table of containers.
+/// The tables of containers and their further processes.
 pub const SCHEMA: Schema = Schema {
     module: "container",
-    scripts: &["CREATE TABLE containers (
+    scripts: &[
+        "CREATE TABLE containers (
         id TEXT PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
         created_ns INTEGER NOT NULL,
@@ -33,7 +34,9 @@ pub const SCHEMA: Schema = Schema {
         restarts INTEGER NOT NULL DEFAULT 0,
         address TEXT
     );
-    CREATE INDEX containers_by_image ON containers (image_id);"],
+    CREATE INDEX containers_by_image ON containers (image_id);",
+        super::exec::TABLE,
+    ],
 };
 
 /// A container's id: 64 hexadecimal digits.

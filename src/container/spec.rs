@@ -107,7 +107,8 @@ fn cgroup_parent(host: &Host) -> &str {
     if host.cgroup_parent.is_empty() { sandbox::DEFAULT_PARENT } else { &host.cgroup_parent }
 }
 
-fn process(config: &Config) -> Result<Process> {
+/// Makes the process of a container out of its settings.
+pub(super) fn process(config: &Config) -> Result<Process> {
     let host = &config.host;
     let mut process = Process::docker(config.args());
     process.env = environment(config);

@@ -58,7 +58,7 @@ impl Containers {
     pub async fn resize(&self, reference: &str, rows: u16, columns: u16) -> Result<()> {
         let record = self.look_up(reference).await?;
         let not_running = || Error::conflict(format!("Container {} is not running", record.id));
-        let Some(mut shim) = self.place(&record)?.call(Request::Resize { rows, columns }).await? else {
+        let Some(mut shim) = self.place(&record)?.call(&Request::Resize { rows, columns }).await? else {
             return Err(not_running());
         };
         match link::acknowledged(&mut shim).await {

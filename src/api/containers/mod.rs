@@ -1,6 +1,7 @@
-//! Containers: create, start, attach, logs, wait, stop, inspect, list, remove.
+//! Containers: create, start, attach, exec, logs, wait, stop, inspect, list, remove.
 
 mod create;
+mod exec;
 mod inspect;
 mod lifecycle;
 mod list;
@@ -32,6 +33,10 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/containers/{id}/resize", post(streams::resize))
         .route("/containers/{id}/logs", get(streams::logs))
         .route("/containers/{id}/top", get(top::top))
+        .route("/containers/{id}/exec", post(exec::create))
+        .route("/exec/{id}/start", post(exec::start))
+        .route("/exec/{id}/resize", post(exec::resize))
+        .route("/exec/{id}/json", get(exec::inspect))
 }
 
 /// A time as docker prints it: RFC 3339 with nanoseconds; what has not happened is the year 1.

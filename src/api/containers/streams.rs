@@ -20,8 +20,8 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::task::{self, Cancel};
 
-const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
-const RAW: &str = "application/vnd.docker.raw-stream";
+pub(super) const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+pub(super) const RAW: &str = "application/vnd.docker.raw-stream";
 
 /// How much is copied at a time.
 const CHUNK: usize = 32 << 10;

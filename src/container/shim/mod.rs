@@ -4,6 +4,7 @@
 //! container, writes down what it does, starts it again as its restart policy says, and removes it when that was asked for.
 //! If it is killed, the kernel kills the container with it, and whoever looks next cleans up.
 
+mod exec;
 mod hub;
 mod run;
 
@@ -35,10 +36,12 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 const GOOD_RUN: Duration = Duration::from_secs(10);
 
 /// What engines can reach of a container that runs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Desk {
+    containers: Containers,
     current: Mutex<Option<(Arc<Sandbox>, Hub)>>,
     waiters: Waiters,
+    terminals: exec::Terminals,
     /// Whether a user wants it to end.
     is_stopped: AtomicBool,
     stopped: Notify,
@@ -72,7 +75,15 @@ impl Shim {
     fn new(containers: &Containers, id: &ContainerId) -> Result<Self> {
         let place = Place::open(containers.files(id).dir())?;
         let lease = containers.store().lease("run container")?;
-        let (desk, conversations) = (Arc::default(), Tasks::new());
+        let desk = Arc::new(Desk {
+            containers: containers.clone(),
+            current: Mutex::default(),
+            waiters: Waiters::default(),
+            terminals: exec::Terminals::default(),
+            is_stopped: AtomicBool::new(false),
+            stopped: Notify::new(),
+        });
+        let conversations = Tasks::new();
         Ok(Self { containers: containers.clone(), id: id.clone(), place, desk, lease, conversations })
     }
 
@@ -269,6 +280,13 @@ async fn converse(desk: &Desk, mut stream: UnixStream, starting: Option<&Hub>) {
                 (_, None) => Ok(()),
             }
         }
+        Request::Exec { id, detach, rows, columns } => {
+            let size = WindowSize { rows, columns };
+            // What goes wrong later than the start is seen by its missing exit code.
+            let _ = exec::run(&desk.containers, &desk.terminals, stream, &id, detach, size).await;
+            return;
+        }
+        Request::ResizeExec { id, rows, columns } => desk.terminals.resize(&id, rows, columns),
         Request::Resize { rows, columns } => match current.as_ref().map(|(sandbox, _)| sandbox.terminal()) {
             Some(Some(terminal)) => terminal.resize(WindowSize { rows, columns }),
             Some(None) => Err(Error::invalid("the container has no terminal")),
