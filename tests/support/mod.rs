@@ -7,6 +7,7 @@
 
 pub mod base;
 pub mod command;
+pub mod meddler;
 #[path = "registry.rs"]
 pub mod registry;
 mod remains;

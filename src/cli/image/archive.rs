@@ -18,7 +18,7 @@ use crate::error::{Error, Result, ResultExt as _};
 
 /// Arguments of `save`.
 #[derive(Debug, Args)]
-pub(super) struct SaveArgs {
+pub(in crate::cli) struct SaveArgs {
     /// File to write instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -93,7 +93,7 @@ impl Drop for Replacement {
 
 /// Arguments of `load`.
 #[derive(Debug, Args)]
-pub(super) struct LoadArgs {
+pub(in crate::cli) struct LoadArgs {
     /// File to read instead of standard input
     #[arg(short, long, value_name = "FILE")]
     input: Option<PathBuf>,
@@ -123,7 +123,7 @@ pub(super) async fn load(context: &Context, args: &LoadArgs) -> Result<ExitCode>
 
 /// Arguments of `import`.
 #[derive(Debug, Args)]
-pub(super) struct ImportArgs {
+pub(in crate::cli) struct ImportArgs {
     /// A setting of the image as a Dockerfile has it, such as `CMD ["/bin/sh"]`
     #[arg(short, long = "change", value_name = "INSTRUCTION")]
     changes: Vec<String>,

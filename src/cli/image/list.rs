@@ -16,7 +16,7 @@ const NONE: &str = "<none>";
 
 /// Arguments of `images`.
 #[derive(Debug, Args)]
-pub(super) struct ListArgs {
+pub(in crate::cli) struct ListArgs {
     /// Show all images; Kiln keeps none that this would add
     #[arg(short, long)]
     all: bool,
@@ -170,7 +170,7 @@ pub(in crate::cli) fn at(seconds: i64) -> String {
 
 /// Arguments of `history`.
 #[derive(Debug, Args)]
-pub(super) struct HistoryArgs {
+pub(in crate::cli) struct HistoryArgs {
     /// `table`, `table TEMPLATE`, `json` or a Go template
     #[arg(long)]
     format: Option<String>,

@@ -68,7 +68,7 @@ pub(super) enum Flat {
 
 /// Arguments of `image inspect`.
 #[derive(Debug, Args)]
-pub(super) struct InspectArgs {
+pub(in crate::cli) struct InspectArgs {
     /// `json` or a Go template
     #[arg(short, long)]
     format: Option<String>,

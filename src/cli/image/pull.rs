@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 
 /// Arguments of `pull`.
 #[derive(Debug, Args)]
-pub(super) struct PullArgs {
+pub(in crate::cli) struct PullArgs {
     /// Pull all tags of the repository
     #[arg(short, long)]
     all_tags: bool,
@@ -74,7 +74,7 @@ pub(in crate::cli) async fn request(
 
 /// Arguments of `push`.
 #[derive(Debug, Args)]
-pub(super) struct PushArgs {
+pub(in crate::cli) struct PushArgs {
     /// Push all tags of the repository
     #[arg(short, long)]
     all_tags: bool,

@@ -14,7 +14,7 @@ use crate::types::{ImageDeleteResponseItem, ImagePruneResponse};
 
 /// Arguments of `rmi`.
 #[derive(Debug, Args)]
-pub(super) struct RemoveArgs {
+pub(in crate::cli) struct RemoveArgs {
     /// Remove images with several names, and those of stopped containers; what is not there is no error
     #[arg(short, long)]
     force: bool,
@@ -56,7 +56,7 @@ fn line(removed: &ImageDeleteResponseItem) -> String {
 
 /// Arguments of `image prune`.
 #[derive(Debug, Args)]
-pub(super) struct PruneArgs {
+pub(in crate::cli) struct PruneArgs {
     /// Remove all images no container uses, not only those without a name
     #[arg(short, long)]
     all: bool,

@@ -11,7 +11,7 @@ use crate::error::{Result, ResultExt as _};
 
 /// Arguments of `tag`.
 #[derive(Debug, Args)]
-pub(super) struct TagArgs {
+pub(in crate::cli) struct TagArgs {
     /// The image: a name, an id or the beginning of one
     source: String,
     /// Its new name

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 /// Arguments of `system df`.
 #[derive(Debug, Args)]
-pub(super) struct DfArgs {
+pub(in crate::cli) struct DfArgs {
     /// `table`, `table TEMPLATE`, `json` or a Go template
     #[arg(long)]
     format: Option<String>,

@@ -16,7 +16,7 @@ use crate::error::{Kind, Result};
 
 /// Arguments of `system prune`.
 #[derive(Debug, Args)]
-pub(super) struct PruneArgs {
+pub(in crate::cli) struct PruneArgs {
     /// Remove all images no container uses and all of the build cache, not only what has no name
     #[arg(short, long)]
     all: bool,

@@ -32,7 +32,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Returns the version of control groups that limits are set with on this host, 1 or 2.
 #[must_use]
 pub fn cgroup_version() -> u8 {
-    let on_v1 = |hierarchy: &Hierarchy| hierarchy.version == layout::Version::V1 && !hierarchy.controllers.is_empty();
+    let on_v1 = |hierarchy: &Hierarchy| hierarchy.version == Version::V1 && !hierarchy.controllers.is_empty();
     if layout::detect().iter().any(on_v1) { 1 } else { 2 }
 }
 
