@@ -95,13 +95,19 @@ fn privileged_archives_of_all_sorts_are_loaded() {
          skopeo copy -q docker-archive:both.tar:busybox:latest oci-archive:oci.tar:busybox:latest
          gzip -k docker.tar; bzip2 -k oci.tar; xz -k docker.tar; zstd -q oci.tar",
     );
+    let layers = ["inspect", "-f", "{{json .RootFS.Layers}}", "busybox"];
     for archive in ["both.tar", "docker.tar", "oci.tar", "docker.tar.gz", "oci.tar.bz2", "docker.tar.xz", "oci.tar.zst"]
     {
         let other = Kiln::new();
         let path = scratch.join(archive);
         let said = other.command(["load", "-i"]).arg(&path).ok();
         assert!(said.contains("Loaded image: busybox:latest"), "{archive}: {said}");
-        assert_eq!(other.ok(["images", "-q", "--no-trunc", "busybox"]), id, "{archive}");
+        // skopeo writes the configuration anew for another format.
+        if archive.starts_with("oci") {
+            assert_eq!(other.ok(layers), kiln.ok(layers), "{archive}");
+        } else {
+            assert_eq!(other.ok(["images", "-q", "--no-trunc", "busybox"]), id, "{archive}");
+        }
         assert_eq!(other.ok(["run", "--rm", "busybox", "echo", "hello"]), "hello", "{archive}");
         if archive == "both.tar" {
             assert_eq!(other.ok(["images", "-q", "--no-trunc", "other:2"]), id);

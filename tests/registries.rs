@@ -162,7 +162,12 @@ fn privileged_content_that_is_not_what_its_digest_says_is_refused() {
     }
     let registry = with_image(64 << 10);
     for meddle in [Meddle::Flip, Meddle::Cut(10_000)] {
-        let meddler = Meddler::before(registry.host(), move |asked| if asked.is_blob() { meddle } else { Meddle::Not });
+        let meddler = Meddler::before(registry.host(), move |asked| match asked.from {
+            None if asked.is_blob() => meddle,
+            // What was cut off never comes.
+            Some(_) => Meddle::Cut(0),
+            None => Meddle::Not,
+        });
         let kiln = Kiln::new();
         let config = kiln.write("kiln.toml", "[transfer]\nattempts = 2\n");
         let name = format!("{}/app:1", meddler.host());
@@ -368,13 +373,10 @@ fn privileged_images_go_to_and_from_skopeo() {
     let listing = listed_by_skopeo(&scratch, &format!("docker://{pushed}"));
     assert!(listing.contains("busybox"), "{listing}");
     let archive = support::base::busybox().display().to_string();
-    for (number, options) in [
-        "--format oci --dest-compress-format gzip --dest-force-compress-format",
-        "--format oci --dest-compress-format zstd --dest-force-compress-format",
-        "--format v2s2",
-    ]
-    .iter()
-    .enumerate()
+    for (number, options) in
+        ["--format oci --dest-compress-format gzip", "--format oci --dest-compress-format zstd", "--format v2s2"]
+            .iter()
+            .enumerate()
     {
         let name = format!("{host}/skopeo:{number}");
         shell(
@@ -383,7 +385,8 @@ fn privileged_images_go_to_and_from_skopeo() {
         );
         let other = Kiln::new();
         other.ok(["pull", &name]);
-        assert_eq!(ids(&other), ids(&kiln), "the id does not depend on compression: {options}");
+        let layers = |kiln: &Kiln, name: &str| kiln.ok(["inspect", "-f", "{{json .RootFS.Layers}}", name]);
+        assert_eq!(layers(&other, &name), layers(&kiln, "busybox"), "{options}");
         assert_eq!(other.ok(["run", "--rm", &name, "echo", "hello"]), "hello");
     }
 }

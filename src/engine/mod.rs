@@ -15,7 +15,7 @@ pub use host::Host;
 
 use crate::config::{Config, SYSTEM_ROOT};
 use crate::container::Containers;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::Images;
 use crate::network::{self, Network};
 use crate::registry::Client;
@@ -156,6 +156,19 @@ impl Engine {
     #[must_use]
     pub fn tasks(&self) -> &Tasks {
         &self.0.tasks
+    }
+
+    /// Makes sure that layers can be unpacked, with their owners and devices.
+    ///
+    /// # Errors
+    /// `Forbidden`, saying what to do, for who is not root.
+    pub fn require_root(&self, what: &str) -> Result<()> {
+        if rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        Err(Error::forbidden(format!(
+            "{what} needs root: run the command with sudo, or give --host to speak to a daemon that root runs"
+        )))
     }
 
     /// Removes from the store what no image, build or container needs and nobody is using. Blocking.

@@ -300,6 +300,8 @@ impl Network {
     /// # Errors
     /// `NotFound`; `InvalidArgument` when the term is the start of several ids.
     pub fn inspect(&self, term: &str) -> Result<NetworkInfo> {
+        // A name that there is not needs no subnet to be found.
+        self.db().read(|connection| records::find_network(connection, term))?;
         self.settle()?;
         self.db().read(|connection| self.info(connection, records::find_network(connection, term)?))
     }

@@ -200,7 +200,13 @@ impl Write for Ingest {
             let why = format!("blob {}: more bytes arrive than the {size} that its descriptor says", self.digest);
             return Err(Error::corrupt(why).into());
         }
-        let written = self.file.write_at(data, at).map_err(|error| named(error, &self.digest.to_string()))?;
+        let written = self.file.write_at(data, at).map_err(|error| {
+            // On a full disk nothing else could be done either, not even collecting garbage.
+            if error.kind() == io::ErrorKind::StorageFull {
+                let _ = self.restart();
+            }
+            named(error, &self.digest.to_string())
+        })?;
         self.hasher.update(&data[..written]);
         self.progress.update(|state| state.written += written as u64);
         Ok(written)

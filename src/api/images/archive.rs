@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::response::Response;
 use kiln_graph::Reference;
 
+use super::give_back;
 use crate::api::Answer;
 use crate::api::params::Params;
 use crate::api::progress::{self, Outbox};
@@ -34,18 +35,19 @@ pub(super) async fn save(engine: Engine, images: Vec<String>) -> Answer<Response
 
 /// `POST /images/load`.
 pub(super) async fn load(State(engine): State<Engine>, body: Body) -> Answer<Response> {
+    engine.require_root("loading images")?;
     let outbox = Outbox::default();
     let work = {
         let outbox = outbox.clone();
         async move {
             let cancel = Cancel::new();
             let _stop = cancel.on_drop();
+            let images = engine.images().clone();
             let loaded = task::blocking(move || {
-                let lease = engine.store().lease("load")?;
-                engine.images().load(&lease, BodyReader::new(body), &cancel)
-            })
-            .await?;
-            for image in loaded {
+                let lease = images.store().lease("load")?;
+                images.load(&lease, BodyReader::new(body), &cancel)
+            });
+            for image in give_back(&engine, loaded.await).await? {
                 if image.names.is_empty() {
                     outbox.stream(format!("Loaded image ID: {}\n", image.id));
                 }

@@ -5,6 +5,7 @@ use axum::response::Response;
 use kiln_graph::Reference;
 use kiln_graph::oci::ImageConfig;
 
+use super::give_back;
 use super::inspect::platform;
 use crate::api::Answer;
 use crate::api::params::Params;
@@ -18,6 +19,7 @@ use crate::task::{self, Cancel};
 
 /// Imports the body.
 pub(super) async fn import(engine: Engine, params: &Params, body: Body) -> Answer<Response> {
+    engine.require_root("importing images")?;
     let mut config = ImageConfig::default();
     let changes: Vec<&str> = params.all("changes").filter(|change| !change.trim().is_empty()).collect();
     if !changes.is_empty() {
@@ -37,12 +39,12 @@ pub(super) async fn import(engine: Engine, params: &Params, body: Body) -> Answe
         async move {
             let cancel = Cancel::new();
             let _stop = cancel.on_drop();
+            let images = engine.images().clone();
             let id = task::blocking(move || {
-                let lease = engine.store().lease("import")?;
-                engine.images().import(&lease, BodyReader::new(body), imported, &cancel)
-            })
-            .await?;
-            outbox.status(id.to_string());
+                let lease = images.store().lease("import")?;
+                images.import(&lease, BodyReader::new(body), imported, &cancel)
+            });
+            outbox.status(give_back(&engine, id.await).await?.to_string());
             Ok(())
         }
     };

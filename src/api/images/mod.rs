@@ -20,7 +20,7 @@ use axum::routing::{get, post};
 use super::params::Params;
 use super::{Answer, ApiError, ApiVersion};
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::store::Lease;
 use crate::task;
 
@@ -95,6 +95,18 @@ async fn with_lease<T: Send + 'static>(
         operation(&engine, &lease)
     })
     .await
+}
+
+/// After a failure for want of space, gives back what the operation took: otherwise nothing else could be done either.
+async fn give_back<T>(engine: &Engine, result: Result<T>) -> Result<T> {
+    if let Err(error) = &result
+        && error.kind() == Kind::Exhausted
+    {
+        let engine = engine.clone();
+        // The failure itself is what matters; the next collection tries again.
+        let _ = task::blocking(move || engine.collect()).await;
+    }
+    result
 }
 
 /// moby answers unknown paths and wrong methods alike.

@@ -8,7 +8,7 @@ use axum::response::Response;
 use kiln_graph::{Digest, Platform, Reference};
 
 use super::inspect::platform;
-use super::session;
+use super::{give_back, session};
 use crate::api::Answer;
 use crate::api::params::Params;
 use crate::api::progress::{self, Outbox};
@@ -20,6 +20,7 @@ use crate::task;
 
 /// Pulls one image, or all tags of a repository when neither tag nor digest is named.
 pub(super) async fn pull(engine: Engine, image: &str, params: &Params, headers: &HeaderMap) -> Answer<Response> {
+    engine.require_root("pulling images")?;
     let name = name(image, params.text("tag"))?;
     let platform = platform(params)?;
     let outbox = Outbox::default();
@@ -34,7 +35,8 @@ pub(super) async fn pull(engine: Engine, image: &str, params: &Params, headers: 
         async move {
             let names = if all { all_tags(&client, &name).await? } else { vec![name.clone()] };
             for name in &names {
-                pull_one(&engine, &client, name, platform.as_ref(), &outbox).await?;
+                let pulled = pull_one(&engine, &client, name, platform.as_ref(), &outbox).await;
+                give_back(&engine, pulled).await?;
             }
             Ok(())
         }

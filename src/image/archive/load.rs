@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::str::FromStr as _;
 
-use kiln_graph::oci::{Descriptor, Index, Manifest, annotation, media_type};
+use kiln_graph::oci::{Descriptor, ImageConfig, Index, Manifest, annotation, media_type};
 use kiln_graph::{Digest, Platform, Reference};
 
 use super::{DockerManifest, INDEX, MANIFEST};
@@ -158,9 +158,10 @@ impl Images {
         let unpacker = self.store.unpacker(lease, diff_ids)?;
         let missing = unpacker.missing();
         let work = |index: usize| unpacker.layer(index, image.layers[index].open()?, cancel);
-        unpack_in_parallel(&missing, &work)?;
+        run_in_parallel(&missing, &work)?;
         unpacker.finish(cancel)?;
         let compressed = self.remember(&image, diff_ids, &missing, cancel)?;
+        self.keep_foreign(lease, &image, &config, cancel)?;
         // Plain layers can be made again from what was unpacked; only compressed ones are kept as they came.
         let manifest = image.manifest.filter(|_| compressed);
         self.store.root().db().write(|tx| {
@@ -169,6 +170,27 @@ impl Images {
             image.names.iter().try_for_each(|name| record::set_name(tx, name, &image.config))
         })?;
         Ok(Loaded { id: image.config, names: image.names })
+    }
+
+    /// Keeps plain layers that would be other bytes if they were packed again: those of other programs, as a rule.
+    fn keep_foreign(&self, lease: &Lease, image: &Described, config: &ImageConfig, cancel: &Cancel) -> Result<()> {
+        let rootfs = &config.rootfs;
+        let chains = rootfs.chain_ids();
+        let plain: Vec<usize> =
+            (0..chains.len()).filter(|index| *image.layers[*index].digest() == rootfs.diff_ids[*index]).collect();
+        run_in_parallel(&plain, &|index| {
+            let diff_id = &rootfs.diff_ids[index];
+            if !self.store.layer_blobs(diff_id)?.is_empty() {
+                return Ok(());
+            }
+            let Some(snapshot) = self.store.by_chain(lease, &chains[index])? else { return Ok(()) };
+            if self.store.layer_digests(snapshot.id, cancel)?.diff_id == *diff_id {
+                return Ok(());
+            }
+            let blob = &image.layers[index];
+            let form = LayerBlob { digest: *blob.digest(), size: blob.size(), media_suffix: String::new() };
+            self.store.remember_layer_blob(diff_id, &form)
+        })
     }
 
     /// Remembers the compressed layers of an image; says whether all are compressed. Those that were not `unpacked` just now
@@ -212,7 +234,7 @@ fn copy(from: &mut dyn Read, to: &mut dyn Write, cancel: &Cancel) -> Result<()> 
 }
 
 /// Runs the work on all cores.
-fn unpack_in_parallel(layers: &[usize], work: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
+fn run_in_parallel(layers: &[usize], work: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
     use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
     let results: Vec<Result<()>> = layers.par_iter().map(|index| work(*index)).collect();
     results.into_iter().collect()

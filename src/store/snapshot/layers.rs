@@ -12,7 +12,7 @@ use crate::store::compression::{Compression, Decoder, Encoder, Format};
 use crate::store::layer::{self, Form, LayerDigests, PathChange, Source};
 use crate::store::rootfs::Access;
 use crate::store::tree::{self, Metadata};
-use crate::store::{Blob, Lease, Store, optional, parse_digest};
+use crate::store::{Blob, BlobWriter, Lease, Store, optional, parse_digest};
 use crate::task::Cancel;
 
 /// A layer that is compressed and stored.
@@ -74,6 +74,13 @@ impl Store {
             return Ok(CompressedLayer { blob, diff_id });
         }
         let mut encoder = Encoder::new(self.blob_writer(lease)?, compression)?;
+        // A plain layer that came from elsewhere is kept because packing would give other bytes.
+        if let Some(diff_id) = snapshot.diff_id
+            && let Some(plain) = self.blob(lease, &diff_id)?
+        {
+            copy_blob(&plain, &mut encoder, cancel)?;
+            return self.compressed(diff_id, encoder, compression);
+        }
         let digests = self.write_layer(id, &mut encoder, cancel)?;
         if let Some(expected) = snapshot.diff_id.filter(|expected| *expected != digests.diff_id) {
             if let Some(blob) = self.known_blob(lease, &expected, None)? {
@@ -85,14 +92,21 @@ impl Store {
                 digests.diff_id
             )));
         }
-        let blob = encoder.finish().context(|| format!("compress the layer of snapshot {id}"))?.finish()?;
-        let form = LayerBlob {
-            digest: *blob.digest(),
-            size: blob.size(),
-            media_suffix: compression.media_suffix().to_owned(),
-        };
-        self.record_layer_blob(&digests.diff_id, &form, Some(&compression.label()))?;
-        Ok(CompressedLayer { blob, diff_id: digests.diff_id })
+        self.compressed(digests.diff_id, encoder, compression)
+    }
+
+    /// Stores what was compressed and records it as a form of a layer.
+    fn compressed(
+        &self,
+        diff_id: Digest,
+        encoder: Encoder<BlobWriter>,
+        compression: Compression,
+    ) -> Result<CompressedLayer> {
+        let blob = encoder.finish().context(|| format!("compress layer {diff_id}"))?.finish()?;
+        let media_suffix = compression.media_suffix().to_owned();
+        let form = LayerBlob { digest: *blob.digest(), size: blob.size(), media_suffix };
+        self.record_layer_blob(&diff_id, &form, Some(&compression.label()))?;
+        Ok(CompressedLayer { blob, diff_id })
     }
 
     /// Notes that a blob, of whatever origin, is a compressed form of a layer. Blocking.
@@ -262,5 +276,17 @@ impl Active {
     pub fn changes(&self) -> Result<Vec<PathChange>> {
         let source = self.store().source_of(self.id().0, self.base())?;
         layer::list_changes(source).context(|| format!("list the changes of active {}", self.id()))
+    }
+}
+
+fn copy_blob(blob: &Blob, out: &mut impl Write, cancel: &Cancel) -> Result<()> {
+    let mut file = blob.open()?;
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        cancel.check()?;
+        match file.read(&mut piece).context(|| format!("read blob {}", blob.digest()))? {
+            0 => return Ok(()),
+            read => out.write_all(&piece[..read])?,
+        }
     }
 }
