@@ -102,7 +102,7 @@ impl Display {
     pub(super) fn finish(&mut self, now: i64, size: Size, outcome: Outcome) -> String {
         let mut text = match self {
             Self::Tty(view) => view.finish(now, size, outcome),
-            Self::Plain(_) => String::new(),
+            Self::Plain(view) => view.finish(),
             Self::Rawjson(_) | Self::Quiet(_) => return String::new(),
         };
         text.push_str(&warnings(self.trace()));
@@ -129,6 +129,7 @@ fn transfer(part: &Part) -> Option<String> {
     match (part.current, part.total) {
         (0, 0) => None,
         (current, 0) => Some(size::fixed(current)),
+        (current, total) if current == total && part.completed.is_some() => Some(size::fixed(current)),
         (current, total) => Some(format!("{} / {}", size::fixed(current), size::fixed(total))),
     }
 }

@@ -34,6 +34,13 @@ impl Plain {
         changes.into_iter().map(|change| self.text(change)).collect()
     }
 
+    /// Returns what to print at the end, for steps that did not get to theirs.
+    pub(super) fn finish(&self) -> String {
+        let steps = self.trace.steps().iter().enumerate();
+        let running = steps.filter(|(_, step)| step.running_since().is_some());
+        running.map(|(at, _)| format!("#{} {}\n", at + 1, ended(&State::Cancelled))).collect()
+    }
+
     fn text(&mut self, change: Change) -> String {
         match change {
             Change::Began(step) => {

@@ -142,14 +142,29 @@ impl Trace {
         &self.warnings
     }
 
-    /// Takes a message in.
+    /// Takes a message in. A message has lists by kind; what it says of one step is put together again.
     pub(in crate::cli::build) fn update(&mut self, message: &StatusResponse) -> Vec<Change> {
         let mut changes = Vec::new();
-        message.vertexes.iter().for_each(|vertex| self.begin(vertex, &mut changes));
-        message.statuses.iter().for_each(|status| self.part(status, &mut changes));
-        message.logs.iter().for_each(|log| self.log(log, &mut changes));
-        // Last: what a step printed before it ended is in the same message.
-        message.vertexes.iter().for_each(|vertex| self.end(vertex, &mut changes));
+        let mut steps: Vec<&str> = Vec::new();
+        let mut vertices: HashMap<&str, Vec<&Vertex>> = HashMap::new();
+        for vertex in &message.vertexes {
+            let of_step = vertices.entry(&vertex.digest).or_default();
+            if of_step.is_empty() {
+                steps.push(&vertex.digest);
+            }
+            of_step.push(vertex);
+        }
+        let own = |vertex: &str| vertices.contains_key(vertex);
+        message.statuses.iter().filter(|status| !own(&status.vertex)).for_each(|s| self.part(s, &mut changes));
+        message.logs.iter().filter(|log| !own(&log.vertex)).for_each(|log| self.log(log, &mut changes));
+        let (parts, logs) = (by_step(&message.statuses, |s| &s.vertex), by_step(&message.logs, |log| &log.vertex));
+        for step in steps {
+            vertices[step].iter().for_each(|vertex| self.begin(vertex, &mut changes));
+            parts.get(step).into_iter().flatten().for_each(|status| self.part(status, &mut changes));
+            logs.get(step).into_iter().flatten().for_each(|log| self.log(log, &mut changes));
+            // Last: what a step printed before it ended is in the same message.
+            vertices[step].iter().for_each(|vertex| self.end(vertex, &mut changes));
+        }
         self.warnings.extend(message.warnings.iter().map(Warning::read));
         changes
     }
@@ -257,6 +272,12 @@ impl Warning {
     }
 }
 
+fn by_step<T>(all: &[T], step: impl Fn(&T) -> &String) -> HashMap<&str, Vec<&T>> {
+    let mut groups: HashMap<&str, Vec<&T>> = HashMap::new();
+    all.iter().for_each(|one| groups.entry(step(one)).or_default().push(one));
+    groups
+}
+
 /// Says whether a step ended only because the build did.
 fn is_cancelled(error: &str) -> bool {
     error == "cancelled" || error.ends_with("context canceled")
@@ -297,6 +318,19 @@ mod tests {
         let expected = [Change::Began(1), line(1, "one"), line(1, "two!"), line(1, "three"), Change::Ended(1)];
         assert_eq!(trace.update(&message), expected);
         assert_eq!((trace.step(1).lines, trace.counts()), (3, (1, 1)));
+    }
+
+    #[test]
+    fn what_a_message_says_of_a_step_stays_together() {
+        let mut trace = Trace::default();
+        let message = StatusResponse {
+            vertexes: ["a", "b"].map(|name| vertex(name, Some(1), Some(10))).to_vec(),
+            logs: vec![log("b", b"b\n"), log("a", b"a\n")],
+            ..StatusResponse::default()
+        };
+        let a = [Change::Began(1), line(1, "a"), Change::Ended(1)];
+        let b = [Change::Began(2), line(2, "b"), Change::Ended(2)];
+        assert_eq!(trace.update(&message), [a, b].concat());
     }
 
     #[test]

@@ -66,6 +66,16 @@ struct Line {
     left: String,
     right: String,
     style: Style,
+    keep: Keep,
+}
+
+/// What gives way when a line is too narrow for both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    /// The left side is cut.
+    Both,
+    /// The right side is left out.
+    Left,
 }
 
 impl Tty {
@@ -163,7 +173,7 @@ impl Tty {
         }
         if running.len() > shown {
             let text = format!(" => and {} more steps", running.len() - shown);
-            lines.push(Line { left: text, right: String::new(), style: Style::new().dimmed() });
+            lines.push(Line::new(text, String::new(), Style::new().dimmed()));
         }
         lines.push(self.summary(now, None));
         lines
@@ -178,7 +188,7 @@ impl Tty {
             Some(Outcome::Failed) => (" FAILED", AnsiColor::Red.on_default()),
             Some(Outcome::Interrupted) => (" CANCELED", AnsiColor::Yellow.on_default()),
         };
-        Line { left: format!("[+] Building {took} ({ended}/{known}){word}"), right: String::new(), style }
+        Line::new(format!("[+] Building {took} ({ended}/{known}){word}"), String::new(), style)
     }
 }
 
@@ -194,17 +204,17 @@ fn ended(step: &Step) -> Line {
         State::Cancelled => ("CANCELED ", 0, AnsiColor::Yellow.on_default()),
         State::Failed { took_ns, .. } => ("ERROR ", *took_ns, AnsiColor::Red.on_default()),
     };
-    Line { left: format!(" => {word}{}", step.name), right: duration::clock(nanos(took)), style }
+    Line::new(format!(" => {word}{}", step.name), duration::clock(nanos(took)), style)
 }
 
 fn cancelled(step: &Step, took_ns: i64) -> Line {
     let style = AnsiColor::Yellow.on_default();
-    Line { left: format!(" => CANCELED {}", step.name), right: duration::clock(nanos(took_ns)), style }
+    Line::new(format!(" => CANCELED {}", step.name), duration::clock(nanos(took_ns)), style)
 }
 
 fn running_line(step: &Step, now: i64) -> Line {
     let took = nanos(now - step.running_since().unwrap_or(now));
-    Line { left: format!(" => {}", step.name), right: duration::clock(took), style: Style::new().bold() }
+    Line::new(format!(" => {}", step.name), duration::clock(took), Style::new().bold())
 }
 
 /// Returns at most `rows` lines about a running step: its transfers first, then the end of its output.
@@ -218,7 +228,7 @@ fn details(step: &Step, now: i64, rows: usize, width: usize) -> Vec<Line> {
     let style = Style::new().dimmed();
     lines.extend(tail.into_iter().skip(skip).map(|text| {
         let left = cut(&format!(" => => # {text}"), width);
-        Line { left, right: String::new(), style }
+        Line::new(left, String::new(), style)
     }));
     lines
 }
@@ -227,15 +237,28 @@ fn part_line(part: &Part, now: i64) -> Line {
     let took = duration::clock(nanos(part.took_ns(now)));
     let right = transfer(part).map_or_else(|| took.clone(), |bytes| format!("{bytes} {took:>6}"));
     let style = if part.completed.is_some() { AnsiColor::Cyan.on_default() } else { Style::new() };
-    Line { left: format!(" => => {}", part.name), right, style }
+    let line = Line::new(format!(" => => {}", part.name), right, style);
+    // An image's id is worth more than how long it took to write it.
+    if part.is_transfer() { line } else { line.keeping_left() }
 }
 
 impl Line {
+    fn new(left: String, right: String, style: Style) -> Self {
+        Self { left, right, style, keep: Keep::Both }
+    }
+
+    fn keeping_left(self) -> Self {
+        Self { keep: Keep::Left, ..self }
+    }
+
     fn text(&self, width: usize) -> String {
         if self.right.is_empty() {
             return cut(&self.left, width);
         }
         let room = width.saturating_sub(columns(&self.right) + 1);
+        if self.keep == Keep::Left && columns(&self.left) > room {
+            return cut(&self.left, width);
+        }
         let left = cut(&self.left, room);
         let gap = width.saturating_sub(columns(&left) + columns(&self.right));
         format!("{left}{}{}", " ".repeat(gap), self.right)
