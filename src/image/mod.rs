@@ -134,3 +134,6 @@ fn parse_config(bytes: &[u8]) -> Result<ImageConfig> {
     }
     Ok(config)
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,33 +24,33 @@ type Reply = http::Response<Body>;
 
 /// What a request looked like.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
-    pub(super) method: Method,
+pub(crate) struct Seen {
+    pub(crate) method: Method,
     /// With the query.
-    pub(super) path: String,
-    pub(super) headers: HeaderMap,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
     /// Of a POST; other bodies are read when the request is answered.
-    pub(super) body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 impl Seen {
     /// Returns a parameter of the query.
-    pub(super) fn query(&self, key: &str) -> Option<String> {
+    pub(crate) fn query(&self, key: &str) -> Option<String> {
         query(&self.path, key)
     }
 
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
     /// Says whether it is a GET of a path that contains `part`.
-    pub(super) fn gets(&self, part: &str) -> bool {
+    pub(crate) fn gets(&self, part: &str) -> bool {
         self.method == Method::GET && self.path.contains(part)
     }
 }
 
 /// What to do with a request instead of answering it properly.
-pub(super) enum Trick {
+pub(crate) enum Trick {
     /// Nothing: answer properly.
     None,
     /// Answer this: status, headers, body.
@@ -74,11 +74,11 @@ pub(super) enum Trick {
 }
 
 impl Trick {
-    pub(super) fn status(status: u16) -> Self {
+    pub(crate) fn status(status: u16) -> Self {
         Self::Answer(status, Vec::new(), Bytes::new())
     }
 
-    pub(super) fn error(status: u16, code: &str) -> Self {
+    pub(crate) fn error(status: u16, code: &str) -> Self {
         let body =
             format!(r#"{{"errors":[{{"code":"{code}","message":"{}"}}]}}"#, code.to_lowercase().replace('_', " "));
         Self::Answer(status, vec![("content-type", "application/json".to_owned())], body.into())
@@ -88,20 +88,20 @@ impl Trick {
 type Play = dyn Fn(&Seen) -> Trick + Send + Sync;
 
 #[derive(Default)]
-pub(super) struct Content {
-    pub(super) blobs: HashMap<String, Bytes>,
-    pub(super) manifests: HashMap<String, (String, Bytes)>,
-    pub(super) uploads: HashMap<String, BytesMut>,
+pub(crate) struct Content {
+    pub(crate) blobs: HashMap<String, Bytes>,
+    pub(crate) manifests: HashMap<String, (String, Bytes)>,
+    pub(crate) uploads: HashMap<String, BytesMut>,
     next_upload: usize,
-    pub(super) seen: Vec<Seen>,
+    pub(crate) seen: Vec<Seen>,
     /// Bytes of bodies that went out.
-    pub(super) sent: usize,
+    pub(crate) sent: usize,
     /// Connections that were accepted.
-    pub(super) connections: usize,
+    pub(crate) connections: usize,
 }
 
 /// A running server; dropping it ends it.
-pub(super) struct Fake {
+pub(crate) struct Fake {
     host: String,
     content: Arc<Mutex<Content>>,
     tasks: Tasks,
@@ -115,12 +115,12 @@ impl Drop for Fake {
 
 impl Fake {
     /// Starts a registry that behaves.
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(|_| Trick::None).await
     }
 
     /// Starts a registry that asks `play` about each request.
-    pub(super) async fn with(play: impl Fn(&Seen) -> Trick + Send + Sync + 'static) -> Self {
+    pub(crate) async fn with(play: impl Fn(&Seen) -> Trick + Send + Sync + 'static) -> Self {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let (content, tasks) = (Arc::new(Mutex::new(Content::default())), Tasks::new());
@@ -146,26 +146,26 @@ impl Fake {
         Self { host, content, tasks }
     }
 
-    pub(super) fn host(&self) -> &str {
+    pub(crate) fn host(&self) -> &str {
         &self.host
     }
 
     /// Returns a reference to `name` in this registry.
-    pub(super) fn image(&self, name: &str) -> Reference {
+    pub(crate) fn image(&self, name: &str) -> Reference {
         format!("{}/{name}", self.host).parse().unwrap()
     }
 
-    pub(super) fn content(&self) -> MutexGuard<'_, Content> {
+    pub(crate) fn content(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap()
     }
 
-    pub(super) fn add_blob(&self, blob: &Bytes) -> Digest {
+    pub(crate) fn add_blob(&self, blob: &Bytes) -> Digest {
         let digest = Digest::of(blob);
         self.content().blobs.insert(digest.to_string(), blob.clone());
         digest
     }
 
-    pub(super) fn add_manifest(&self, tag: &str, media_type: &str, manifest: &str) -> Digest {
+    pub(crate) fn add_manifest(&self, tag: &str, media_type: &str, manifest: &str) -> Digest {
         let digest = Digest::of(manifest.as_bytes());
         let document = (media_type.to_owned(), Bytes::copy_from_slice(manifest.as_bytes()));
         let mut content = self.content();
@@ -175,7 +175,7 @@ impl Fake {
     }
 
     /// Counts the requests seen that `is_meant` picks.
-    pub(super) fn count(&self, is_meant: impl Fn(&Seen) -> bool) -> usize {
+    pub(crate) fn count(&self, is_meant: impl Fn(&Seen) -> bool) -> usize {
         self.content().seen.iter().filter(|seen| is_meant(seen)).count()
     }
 }

@@ -3,7 +3,7 @@
 #[path = "../../../tests/support/registry.rs"]
 mod docker_registry;
 mod downloads;
-mod fake;
+pub(crate) mod fake;
 mod logins;
 mod manifests;
 mod mirrors;
