@@ -7,17 +7,13 @@ use bytes::Bytes;
 use kiln_graph::oci::{Descriptor, Manifest, media_type};
 
 use super::*;
-use crate::registry::Client;
 use crate::registry::tests::fake::{Fake, Seen, Trick};
+use crate::registry::tests::plain;
 use crate::store::IngestState;
 use crate::store::compression::{Compression, Encoder};
 
 fn quiet() -> Report {
     Arc::new(|_, _| {})
-}
-
-fn client() -> Client {
-    Client::new(crate::config::Registries::default())
 }
 
 /// Puts an image of one layer into a registry: the layer's tar, its blob, and what the configuration says its diff ID is.
@@ -57,7 +53,7 @@ fn layer(content: &[u8]) -> (Vec<u8>, Bytes) {
 }
 
 async fn pull(world: &World, name: &Reference) -> Result<()> {
-    let client = client();
+    let client = plain();
     let resolved = world.images.resolve(&world.lease, name, None, Policy::Always, &client).await?;
     world.images.fetch(&world.lease, &resolved, &client, &quiet()).await.map(drop)
 }
@@ -101,7 +97,7 @@ async fn a_pull_that_is_given_up_leaves_no_image_and_keeps_what_arrived() {
                 told.notify_one();
             }
         });
-        let client = client();
+        let client = plain();
         let resolved = world.images.resolve(&world.lease, &name, None, Policy::Always, &client).await.unwrap();
         tokio::select! {
             _ = world.images.fetch(&world.lease, &resolved, &client, &report) => panic!("the registry stalls"),
@@ -172,7 +168,7 @@ async fn many_pull_one_image_at_once_and_it_is_downloaded_once() {
         let lease = images.store().lease("another").unwrap();
         let name = name.clone();
         async move {
-            let client = client();
+            let client = plain();
             let resolved = images.resolve(&lease, &name, None, Policy::Always, &client).await?;
             images.fetch(&lease, &resolved, &client, &quiet()).await.map(drop)
         }
@@ -216,7 +212,7 @@ async fn an_image_built_on_a_pulled_one_is_pushed_with_the_layer_as_it_came() {
     let to = Fake::start().await;
     let image = world.images.find(&world.lease, "mine:1").unwrap();
     let name = to.image("pushed:1");
-    world.images.push(&world.lease, &image, &name, Compression::ZSTD, &client(), &quiet()).await.unwrap();
+    world.images.push(&world.lease, &image, &name, Compression::ZSTD, &plain(), &quiet()).await.unwrap();
     assert!(to.content().blobs.contains_key(&Digest::of(&blob).to_string()), "the base's layer as it came");
     let fresh = World::new();
     pull(&fresh, &name).await.unwrap();

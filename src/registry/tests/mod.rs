@@ -36,7 +36,7 @@ fn client(registries: Registries) -> Client {
 }
 
 /// A client without any configuration.
-fn plain() -> Client {
+pub(crate) fn plain() -> Client {
     client(Registries::default())
 }
 
