@@ -19,7 +19,7 @@ use super::value::{FileSystem, Value};
 use crate::error::{Error, Result};
 use crate::registry::{Client, Credentials, Notes, Provider};
 use crate::store::SnapshotId;
-use crate::task;
+use crate::task::{self, Cancel};
 
 /// The frontend that is built in.
 const FRONTEND: &str = "dockerfile.v0";
@@ -56,6 +56,8 @@ impl Solver {
             opened: Mutex::default(),
         };
         let Lowered { graph, root, config, epoch_s, .. } = lowered;
+        let cancel = Cancel::new();
+        let _given_up = cancel.on_drop();
         let job = Arc::new(Job {
             solver: self.clone(),
             values: Mutex::new(vec![None; graph.vertices().len()]),
@@ -70,6 +72,7 @@ impl Solver {
             taken: Mutex::default(),
             read: Mutex::default(),
             hits: Mutex::default(),
+            cancel: cancel.clone(),
             pending: TaskTracker::new(),
         });
         let epoch_ns = epoch_s.map(|seconds| seconds.saturating_mul(1_000_000_000));

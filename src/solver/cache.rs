@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 use super::copy::Listing;
 use super::key::Key;
 use crate::error::Result;
-use crate::state::{self, Root, Schema};
+use crate::state::Schema;
 use crate::store::{ActiveId, Roots, SnapshotId};
 
 /// The tables of the build cache.
@@ -220,19 +220,6 @@ pub fn record_listing(tx: &Connection, op: &Key, snapshot: SnapshotId, entries: 
     Ok(())
 }
 
-/// Drops the records that an earlier boot did not bring to the disk.
-///
-/// # Errors
-/// When the database fails.
-pub fn drop_lost(root: &Root) -> Result<()> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM steps WHERE boot IS NOT NULL AND boot <> ?1)";
-    let lost: bool = root.db().read(|c| Ok(c.prepare_cached(sql)?.query_row([root.boot_id()], |row| row.get(0))?))?;
-    if lost {
-        root.db().write(|tx| state::drop_lost(tx, "steps", root.boot_id()))?;
-    }
-    Ok(())
-}
-
 /// A cache mount's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -346,6 +333,7 @@ pub fn record_content(tx: &Connection, chain: &Digest, selector: &str, hash: &[u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::Root;
 
     fn key(n: u8) -> Key {
         Key::from_bytes([n; 32])

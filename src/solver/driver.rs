@@ -136,6 +136,7 @@ impl Solver {
                 return core.carry_out(&self, actions, None);
             }
             Err(error) => {
+                job.report_failed(id, &error);
                 let actions = core.scheduler.identified(task, Identity::Failed);
                 return core.carry_out(&self, actions, Some(&error.into()));
             }

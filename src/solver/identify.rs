@@ -177,7 +177,7 @@ impl Job {
     /// Selects from a directory of the client. The first time is reported as the work of its vertex.
     fn take_local(&self, source: VertexId, dir: &LocalDir, copy: &Copy) -> Result<Taken> {
         let begun = self.first_use(source).then(|| Begun::new(self.progress.clone(), self.state(source)));
-        let taken = take(dir.tree(), copy, &Cancel::new());
+        let taken = take(dir.tree(), copy, &self.cancel);
         if let Some(begun) = begun {
             if let Ok(taken) = &taken {
                 begun.part("transferring context:", taken.selection.bytes()).complete();
@@ -293,6 +293,16 @@ fn is_everything(copy: &Copy) -> bool {
 }
 
 impl Work {
+    /// Putting a part of a client's directory into the store, to mount it.
+    pub(super) fn of_context(selector: &str, hash: [u8; 32]) -> Self {
+        let mut parts = Parts::default();
+        parts.add("operation", "context");
+        parts.add("path", selector);
+        let op = parts.key();
+        parts.add("content", blake3::Hash::from_bytes(hash).to_hex().as_str());
+        Self { op, run: parts.key(), parts, inputs: Vec::new() }
+    }
+
     fn new(vertex: &Vertex, inputs: Vec<Input>) -> Self {
         let parts = Parts::of_operation(vertex);
         let op = parts.key();

@@ -143,6 +143,8 @@ pub(super) struct Job {
     pub(super) read: Mutex<BTreeSet<VertexId>>,
     /// Records that were found, to be marked as used at the end.
     pub(super) hits: Mutex<Vec<i64>>,
+    /// Set when the build is given up, for work that belongs to no step.
+    pub(super) cancel: Cancel,
     /// Work that the build waits for before it ends: identifying layers, and steps that were told to stop.
     pub(super) pending: TaskTracker,
 }
@@ -293,6 +295,11 @@ impl Job {
             error: None,
         };
         Begun::new(self.progress.clone(), state.unwrap_or_else(unknown))
+    }
+
+    /// Reports that a step failed before it began.
+    pub(super) fn report_failed(&self, id: VertexId, error: &Error) {
+        Begun::new(self.progress.clone(), self.state(id)).end(Some(error));
     }
 
     /// Reports that a vertex was found in the cache.

@@ -48,6 +48,7 @@ use crate::error::Result;
 use crate::image::Images;
 use crate::network::{Network, Pool};
 use crate::registry::Client;
+use crate::state;
 use crate::store::{Roots, Store};
 use crate::task::{Clock, Tasks};
 use driver::Driver;
@@ -107,7 +108,7 @@ impl Solver {
     /// When the root cannot be written.
     pub fn open(deps: Deps) -> Result<Self> {
         let root = deps.store.root();
-        cache::drop_lost(root)?;
+        state::recover(root, DURABLE_TABLES)?;
         let (memos, cache_mounts) = (root.subdir("memos")?, root.subdir("cache-mounts")?);
         let driver = Driver::new();
         let pool = Pool::new(deps.network.clone(), driver.limit);

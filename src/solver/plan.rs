@@ -59,13 +59,18 @@ impl Job {
         let mut misses = HashMap::new();
         let db = self.solver.deps().store.root().db();
         for id in order {
+            self.cancel.check()?;
             let vertex = self.graph.vertex(*id);
             let found = match &vertex.op {
                 Op::Source(source) => self.source(vertex, source).map(|value| Some(Found::Value(value, None))),
                 _ if vertex.inputs.iter().any(|edge| self.value(edge.vertex).is_none()) => Ok(None),
                 _ => db.read(|connection| self.identify_now(connection, *id)),
             };
-            match found.map_err(|error| Failure::of_step(error, &self.graph, vertex))? {
+            let failed = |error| {
+                self.report_failed(*id, &error);
+                Failure::of_step(error, &self.graph, vertex)
+            };
+            match found.map_err(failed)? {
                 Some(Found::Value(value, record)) => {
                     self.set_value(*id, value);
                     records.extend(record.map(|record| (*id, record)));

@@ -10,13 +10,16 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::cache_mount::{CacheMount, Wanted};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::sandbox::{self, Access, Propagation, Source, Tmpfs};
-use crate::solver::copy::{Target, Writer};
-use crate::solver::identify::selected;
+use crate::solver::cache;
+use crate::solver::copy::{Listing, Target, Writer};
+use crate::solver::identify::{Work, selected};
 use crate::solver::job::{Job, Taken};
+use crate::solver::key::Key;
+use crate::solver::settle::Made;
 use crate::solver::value::{FileSystem, Value};
 use crate::store::tree::Time;
 use crate::store::{self, Active, SnapshotId};
-use crate::task::{self, Cancel};
+use crate::task;
 
 /// Mounts, and what must live as long as they are used.
 #[derive(Debug, Default)]
@@ -142,22 +145,50 @@ impl Job {
             Value::Local(_) => {
                 let copy = Box::new(selected(selector));
                 let taken = self.take(id, (id.index(), number), Some(index), copy).await?;
-                let (job, selector) = (Arc::clone(self), selector.to_owned());
-                task::blocking(move || job.copy_context(&taken, &selector)).await.map(Some)
+                self.context(taken, selector).await.map(Some)
             }
         }
     }
 
-    /// Copies what a mount shows of a client's directory, without what its rules hide. Blocking.
+    /// Returns a snapshot of what a mount shows of a client's directory, without what its rules hide.
     ///
-    /// Not mounted in place, because it must not change while the step runs, nor show what `.dockerignore` excludes.
-    fn copy_context(&self, taken: &Taken, selector: &str) -> Result<SnapshotId> {
+    /// Not mounted in place, because it must not change while the step runs, nor show what `.dockerignore` excludes. The
+    /// snapshot is recorded like a step's result, and unchanged files are linked from the one before.
+    async fn context(self: &Arc<Self>, taken: Arc<Taken>, selector: &str) -> Result<SnapshotId> {
+        let work = Work::of_context(selector, taken.hash);
+        // One that another step has just made is recorded soon.
+        if let Some(layer) = self.solver.settling(&work.run) {
+            layer.settled().await?;
+        }
+        let (job, path, op, run) = (Arc::clone(self), selector.to_owned(), work.op, work.run);
+        let (snapshot, listing) = task::blocking(move || {
+            let store = &job.solver.deps().store;
+            if let Some(step) = store.root().db().read(|c| cache::find(c, &run))?
+                && store.snapshot(&job.lease, step.snapshot)?.is_some()
+            {
+                job.hit(step.id);
+                return Ok((step.snapshot, None));
+            }
+            let listing = Listing::of([&taken.selection]).encode();
+            Ok((job.copy_context(&taken, &path, &op)?, Some(listing)))
+        })
+        .await?;
+        if listing.is_some() {
+            let name = format!("context /{}", selector.trim_start_matches('/'));
+            let made = Made { snapshot, base: FileSystem::Empty, listing, name, has_digests: false };
+            self.settle(work, made);
+        }
+        Ok(snapshot)
+    }
+
+    /// Blocking.
+    fn copy_context(&self, taken: &Taken, selector: &str, op: &Key) -> Result<SnapshotId> {
         let store = &self.solver.deps().store;
         let active = store.prepare(&self.lease, None)?;
         let below = store.rootfs(None)?.mount(store::Access::ReadOnly)?;
-        let cancel = Cancel::new();
-        let target = Target { active: &active, below, donor: None };
-        let writer = Writer::new(target, Time::default(), &cancel)?;
+        let donor = store.root().db().read(|c| cache::find_listing(c, op))?;
+        let target = Target { active: &active, below, donor };
+        let writer = Writer::new(target, Time::default(), &self.cancel)?;
         writer.copy(&taken.tree, &taken.selection, &selected(selector), None)?;
         drop(writer);
         active.commit()

@@ -155,3 +155,24 @@ fn privileged_bind_mounts_show_stages_and_contexts_and_drop_what_is_written() {
         assert!(again.cached("/one") && !again.cached("/two"));
     });
 }
+
+#[test]
+fn privileged_a_mounted_context_is_copied_once() {
+    in_world(async |world| {
+        world.put("src/a", "1");
+        world.put("src/b", "2");
+        let dockerfile =
+            |n: u32| format!("FROM base\nRUN --mount=type=bind,source=src,target=/s cat /s/a /s/b > /out; echo {n}\n");
+        world.build(&dockerfile(1)).await.built();
+        world.build(&dockerfile(2)).await.built();
+        let contexts = || {
+            let records = world.solver.usage().unwrap();
+            records.into_iter().filter(|record| record.description == "context /src").collect::<Vec<_>>()
+        };
+        assert_eq!(contexts().len(), 1);
+        assert_eq!(contexts()[0].uses, 1);
+        world.put("src/a", "3");
+        world.build(&dockerfile(1)).await.built();
+        assert_eq!((world.read("out").unwrap().as_str(), contexts().len()), ("32", 2));
+    });
+}
