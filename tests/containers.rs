@@ -365,6 +365,8 @@ fn privileged_limits_and_privileges_reach_the_kernel() {
     let oom = daemon.script("--name oom -m 16m", "tail /dev/zero");
     assert_eq!(oom.code, 137);
     assert_eq!(daemon.inspect("oom", "{{.State.OOMKilled}}"), "true");
+    let cpuset = daemon.fails("run --rm --cpuset-cpus 4000 busybox true");
+    assert!(cpuset.code == 125 && cpuset.stderr.contains("cpuset"), "{}", cpuset.stderr);
     let init = daemon.script("--rm --init", "cat /proc/1/comm; sleep 0.01 & wait");
     assert_ne!(init.stdout, "sh\n");
 }

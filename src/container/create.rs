@@ -63,6 +63,7 @@ impl Containers {
         check_binds(&config)?;
         super::spec::check(&config)?;
         let id = ContainerId::from_random(random()?);
+        let warnings = super::spec::refused_limits(&config, &id)?;
         if config.hostname.is_empty() {
             config.hostname = match config.host.network {
                 Network::Host => rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -78,7 +79,7 @@ impl Containers {
             self.record(id.clone(), wanted, config, layer)
         });
         match made {
-            Ok(()) => Ok(Created { id, warnings: Vec::new() }),
+            Ok(()) => Ok(Created { id, warnings }),
             Err(error) => Err(error.and_cleanup(tree::remove_tree(files.dir()))),
         }
     }

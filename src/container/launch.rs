@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,7 @@ impl Containers {
             }
         };
         Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            .arg0("kiln")
             .arg(SHIM_ROLE)
             .arg(self.root().path())
             .arg(record.id.as_str())

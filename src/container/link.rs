@@ -382,7 +382,11 @@ mod tests {
             let mut stream = joined.connected().await?;
             outcome(&mut stream).await
         });
-        crate::task::blocking(move || Ok(place.dismiss_pending(&Outcome::default()))).await.unwrap();
+        let dismissed = crate::task::blocking(move || {
+            place.dismiss_pending(&Outcome::default());
+            Ok(())
+        });
+        dismissed.await.unwrap();
         assert_eq!(waiter.await.unwrap().unwrap(), Outcome::default());
     }
 }

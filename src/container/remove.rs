@@ -48,6 +48,7 @@ impl Containers {
     /// # Errors
     /// When one cannot be removed; earlier ones are.
     pub fn prune(&self, unwanted: impl Fn(&Record) -> bool) -> Result<(Vec<ContainerId>, u64)> {
+        self.sweep()?;
         let (mut removed, mut bytes) = (Vec::new(), 0);
         for record in self.list()?.iter().filter(|record| !record.state.is_live() && unwanted(record)) {
             let size = self.layer_size(record)?;
@@ -62,6 +63,22 @@ impl Containers {
             }
         }
         Ok((removed, bytes))
+    }
+
+    /// Removes directories that belong to no container: what is left when an engine is killed while it creates one. Young ones
+    /// may belong to one that is just being created.
+    fn sweep(&self) -> Result<()> {
+        const YOUNG: std::time::Duration = std::time::Duration::from_hours(1);
+        for entry in std::fs::read_dir(&self.0.dir)? {
+            let entry = entry?;
+            let Some(id) = entry.file_name().to_str().and_then(|name| ContainerId::parse(name).ok()) else { continue };
+            let age = entry.metadata()?.modified().map(|time| self.0.clock.now().duration_since(time))?;
+            let known = self.db().read(|connection| record::find(connection, id.as_str()));
+            if age.is_ok_and(|age| age > YOUNG) && known.is_err_and(|error| error.kind() == Kind::NotFound) {
+                tree::remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns what a container's writable layer takes on the disk, in bytes. Blocking; reads the metadata of all its files.

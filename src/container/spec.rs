@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::config::{self, Config, Host, MountSource, Security};
 use super::files::Files;
-use super::record::Record;
+use super::record::{ContainerId, Record};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::network::files::{self as network_files, Dns, ExtraHost, HostAddress, Hosts, Reach};
 use crate::network::{Endpoint, Network, namespace};
@@ -36,6 +36,18 @@ pub(super) fn check(config: &Config) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Says which limits this host does not give. Blocking; costs nothing for a container without limits.
+///
+/// # Errors
+/// `InvalidArgument` for a limit the kernel refuses, such as a processor that is not there.
+pub(super) fn refused_limits(config: &Config, id: &ContainerId) -> Result<Vec<String>> {
+    let limits = limits(&config.host);
+    if limits == Limits::default() {
+        return Ok(Vec::new());
+    }
+    Cgroup::try_limits(&CgroupSpec { parent: cgroup_parent(&config.host).to_owned(), limits }, id.as_str())
 }
 
 /// Makes the sandbox of a container. The files it sees of its network are written here. Blocking.

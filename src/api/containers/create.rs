@@ -35,9 +35,9 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer<impl IntoResponse> {
-    let is_json = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if !is_json.is_some_and(|kind| kind.split(';').next() == Some("application/json")) {
-        let found = is_json.unwrap_or_default();
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if kind.is_none_or(|kind| kind.split(';').next() != Some("application/json")) {
+        let found = kind.unwrap_or_default();
         return Err(
             Error::invalid(format!("unsupported Content-Type header ({found}): must be 'application/json'")).into()
         );
@@ -489,7 +489,7 @@ mod tests {
     use crate::error::Kind;
     use kiln_graph::Digest;
 
-    fn convert(host: serde_json::Value) -> Result<Config> {
+    fn convert(host: &serde_json::Value) -> Result<Config> {
         let body = serde_json::json!({ "Image": "busybox", "Cmd": ["true"], "HostConfig": host });
         settings(serde_json::from_value(body).unwrap(), Digest::of(b""))
     }
@@ -497,7 +497,7 @@ mod tests {
     #[test]
     fn what_the_docker_cli_sends_without_options_is_accepted() {
         let defaults = include_str!("../../../testdata/api/host-config-defaults.json");
-        let config = convert(serde_json::from_str(defaults).unwrap()).unwrap();
+        let config = convert(&serde_json::from_str(defaults).unwrap()).unwrap();
         assert_eq!(config.host, Host::default());
         assert_eq!(config.io.console_size, [30, 120]);
     }
@@ -511,7 +511,7 @@ mod tests {
             (serde_json::json!({"LogConfig": {"Type": "syslog"}}), "log driver syslog"),
             (serde_json::json!({"DeviceRequests": [{"Count": -1}]}), "--gpus"),
         ] {
-            let error = convert(host).unwrap_err();
+            let error = convert(&host).unwrap_err();
             assert_eq!(error.kind(), Kind::Unsupported);
             assert!(error.to_string().contains(name), "{error}");
         }
@@ -532,14 +532,14 @@ mod tests {
             serde_json::json!({"OomScoreAdj": 5000}),
             serde_json::json!({"Tmpfs": {"/x": "size=huge"}}),
         ] {
-            let error = convert(host.clone()).unwrap_err();
+            let error = convert(&host).unwrap_err();
             assert_eq!(error.kind(), Kind::InvalidArgument, "{host}: {error}");
         }
     }
 
     #[test]
     fn mounts_are_read_in_all_their_forms() {
-        let config = convert(serde_json::json!({
+        let config = convert(&serde_json::json!({
             "Binds": ["/a:/b:ro,rslave"],
             "Mounts": [{"Type": "tmpfs", "Target": "/t", "TmpfsOptions": {"SizeBytes": 1024, "Mode": 448}},
                        {"Type": "bind", "Source": "/s", "Target": "/m", "ReadOnly": true}],
@@ -568,7 +568,7 @@ mod tests {
 
     #[test]
     fn security_options_are_read() {
-        let config = convert(serde_json::json!({
+        let config = convert(&serde_json::json!({
             "CapAdd": ["cap_net_admin"], "CapDrop": ["ALL"], "MaskedPaths": [], "ReadonlyPaths": [],
             "SecurityOpt": ["no-new-privileges", "seccomp=unconfined", "label=disable"],
         }))

@@ -104,6 +104,17 @@ impl Cgroup {
         }
     }
 
+    /// Finds out what limits become on this host, by making a group with them and removing it; returns the same warnings as a
+    /// sandbox with them. Blocking.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an id or parent that is no path below the root, and for a limit the kernel refuses.
+    pub fn try_limits(spec: &CgroupSpec, id: &str) -> Result<Vec<String>> {
+        let (cgroup, warnings) = Self::create(spec, id)?;
+        cgroup.remove()?;
+        Ok(warnings)
+    }
+
     /// Finds the group of a sandbox that another process may have made; hierarchies where it does not exist are left out.
     ///
     /// # Errors
