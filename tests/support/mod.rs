@@ -11,6 +11,7 @@ pub mod meddler;
 #[path = "registry.rs"]
 pub mod registry;
 mod remains;
+pub mod terminal;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
