@@ -100,11 +100,8 @@ impl Terminal {
 
     /// Waits for the end; returns the exit code.
     pub fn code(&mut self) -> i32 {
-        let ended = || self.child.try_wait().expect("wait for a child");
-        let status = {
-            let mut ended = ended;
-            eventually("the end of the command", PATIENCE, move || ended())
-        };
+        let child = &mut self.child;
+        let status = eventually("the end of the command", PATIENCE, || child.try_wait().expect("wait for a child"));
         status.code().expect("it was not killed")
     }
 }
