@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use super::running::{Builds, Watching};
+use super::session;
 use crate::api::serve::Peer;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -112,8 +113,12 @@ impl control_server::Control for Control {
         Ok(Response::new(Box::pin(stream::iter(pruned).map(|record| Ok(convert::usage(record))))))
     }
 
-    async fn session(&self, _: Request<Streaming<BytesMessage>>) -> Result<Response<Self::SessionStream>, Status> {
-        unimplemented("Session")
+    async fn session(
+        &self,
+        request: Request<Streaming<BytesMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let sent = session::over_messages(&self.engine, request).map_err(|error| convert::refusal(&error))?;
+        Ok(Response::new(Box::pin(sent)))
     }
 
     async fn listen_build_history(

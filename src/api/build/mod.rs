@@ -70,3 +70,139 @@ pub(super) async fn unknown(headers: HeaderMap, uri: Uri) -> Response<Body> {
     let answer: Answer<()> = Err(Error::not_found("page not found").into());
     answer.into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use tokio_stream::StreamExt as _;
+    use tonic::transport::Channel;
+
+    use super::*;
+    use crate::api::Server;
+    use crate::config::{Config, Environment, Flags, User};
+    use crate::types::build::control_client::ControlClient;
+    use crate::types::build::moby::buildkit::secrets::v1::secrets_server::{Secrets, SecretsServer};
+    use crate::types::build::moby::buildkit::secrets::v1::{GetSecretRequest, GetSecretResponse};
+    use crate::types::build::{BytesMessage, InfoRequest, ListWorkersRequest, SolveRequest};
+
+    /// A server of an engine with a root of its own.
+    struct World {
+        engine: Engine,
+        server: Server,
+        _root: tempfile::TempDir,
+    }
+
+    impl World {
+        /// Opens an engine, which only root may do.
+        fn open() -> Option<Self> {
+            if !rustix::process::geteuid().is_root() {
+                return None;
+            }
+            let root = tempfile::tempdir().unwrap();
+            let flags = Flags { root: Some(root.path().to_owned()), ..Flags::default() };
+            let config = Config::load(&flags, &Environment::of(User::Root, &[])).unwrap();
+            let engine = Engine::open(config).unwrap();
+            Some(Self { server: Server::new(engine.clone()), engine, _root: root })
+        }
+
+        fn connect(&self, peer: Peer) -> DuplexStream {
+            let (ours, theirs) = tokio::io::duplex(64 << 10);
+            self.server.connect(theirs, peer);
+            ours
+        }
+
+        async fn control(&self, peer: Peer) -> ControlClient<Channel> {
+            ControlClient::new(channel(self.connect(peer)).await)
+        }
+    }
+
+    async fn channel(io: DuplexStream) -> Channel {
+        let mut io = Some(io);
+        let connector = tower::service_fn(move |_: Uri| {
+            let io = io.take().map(TokioIo::new);
+            async move { io.ok_or_else(|| std::io::Error::other("there is one connection only")) }
+        });
+        tonic::transport::Endpoint::from_static("http://kiln").connect_with_connector(connector).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn privileged_the_services_answer_on_the_listener_itself() {
+        let Some(world) = World::open() else { return };
+        let mut control = world.control(Peer::Client).await;
+        let workers = control.list_workers(ListWorkersRequest::default()).await.unwrap().into_inner();
+        assert_eq!(workers.record[0].platforms[0].os, "linux");
+        let request = SolveRequest { r#ref: "r".into(), frontend: "dockerfile.v0".into(), ..SolveRequest::default() };
+        let refused = control.solve(request).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unimplemented, "{refused}");
+        assert!(refused.message().contains("FileSync"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn privileged_the_services_answer_after_an_upgrade() {
+        let Some(world) = World::open() else { return };
+        let mut io = world.connect(Peer::Client);
+        let request = b"POST /v1.41/grpc HTTP/1.1\r\nHost: kiln\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n";
+        io.write_all(request).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(io.read_u8().await.unwrap());
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+        let info = ControlClient::new(channel(io).await).info(InfoRequest {}).await.unwrap().into_inner();
+        assert!(info.buildkit_version.unwrap().version.starts_with('v'));
+    }
+
+    #[tokio::test]
+    async fn privileged_a_service_nobody_has_is_refused_in_the_way_of_grpc() {
+        let Some(world) = World::open() else { return };
+        let channel = channel(world.connect(Peer::Client)).await;
+        let mut secrets = crate::types::build::moby::buildkit::secrets::v1::secrets_client::SecretsClient::new(channel);
+        let refused = secrets.get_secret(GetSecretRequest::default()).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unimplemented);
+        assert!(refused.message().contains("Secrets/GetSecret"), "{refused}");
+    }
+
+    struct Vault;
+
+    #[tonic::async_trait]
+    impl Secrets for Vault {
+        async fn get_secret(
+            &self,
+            request: tonic::Request<GetSecretRequest>,
+        ) -> Result<tonic::Response<GetSecretResponse>, tonic::Status> {
+            let data = request.into_inner().id.into_bytes();
+            Ok(tonic::Response::new(GetSecretResponse { data }))
+        }
+    }
+
+    #[tokio::test]
+    async fn privileged_a_session_over_messages_hands_out_secrets() {
+        let Some(world) = World::open() else { return };
+        let (io, theirs) = tokio::io::duplex(64 << 10);
+        let service = Router::new()
+            .route_service("/moby.buildkit.secrets.v1.Secrets/{method}", SecretsServer::from_arc(Arc::new(Vault)));
+        tokio::spawn(async move {
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            builder.serve_connection(TokioIo::new(theirs), TowerToHyperService::new(service)).await
+        });
+        let (read, mut write) = tokio::io::split(io);
+        let sent = tokio_util::io::ReaderStream::new(read).map(|data| BytesMessage { data: data.unwrap().into() });
+        let mut request = tonic::Request::new(sent);
+        let metadata = request.metadata_mut();
+        metadata.insert("x-docker-expose-session-uuid", "s1".parse().unwrap());
+        let method = "/moby.buildkit.secrets.v1.Secrets/GetSecret";
+        metadata.insert("x-docker-expose-session-grpc-method", method.parse().unwrap());
+        let mut received = world.control(Peer::Client).await.session(request).await.unwrap().into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = received.message().await {
+                write.write_all(&message.data).await.unwrap();
+            }
+        });
+        let session = world.engine.sessions().get("s1").await.unwrap();
+        assert_eq!(session.secret("token").await.unwrap().as_deref(), Some(&b"token"[..]));
+        assert_eq!(session.credentials("example.com").await.unwrap(), None, "the method was not announced");
+    }
+}
