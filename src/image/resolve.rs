@@ -40,7 +40,7 @@ pub struct Resolved {
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
     /// Here, with its layers.
-    Local(Image),
+    Local(Box<Image>),
     /// At a registry.
     Remote(Arc<Remote>),
 }
@@ -117,7 +117,7 @@ impl Images {
             id: image.record.id,
             config: Arc::clone(&image.config),
             reference: name.clone(),
-            origin: Origin::Local(image),
+            origin: Origin::Local(Box::new(image)),
         }))
     }
 

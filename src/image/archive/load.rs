@@ -85,7 +85,7 @@ impl Images {
                     files.blobs.insert(path, writer.finish()?);
                 }
                 What::Symlink(target) => {
-                    files.link(path.clone(), normalize(parent(&path), &String::from_utf8_lossy(&target)))
+                    files.link(path.clone(), normalize(parent(&path), &String::from_utf8_lossy(&target)));
                 }
                 What::HardLink(target) => files.link(path, normalize("", &String::from_utf8_lossy(&target))),
                 What::Other => {}
@@ -299,7 +299,7 @@ fn names_of(descriptor: &Descriptor) -> Result<Vec<Reference>> {
     let short = descriptor.annotations.get(annotation::REF_NAME);
     // The short form is only a tag, unless a tool put a whole name there.
     let name = full.or_else(|| short.filter(|name| name.contains(['/', ':'])));
-    name.map(|name| Ok(vec![Reference::from_str(name)?.with_default_tag()])).unwrap_or_else(|| Ok(Vec::new()))
+    name.map_or_else(|| Ok(Vec::new()), |name| Ok(vec![Reference::from_str(name)?.with_default_tag()]))
 }
 
 fn parent(path: &str) -> &str {

@@ -44,14 +44,14 @@ impl Sandbox {
 
     /// Unpacks a layer with the marks that need no rights.
     fn unpack(&self, tar: &[u8]) -> Result<Unpacked> {
-        let result = super::unpack(tar, open_root(&self.root())?, Marks::Files, &Cancel::new());
+        let result = unpack(tar, open_root(&self.root())?, Marks::Files, &Cancel::new());
         self.check();
         result
     }
 
     /// Unpacks an archive that is no layer.
     fn extract(&self, tar: &[u8]) -> Result<Extracted> {
-        let result = super::extract(tar, open_root(&self.root())?, ExtractOptions::new(&Cancel::new()));
+        let result = extract(tar, open_root(&self.root())?, ExtractOptions::new(&Cancel::new()));
         self.check();
         result
     }

@@ -238,7 +238,7 @@ fn processes_that_are_killed_anywhere_leave_a_root_that_the_next_ones_use() {
         workers[0].wait_for("round", 1 + usize::try_from(round).unwrap());
         let pause = Duration::from_millis(7 * u64::try_from(round).unwrap());
         std::thread::park_timeout(pause);
-        workers.map(Worker::kill);
+        workers.into_iter().for_each(Worker::kill);
         check(&world.other());
     }
     world.store.collect(Duration::ZERO, |_| Ok(Roots::default())).unwrap();

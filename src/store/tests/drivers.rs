@@ -59,7 +59,7 @@ fn everything(tree: &Tree) {
     tree.fifo("pipe").node("null", FileType::CharacterDevice, (1, 3)).node("disk", FileType::BlockDevice, (8, 1));
     tree.xattr("etc/motd", "user.note", b"a=b").xattr("bare", "user.empty", b"");
     tree.xattr("tool", "security.capability", b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    tree.file(&"n".repeat(255), "long");
+    tree.file("n".repeat(255), "long");
     std::fs::write(tree.path(bytes(b"not-utf8-\xff\xfe")), "x").unwrap();
     tree.time("etc", 1_650_000_000).time(bytes(b"not-utf8-\xff\xfe"), -5);
 }

@@ -159,8 +159,8 @@ fn an_archive_of_too_many_entries_is_refused() {
     let sandbox = Sandbox::new();
     let tar = |count: usize| (0..count).fold(Tar::new(), |tar, n| tar.file(&n.to_string(), "")).finish();
     let into = || open_root(&sandbox.root()).unwrap();
-    assert_eq!(super::extract(tar(3).as_slice(), into(), options).unwrap().entries, 3);
-    let error = super::extract(tar(4).as_slice(), into(), options).unwrap_err();
+    assert_eq!(extract(tar(3).as_slice(), into(), options).unwrap().entries, 3);
+    let error = extract(tar(4).as_slice(), into(), options).unwrap_err();
     assert_eq!(error.kind(), Kind::Unsupported);
     assert!(error.to_string().contains("more than 3 entries"), "{error}");
 }
@@ -237,6 +237,6 @@ fn a_cancelled_unpack_stops() {
     cancel.cancel();
     let sandbox = Sandbox::new();
     let tar = Tar::new().file("f", "x").finish();
-    let error = super::unpack(tar.as_slice(), open_root(&sandbox.root()).unwrap(), Marks::Files, &cancel).unwrap_err();
+    let error = unpack(tar.as_slice(), open_root(&sandbox.root()).unwrap(), Marks::Files, &cancel).unwrap_err();
     assert_eq!(error.kind(), Kind::Cancelled);
 }

@@ -10,7 +10,7 @@ fn sample(dir: &Path) {
     let tree = Tree::at(dir);
     tree.dir("d").file("d/a", "a").link("d/b", "d/a").symlink("link", "d/a").fifo("pipe").file("z", "z");
     for n in 0..300 {
-        tree.file(&format!("d/{n:03}"), vec![b'x'; n * 37]);
+        tree.file(format!("d/{n:03}"), vec![b'x'; n * 37]);
     }
     tree.file("big", (0..2_000_000).map(|n: u32| (n % 251) as u8).collect::<Vec<_>>()).mode("d/a", 0o4750);
 }
@@ -52,7 +52,7 @@ struct Bounded {
     limit: usize,
 }
 
-impl io::Write for Bounded {
+impl Write for Bounded {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if self.bytes.len() >= self.limit {
             return Err(Error::exhausted("enough").into());
@@ -93,7 +93,7 @@ fn a_file_that_shrinks_while_it_is_packed_is_an_error() {
     let path = dir.path().join("f");
     std::fs::write(&path, vec![1; 8 << 20]).unwrap();
     struct Shrinks(PathBuf);
-    impl io::Write for Shrinks {
+    impl Write for Shrinks {
         fn write(&mut self, data: &[u8]) -> io::Result<usize> {
             std::fs::File::options().write(true).open(&self.0)?.set_len(10)?;
             Ok(data.len())

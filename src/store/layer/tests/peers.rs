@@ -29,10 +29,10 @@ pub(super) fn pipe(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
 /// A tree with everything a tar of either program holds.
 fn sample(dir: &Path) {
     let tree = Tree::at(dir);
-    tree.dir("d").file("d/a", "a").link("d/b", "d/a").symlink("link", "d/a").symlink(&"s".repeat(90), &"t".repeat(200));
+    tree.dir("d").file("d/a", "a").link("d/b", "d/a").symlink("link", "d/a").symlink("s".repeat(90), &"t".repeat(200));
     tree.fifo("pipe").mode("d/a", 0o4755).xattr("d/a", "user.note", b"n").file("large", vec![9; 400_000]);
     let long = "n".repeat(200);
-    tree.dir(&long).file(&format!("{long}/{}", "f".repeat(200)), "deep");
+    tree.dir(&long).file(format!("{long}/{}", "f".repeat(200)), "deep");
     std::fs::write(tree.path(crate::store::tests::views::bytes(b"\xff\xfe")), "raw").unwrap();
     tree.time(crate::store::tests::views::bytes(b"\xff\xfe"), 1_600_000_000).time(".", 1);
     let sparse = std::fs::File::create(tree.path("sparse")).unwrap();

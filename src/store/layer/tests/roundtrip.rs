@@ -81,7 +81,7 @@ fn make(root: &Path, steps: &[(usize, Vec<u8>, Node, i64)]) {
                 Tree::at(root).fifo(&path);
             }
             Node::Link(of) if !files.is_empty() => {
-                std::fs::hard_link(root.join(&files[of % files.len()]), &full).unwrap()
+                std::fs::hard_link(root.join(&files[of % files.len()]), &full).unwrap();
             }
             Node::Link(_) => continue,
         }
