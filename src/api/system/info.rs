@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use crate::api::Answer;
-use crate::container::record::State as ContainerState;
+use crate::container::record::{Record, State as ContainerState};
 use crate::engine::{Engine, Host};
 use crate::error::Result;
 use crate::image::record;
@@ -20,13 +20,15 @@ fn collect(engine: &Engine) -> Result<Value> {
     let host = Host::read(engine.root().path());
     let mut info = described(engine, &host);
     let containers = engine.containers().list()?;
-    let running = containers.iter().filter(|record| matches!(record.state, ContainerState::Running { .. })).count();
+    let runs = |record: &&Record| matches!(record.state, ContainerState::Running { .. });
+    let up = containers.iter().filter(runs).count();
+    let paused = containers.iter().filter(runs).filter(|record| engine.containers().is_paused(record)).count();
     let images = engine.root().db().read(record::all)?.len();
     let counts = json!({
         "Containers": containers.len(),
-        "ContainersRunning": running,
-        "ContainersPaused": 0,
-        "ContainersStopped": containers.len() - running,
+        "ContainersRunning": up - paused,
+        "ContainersPaused": paused,
+        "ContainersStopped": containers.len() - up,
         "Images": images,
         "Warnings": warnings(engine, &host),
     });
