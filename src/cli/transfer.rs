@@ -79,8 +79,8 @@ impl Display {
     fn new(show: Show) -> Self {
         let (out, size): (Box<dyn Write>, _) = match show {
             Show::Nothing => return Self::Nothing,
-            Show::Progress => (Box::new(std::io::stdout()), terminal_size(std::io::stdout())),
-            Show::Aside => (Box::new(std::io::stderr()), terminal_size(std::io::stderr())),
+            Show::Progress => (Box::new(std::io::stdout()), terminal_size(&std::io::stdout())),
+            Show::Aside => (Box::new(std::io::stderr()), terminal_size(&std::io::stderr())),
         };
         match size {
             Some((width, height)) => Self::Terminal(Board { out, ids: Vec::new(), drawn: Vec::new(), width, height }),
@@ -107,7 +107,7 @@ impl Display {
     }
 }
 
-fn terminal_size(out: impl std::os::fd::AsFd + std::io::IsTerminal) -> Option<(usize, usize)> {
+fn terminal_size(out: &(impl std::os::fd::AsFd + std::io::IsTerminal)) -> Option<(usize, usize)> {
     if !out.is_terminal() {
         return None;
     }
