@@ -142,11 +142,8 @@ fn registries(engine: &Engine) -> Value {
 /// What a user should know because it will be in the way. Looking needs privileges, and not having them is told elsewhere.
 fn warnings(engine: &Engine, host: &Host) -> Vec<String> {
     let mut warnings = engine.network().obstacles().unwrap_or_default();
-    if engine.store().driver() == crate::store::Driver::Native {
-        warnings.push(format!(
-            "WARNING: overlay cannot be used on {}: every layer is copied, which is slow and takes space",
-            engine.root().path().display()
-        ));
+    if let Ok(Some(note)) = engine.store().driver_note() {
+        warnings.push(format!("WARNING: {note}"));
     }
     if host.memory_bytes == 0 {
         warnings.push("WARNING: /proc is not mounted: much will not work".to_owned());
