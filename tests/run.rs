@@ -468,3 +468,49 @@ fn privileged_a_reader_that_goes_away_does_not_hang_the_command() {
     assert_eq!(outcome.expect_code(0).stdout, "y\n");
     kiln.command(["rm", "-f", "endless"]).output();
 }
+
+#[test]
+fn privileged_what_the_engine_cannot_do_is_refused_by_name() {
+    let Some(kiln) = kiln() else { return };
+    for (options, name) in [
+        (["-p", "80:80"], "--publish"),
+        (["--health-cmd", "true"], "--health-cmd"),
+        (["--health-interval", "5s"], "--health-*"),
+        (["--ip", "10.0.0.2"], "--ip"),
+        (["--network-alias", "web"], "--network-alias"),
+        (["--volumes-from", "other"], "--volumes-from"),
+        (["--memory-swappiness", "10"], "--memory-swappiness"),
+        (["--storage-opt", "size=1G"], "--storage-opt"),
+        (["--runtime", "other"], "--runtime"),
+        (["--device-cgroup-rule", "c 1:3 r"], "--device-cgroup-rule"),
+    ] {
+        run(&kiln, &options, &["true"]).expect_code(125).expect_stderr(&[name, "not supported"]);
+    }
+    assert_eq!(kiln.ok(["ps", "-aq"]), "");
+}
+
+#[test]
+fn privileged_further_processes_run_in_a_container() {
+    let Some(kiln) = kiln() else { return };
+    start(&kiln, "host", &["-e", "A=1"], "sleep 1000");
+    let exec = |options: &[&str], command: &[&str]| kiln.command(["exec"]).args(options).arg("host").args(command);
+    assert_eq!(exec(&["-e", "B=2"], &["sh", "-c", "echo $A $B"]).ok(), "1 2");
+    assert_eq!(exec(&["-w", "/tmp", "-u", "nobody"], &["sh", "-c", "pwd; id -un"]).ok(), "/tmp\nnobody");
+    assert_eq!(exec(&["-i"], &["cat"]).stdin("typed").ok(), "typed");
+    let outcome = exec(&[], &["sh", "-c", "echo out; echo err >&2; exit 9"]).output().expect_code(9);
+    assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("out\n", "err\n"));
+    exec(&[], &["nope"]).output().expect_code(127);
+    exec(&["-d"], &["touch", "/made"]).ok();
+    eventually("the file", PATIENCE, || (exec(&[], &["test", "-e", "/made"]).output().code == 0).then_some(()));
+    exec(&["-it"], &["true"]).fails().expect_stderr(&["the input device is not a TTY"]);
+    kiln.fails(["exec", "nowhere", "true"]).expect_stderr(&["nowhere"]);
+
+    let mut terminal = Terminal::open(&kiln, [33, 101], ["exec", "-it", "host", "sh"]);
+    terminal.until_it_says("# ");
+    terminal.until_raw();
+    terminal.keys("stty size; exit 6\n");
+    terminal.until_it_says("33 101\r\n");
+    assert_eq!(terminal.code(), 6);
+    assert!(!terminal.is_raw());
+    kiln.ok(["rm", "-f", "host"]);
+}

@@ -3,7 +3,7 @@
 //! Clients send every field with its default; what is not the default and cannot be done is refused by the name of the
 //! option that sets it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -22,7 +22,8 @@ use crate::engine::Engine;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::task;
 use crate::types::{
-    ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount as WireMount, MountType,
+    ContainerCreateBody, EndpointSettings, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
+    Mount as WireMount, MountType,
 };
 
 /// The smallest memory limit docker accepts.
@@ -70,10 +71,12 @@ pub(super) async fn create(
 /// `InvalidArgument` for what makes no sense, `Unsupported` for what Kiln cannot do.
 pub(super) fn settings(body: ContainerCreateBody, image_id: kiln_graph::Digest) -> Result<Config> {
     let host = body.host_config.unwrap_or_default();
-    if let Some(health) = &body.healthcheck
-        && health.test.as_ref().is_some_and(|test| test.first().is_some_and(|word| word != "NONE"))
+    if let Some(health) = &body.healthcheck {
+        refuse_health_check(health)?;
+    }
+    if let Some(endpoints) = body.networking_config.as_ref().and_then(|networking| networking.endpoints_config.as_ref())
     {
-        return Err(refused("health checks (--health-cmd)"));
+        refuse_endpoint_settings(endpoints)?;
     }
     if body.network_disabled == Some(true) {
         return Err(refused("NetworkDisabled (use --network none)"));
@@ -111,6 +114,41 @@ pub(super) fn settings(body: ContainerCreateBody, image_id: kiln_graph::Digest) 
         host,
         shown_host,
     })
+}
+
+/// Checks may be switched off, or given without content as some clients do.
+fn refuse_health_check(health: &HealthConfig) -> Result<()> {
+    let test = health.test.as_ref().and_then(|test| test.first());
+    let numbers = [health.interval, health.timeout, health.retries, health.start_period, health.start_interval];
+    match test.map(String::as_str) {
+        Some("NONE") => Ok(()),
+        Some(_) => Err(refused("health checks (--health-cmd)")),
+        None if numbers.iter().any(|number| number.unwrap_or(0) != 0) => Err(refused("health checks (--health-*)")),
+        None => Ok(()),
+    }
+}
+
+/// What a container can be told about its network is its name.
+fn refuse_endpoint_settings(endpoints: &HashMap<String, EndpointSettings>) -> Result<()> {
+    if endpoints.len() > 1 {
+        return Err(refused("several networks (--network)"));
+    }
+    let given = |text: Option<&String>| text.is_some_and(|text| !text.is_empty());
+    for settings in endpoints.values() {
+        let addresses = settings.ipam_config.as_ref();
+        let unsupported = [
+            ("--ip", given(addresses.and_then(|addresses| addresses.ipv4_address.as_ref()))),
+            ("--ip6", given(addresses.and_then(|addresses| addresses.ipv6_address.as_ref()))),
+            ("--network-alias", settings.aliases.as_ref().is_some_and(|aliases| !aliases.is_empty())),
+            ("--mac-address", given(settings.mac_address.as_ref())),
+            ("--link", settings.links.as_ref().is_some_and(|links| !links.is_empty())),
+            ("--network driver-opt", settings.driver_opts.as_ref().is_some_and(|options| !options.is_empty())),
+        ];
+        if let Some((name, _)) = unsupported.into_iter().find(|(_, set)| *set) {
+            return Err(refused(name));
+        }
+    }
+    Ok(())
 }
 
 fn refused(what: &str) -> Error {
