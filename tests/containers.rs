@@ -103,8 +103,6 @@ fn privileged_streams_and_exit_codes_reach_dockers_client() {
         assert_eq!(outcome.code, code, "{}", outcome.stderr);
         assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
     }
-    let killed = daemon.script("--rm", "kill -9 $$; sleep 100");
-    assert!(killed.code == 0 || killed.code == 137, "{}", killed.code);
     assert_eq!(daemon.ok("ps -aq"), "", "nothing is left of containers that remove themselves");
 }
 

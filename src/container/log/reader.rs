@@ -151,26 +151,33 @@ impl LogReader {
 
     /// Opens all files, oldest first, each once even when they are rotated under way.
     fn open_all(&self) -> Result<Vec<(File, u64)>> {
-        let mut files: Vec<(File, u64)> = Vec::new();
-        for generation in 0.. {
-            match open(&file_path(&self.path, generation))? {
-                Some((file, inode)) if !files.iter().any(|(_, known)| *known == inode) => files.push((file, inode)),
-                Some(_) => {}
-                None => break,
-            }
-        }
-        files.reverse();
-        Ok(files)
+        open_from(&self.path, 0, None)
     }
 }
 
 /// The files that are newer than the one with inode `known` and older than the newest, oldest first.
 fn missed(path: &Path, known: u64) -> Result<Vec<File>> {
-    let mut files = Vec::new();
-    for generation in 1.. {
+    Ok(open_from(path, 1, Some(known))?.into_iter().map(|(file, _)| file).collect())
+}
+
+/// Opens the files from a generation on, up to the one with inode `until`; oldest first, each once.
+///
+/// While files are renamed, the oldest first, there is one generation missing between those that have moved and those that
+/// have not; and a file that moves under way is met twice.
+fn open_from(path: &Path, first: u32, until: Option<u64>) -> Result<Vec<(File, u64)>> {
+    let mut files: Vec<(File, u64)> = Vec::new();
+    let mut is_after_gap = false;
+    for generation in first.. {
         match open(&file_path(path, generation))? {
-            Some((file, inode)) if inode != known => files.push(file),
-            _ => break,
+            Some((_, inode)) if until == Some(inode) => break,
+            Some((file, inode)) => {
+                is_after_gap = false;
+                if !files.iter().any(|(_, known)| *known == inode) {
+                    files.push((file, inode));
+                }
+            }
+            None if is_after_gap => break,
+            None => is_after_gap = true,
         }
     }
     files.reverse();
