@@ -208,7 +208,7 @@ mod tests {
             text(&half, 120).unwrap(),
             "0123456789ab: Downloading [=========================>                        ] 5MB/10MB"
         );
-        assert_eq!(text(&half, 50).unwrap(), "0123456789ab: Downloading [======>     ] 5MB/10MB");
+        assert_eq!(text(&half, 50).unwrap(), "0123456789ab: Downloading [======>      ] 5MB/10MB");
         assert_eq!(text(&half, 30).unwrap(), "0123456789ab: Downloading 5MB/");
         assert_eq!(text(&line(None, "Digest: x", 0, 0), 80).unwrap(), "Digest: x");
         assert_eq!(bar(10, 10, 10), "[==========]");
