@@ -180,7 +180,8 @@ impl Selection {
     /// Reads filters as `id=..` and `type=..`, with one or two equal signs or `~=`; an age is in nanoseconds.
     fn parse(filters: &[String], age_ns: i64) -> Result<Self> {
         let mut selection = Self::default();
-        for filter in filters.iter().flat_map(|filter| filter.split(',')) {
+        // buildx sends an empty filter when its user gave none.
+        for filter in filters.iter().flat_map(|filter| filter.split(',')).filter(|filter| !filter.is_empty()) {
             let Some((key, value)) = filter.split_once('=') else {
                 return Err(Error::invalid(format!("invalid filter {filter:?}: expected key=value")));
             };
@@ -256,6 +257,7 @@ mod tests {
         assert!(select(&["type==exec.cachemount"], 0).unwrap().takes(&mount, 100));
         assert!(!select(&["type=regular"], 0).unwrap().takes(&mount, 100));
         assert!(select(&["id~=ab"], 50).unwrap().takes(&mount, 100));
+        assert!(select(&[""], 0).unwrap().takes(&mount, 100));
         assert!(!select(&["id=b"], 0).unwrap().takes(&mount, 100));
         assert!(!select(&[], 51).unwrap().takes(&mount, 100));
     }
