@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -47,8 +48,87 @@ pub(in crate::store) fn settle(
     if extracted.hides_all {
         hide_all(upper, marks, lower).context(|| "hide everything below")?;
     }
+    let mut moved: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     for path in &extracted.implicit {
-        settle_dir(upper, marks, lower, path).context(|| format!("set the metadata of {}", display(path)))?;
+        let context = || format!("set the metadata of {}", display(path));
+        // In the order of paths, so that what is in a directory comes after it.
+        let inside = |from: &Vec<u8>| path.strip_prefix(from.as_slice()).filter(|rest| rest.starts_with(b"/"));
+        let place = moved.iter().rev().find_map(|(from, to)| Some([to.as_slice(), inside(from)?].concat()));
+        let place = place.as_ref().unwrap_or(path);
+        if let Some(target) = follow(upper, marks, lower, place).context(context)? {
+            moved.push((path.clone(), target));
+        } else {
+            settle_dir(upper, marks, lower, place).context(context)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a directory without an entry is a symbolic link to a directory below, its content belongs there: so would it be had
+/// the layer been unpacked on those below. Returns the directory's new path if it was moved.
+fn follow(upper: &OwnedFd, marks: Marks, lower: &OwnedFd, path: &[u8]) -> Result<Option<Vec<u8>>> {
+    let Some((below, name)) = parent(lower, path)?.filter(|_| !path.is_empty()) else { return Ok(None) };
+    let is_link = present(Metadata::at(&below, &name))?.is_some_and(|metadata| metadata.kind == Kind::Symlink);
+    if !is_link || hides(upper, marks, path)? {
+        return Ok(None);
+    }
+    let Some(target) = open_how(lower, path, ResolveFlags::IN_ROOT)? else { return Ok(None) };
+    let Some(target) = relative(&target, lower)? else { return Ok(None) };
+    let Some((dir, name)) = parent(upper, path)? else { return Ok(None) };
+    let (before, from) = (Metadata::of(&dir)?, open_dir(&dir, &name)?);
+    let Some(to) = make_dirs(upper, marks, lower, &target)? else { return Ok(None) };
+    let times = Metadata::of(&to)?;
+    move_into(&from, &to)?;
+    restore_times(&to, &times)?;
+    remove(&dir, &name)?;
+    restore_times(&dir, &before)?;
+    Ok(Some(target))
+}
+
+/// The path of a directory below `root`.
+fn relative(dir: &OwnedFd, root: &OwnedFd) -> Result<Option<Vec<u8>>> {
+    let path = |fd: &OwnedFd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let (dir, root) = (path(dir)?, path(root)?);
+    Ok(dir.strip_prefix(&root).ok().map(|path| path.as_os_str().as_bytes().to_vec()).filter(|path| !path.is_empty()))
+}
+
+/// Makes directories that are below already in the layer too, with the metadata they have; `None` when the layer hides them.
+fn make_dirs(upper: &OwnedFd, marks: Marks, lower: &OwnedFd, path: &[u8]) -> Result<Option<OwnedFd>> {
+    let (mut below, mut here) = (open_dir(lower, c".")?, open_dir(upper, c".")?);
+    for component in components(path)? {
+        let component = CString::new(component).map_err(|_| Error::invalid("a name holds a NUL"))?;
+        if marks.is_opaque(&here)? || marks.has_whiteout(&here, &component)? {
+            return Ok(None);
+        }
+        let Some(next) = present(open_dir(&below, &component))? else { return Ok(None) };
+        let known = present(Metadata::at(&here, &component))?;
+        if known.is_some_and(|known| known.kind != Kind::Dir) {
+            return Ok(None);
+        }
+        let before = Metadata::of(&here)?;
+        let child = make_dir(&here, &component)?;
+        if known.is_none() {
+            Attributes::of(&Metadata::of(&next)?, Xattrs::of(&next, keeps_xattr)?).apply(&child)?;
+            restore_times(&here, &before)?;
+        }
+        (below, here) = (next, child);
+    }
+    Ok(Some(here))
+}
+
+/// Moves what a directory of the layer holds into another one; what is in both is the first one's.
+fn move_into(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
+    for entry in list(from)? {
+        let name = entry.name.as_c_str();
+        let there = present(Metadata::at(to, name))?.map(|metadata| metadata.kind);
+        if entry.kind(from)? == Kind::Dir && there == Some(Kind::Dir) {
+            move_into(&open_dir(from, name)?, &open_dir(to, name)?)?;
+            continue;
+        }
+        if there.is_some() {
+            remove(to, name)?;
+        }
+        rustix::fs::renameat(from, name, to, name)?;
     }
     Ok(())
 }
@@ -157,25 +237,7 @@ fn link_target_up(
 ) -> Result<()> {
     let components = components(target)?;
     let Some((name, parents)) = components.split_last() else { return Ok(()) };
-    let (mut below, mut here) = (open_dir(lower, c".")?, open_dir(upper, c".")?);
-    for component in parents {
-        let component = CString::new(*component).map_err(|_| Error::invalid("a name holds a NUL"))?;
-        if marks.is_opaque(&here)? || marks.has_whiteout(&here, &component)? {
-            return Ok(());
-        }
-        let Some(next) = present(open_dir(&below, &component))? else { return Ok(()) };
-        let known = present(Metadata::at(&here, &component))?;
-        if known.is_some_and(|known| known.kind != Kind::Dir) {
-            return Ok(());
-        }
-        let before = Metadata::of(&here)?;
-        let child = make_dir(&here, &component)?;
-        if known.is_none() {
-            Attributes::of(&Metadata::of(&next)?, Xattrs::of(&next, keeps_xattr)?).apply(&child)?;
-            restore_times(&here, &before)?;
-        }
-        (below, here) = (next, child);
-    }
+    let Some(here) = make_dirs(upper, marks, lower, &parents.join(&b'/'))? else { return Ok(()) };
     let name = CString::new(*name).map_err(|_| Error::invalid("a name holds a NUL"))?;
     if marks.is_opaque(&here)? || marks.has_whiteout(&here, &name)? {
         return Ok(());

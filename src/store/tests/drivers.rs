@@ -442,6 +442,26 @@ fn privileged_directories_without_an_entry_keep_what_is_below() {
 }
 
 #[test]
+fn privileged_a_path_through_a_symbolic_link_of_a_layer_below_leads_where_it_points() {
+    on_every_driver(|world| {
+        let base =
+            Tar::new().dir("usr/").dir("usr/lib/").file("usr/lib/old", "o").symlink("lib", "usr/lib").file("f", "");
+        let base = base.dir("usr/lib/sub/").symlink("abs", "/usr").symlink("to-file", "f").symlink("nowhere", "none");
+        let top = Tar::new().file("lib/new", "n").file("lib/sub/x", "x").mark("lib/.wh.old").file("abs/lib/y", "y");
+        let top = top.file("to-file/z", "z").file("nowhere/z", "z").file("usr/lib/sub/w", "w");
+        let top = unpack(world, &[base.finish(), top.finish()]).unwrap().unwrap();
+        let view = mounted(world, top);
+        for path in ["usr/lib/new", "lib/new", "usr/lib/sub/x", "usr/lib/y", "usr/lib/sub/w", "to-file/z", "nowhere/z"]
+        {
+            assert!(view.read(path).is_some(), "{path} is not in {:#?}", view.describe());
+        }
+        assert!(view.read("lib/old").is_none());
+        assert!(view.path("lib").symlink_metadata().unwrap().is_symlink());
+        view.describe()
+    });
+}
+
+#[test]
 fn privileged_hard_links_lead_across_layers() {
     on_every_driver(|world| {
         let base =
