@@ -138,11 +138,13 @@ impl LogReader {
                 return Ok(over);
             }
             // The file was rotated. What was appended to the old one between its last read and the rotation is still there.
-            if let Some((mut reader, known)) = self.current.take() {
+            let before = self.current.take();
+            let known = before.as_ref().map(|(_, known)| *known);
+            if let Some((mut reader, _)) = before {
                 drain(&mut reader, &mut self.partial, &mut accept)?;
-                for file in missed(&self.path, known)? {
-                    drain(&mut BufReader::new(file), &mut self.partial, &mut accept)?;
-                }
+            }
+            for file in missed(&self.path, known, inode)? {
+                drain(&mut BufReader::new(file), &mut self.partial, &mut accept)?;
             }
             self.partial.clear();
             self.current = Some((BufReader::new(file), inode));
@@ -151,23 +153,35 @@ impl LogReader {
 
     /// Opens all files, oldest first, each once even when they are rotated under way.
     fn open_all(&self) -> Result<Vec<(File, u64)>> {
-        open_from(&self.path, 0, None)
+        /// Each failure means a rotation in the middle of it; files could be in the wrong order then.
+        const ATTEMPTS: usize = 50;
+        let mut files = Vec::new();
+        for _ in 0..ATTEMPTS {
+            files = open_from(&self.path, None)?;
+            let newest = open(&self.path)?.map(|(_, inode)| inode);
+            if files.last().map(|(_, inode)| *inode) == newest {
+                break;
+            }
+        }
+        Ok(files)
     }
 }
 
-/// The files that are newer than the one with inode `known` and older than the newest, oldest first.
-fn missed(path: &Path, known: u64) -> Result<Vec<File>> {
-    Ok(open_from(path, 1, Some(known))?.into_iter().map(|(file, _)| file).collect())
+/// The files that are newer than the one with inode `known` (all, if there was none) and older than the one with inode
+/// `next`, oldest first.
+fn missed(path: &Path, known: Option<u64>, next: u64) -> Result<Vec<File>> {
+    let files = open_from(path, known)?.into_iter();
+    Ok(files.take_while(|(_, inode)| *inode != next).map(|(file, _)| file).collect())
 }
 
-/// Opens the files from a generation on, up to the one with inode `until`; oldest first, each once.
+/// Opens the files, back to but without the one with inode `until`; oldest first, each once.
 ///
 /// While files are renamed, the oldest first, there is one generation missing between those that have moved and those that
 /// have not; and a file that moves under way is met twice.
-fn open_from(path: &Path, first: u32, until: Option<u64>) -> Result<Vec<(File, u64)>> {
+fn open_from(path: &Path, until: Option<u64>) -> Result<Vec<(File, u64)>> {
     let mut files: Vec<(File, u64)> = Vec::new();
     let mut is_after_gap = false;
-    for generation in first.. {
+    for generation in 0.. {
         match open(&file_path(path, generation))? {
             Some((_, inode)) if until == Some(inode) => break,
             Some((file, inode)) => {
