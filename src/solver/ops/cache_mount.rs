@@ -90,7 +90,8 @@ impl Job {
     fn known(&self, name: &str, number: i64) -> Result<Option<Active>> {
         let store = &self.solver.deps().store;
         match store.root().db().read(|connection| cache::find_mount(connection, name, number))? {
-            Some(id) => store.active(&self.lease, id),
+            // A power cut may have left the record alone.
+            Some(id) => Ok(store.active(&self.lease, id)?.filter(|active| active.dir().is_dir())),
             None => Ok(None),
         }
     }
