@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
+use kiln_dockerfile::check::Rule;
 use kiln_dockerfile::{
     Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Request, ResolvedImage, lower,
 };
@@ -154,7 +155,7 @@ impl Surroundings<'_> {
             self.progress.report(Event::Warning(Warning {
                 vertex,
                 short: format!("{name}{warning}{line}"),
-                url: rule.map(|rule| rule.url()).unwrap_or_default(),
+                url: rule.map(Rule::url).unwrap_or_default(),
                 file: Some((file.name().to_owned(), file.text().to_owned())),
                 lines: lines.into_iter().collect(),
             }));

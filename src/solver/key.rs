@@ -150,7 +150,7 @@ pub fn explain(earlier: &[Part], now: &[Part]) -> String {
             // The entries say it better.
             Some(("content", number)) if has_entries(number) => {}
             Some(("file", _)) if part.name.starts_with("file system") => {
-                note("the file system below it changed".to_owned())
+                note("the file system below it changed".to_owned());
             }
             _ if same_name.is_empty() => note(format!("{name} is new")),
             _ => note(format!("{name} changed")),

@@ -71,7 +71,7 @@ fn copied_xattr(name: &CStr) -> bool {
 
 impl Scan<'_> {
     /// Reads a directory and everything below it that is taken.
-    pub(super) fn directory(&self, dir: OwnedFd, path: &[u8]) -> Result<(Entry, Vec<Entry>)> {
+    pub(super) fn directory(&self, dir: &OwnedFd, path: &[u8]) -> Result<(Entry, Vec<Entry>)> {
         let mut ignore = self.tree.ignore.as_ref().map(|ignore| ignore.root());
         // Patterns that match a directory above count for everything below.
         if let (Some(rules), Some(state)) = (&self.tree.ignore, &mut ignore) {
@@ -89,8 +89,8 @@ impl Scan<'_> {
             include: self.rules.include.as_ref().map(Ignore::root),
             depth: 0,
         };
-        let top = self.directory_entry(&dir, Vec::new())?;
-        let below = self.entries(&dir, &place)?;
+        let top = self.directory_entry(dir, Vec::new())?;
+        let below = self.entries(dir, &place)?;
         Ok((top, below))
     }
 

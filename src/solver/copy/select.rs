@@ -196,7 +196,7 @@ impl Scan<'_> {
 
     fn directory_match(&self, path: Vec<u8>, name: CString) -> Result<Look> {
         let dir = open_beneath(&self.tree.root, &path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let (top, below) = self.directory(dir, &path)?;
+        let (top, below) = self.directory(&dir, &path)?;
         Ok(Look::Found(Box::new(Match { path, name, top, below })))
     }
 

@@ -7,8 +7,8 @@ mod steps;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use kiln_graph::Digest;
 use kiln_graph::oci::{ContainerConfig, ImageConfig};
-use kiln_graph::{Digest, Reference};
 
 use super::progress::{Event, Progress, VertexState};
 use super::session::Sessions;
@@ -18,7 +18,7 @@ use crate::image::{Images, Imported, record};
 use crate::network::{self, Naming, Network};
 use crate::registry::{Client, Registries};
 use crate::state::Root;
-use crate::store::{self, Access, Store, tree};
+use crate::store::{self, Access, Store};
 use crate::task::{Cancel, Clock, Tasks};
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -197,7 +197,7 @@ impl Outcome {
 
     #[track_caller]
     fn error(&self) -> String {
-        self.result.as_ref().err().expect("the build fails").error.to_string()
+        self.result.as_ref().expect_err("the build fails").error.to_string()
     }
 
     #[track_caller]
@@ -210,10 +210,10 @@ impl Outcome {
         let mut order: Vec<Digest> = Vec::new();
         let mut states = std::collections::HashMap::new();
         for event in &self.events {
-            if let Event::Vertex(state) = event {
-                if states.insert(state.digest, state.clone()).is_none() {
-                    order.push(state.digest);
-                }
+            if let Event::Vertex(state) = event
+                && states.insert(state.digest, state.clone()).is_none()
+            {
+                order.push(state.digest);
             }
         }
         order.iter().map(|digest| states[digest].clone()).collect()

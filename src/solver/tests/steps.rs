@@ -1,6 +1,7 @@
 //! What a step finds: user, directory, network files, limits, and what COPY and ADD make.
 
 use super::*;
+use crate::store::Roots;
 
 #[test]
 fn privileged_a_step_finds_its_user_directory_and_files() {
@@ -97,7 +98,7 @@ fn privileged_what_was_pruned_is_built_again() {
             let images = &world.solver.deps().images;
             let solver = &world.solver;
             world.store().collect(std::time::Duration::ZERO, |connection| {
-                let mut roots = crate::store::Roots::default();
+                let mut roots = Roots::default();
                 images.add_roots(connection, &mut roots)?;
                 solver.add_roots(connection, &mut roots)?;
                 Ok(roots)
