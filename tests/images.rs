@@ -156,19 +156,19 @@ fn privileged_damaged_archives_are_refused_whole() {
 
 fn du(path: &Path) -> u64 {
     let said = support::command::run("du", ["-s", "-B1", &path.display().to_string()]);
-    said.split('\t').next().unwrap().parse().unwrap()
+    said.split('\t').next().and_then(|bytes| bytes.parse().ok()).expect("du prints a number first")
 }
 
 /// Returns the sum of what `system df` lists, in bytes.
 fn df(kiln: &Kiln) -> u64 {
     let said = kiln.ok(["system", "df", "-v", "--format", "json"]);
-    let usage: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let usage: serde_json::Value = serde_json::from_str(&said).expect("system df prints JSON");
     let sum = |list: &str, field: &str| -> u64 {
         let items = usage[list].as_array().map_or(&[][..], Vec::as_slice);
         let own = items.iter().filter(|item| item["Shared"] != true);
-        own.map(|item| item[field].as_u64().unwrap()).sum()
+        own.map(|item| item[field].as_u64().expect("sizes are numbers")).sum()
     };
-    let number = |field: &str| usage[field].as_u64().unwrap();
+    let number = |field: &str| usage[field].as_u64().expect("sizes are numbers");
     number("LayersSize") + sum("Containers", "SizeRw") + sum("BuildCache", "Size") + number("OtherSize")
 }
 

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 use crate::api::serve::Peer;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::solver::progress::{Event, Status, VertexState, Warning};
 use crate::solver::{BuildRequest, CacheRecord, Exporter, Failure, Place};
 use crate::types::build::{
@@ -232,16 +232,12 @@ pub(super) fn usage(record: CacheRecord) -> UsageRecord {
     }
 }
 
-/// Says whether an error is the client's own going away, which nobody needs to be told.
-pub(super) fn is_cancelled(error: &Error) -> bool {
-    error.kind() == Kind::Cancelled
-}
-
 #[cfg(test)]
 mod tests {
     use kiln_graph::{Digest, SourceFile};
 
     use super::*;
+    use crate::error::Kind;
     use crate::types::build::decode_details;
 
     fn request(attrs: &[(&str, &str)]) -> SolveRequest {
