@@ -181,7 +181,7 @@ impl Engine {
 
     /// Brings what was made to the disk, now and then for as long as the engine runs. Must be called in a runtime.
     ///
-    /// What is younger than [`SETTLED`] waits: by then the kernel has written most of it by itself, so that this does not hold
+    /// What is younger than half a minute waits: by then the kernel has written most of it by itself, so that this does not hold
     /// up a command that is over soon.
     pub fn keep_durable(&self) {
         let (engine, stopping) = (self.clone(), self.tasks().stopping());

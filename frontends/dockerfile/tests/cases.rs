@@ -14,12 +14,16 @@ fn directory() -> PathBuf {
 }
 
 fn read(path: &Path) -> Option<String> {
-    path.exists().then(|| std::fs::read_to_string(path).unwrap())
+    path.exists().then(|| text(path))
+}
+
+fn text(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
 }
 
 /// Returns what becomes of a case: the extension of its expectation, and the text.
 fn outcome(path: &Path) -> (&'static str, String) {
-    let text = std::fs::read_to_string(path).unwrap();
+    let text = text(path);
     let file = SourceFile::new("Dockerfile", &text);
     let options = read(&path.with_extension("request")).unwrap_or_default();
     let ignore = read(&path.with_extension("dockerignore"));

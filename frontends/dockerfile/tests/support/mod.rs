@@ -1,5 +1,7 @@
 //! Test support: requests written as text, images that exist nowhere, and readable dumps of what lowering gives.
 
+#![expect(clippy::unwrap_used, reason = "a panic here is a failed test, with the place in its message")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
