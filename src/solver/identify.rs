@@ -182,7 +182,8 @@ impl Job {
             if let Ok(taken) = &taken {
                 begun.part("transferring context:", taken.selection.bytes()).complete();
             }
-            begun.end(taken.as_ref().err());
+            // What is missing there is the failure of the step that wants it.
+            begun.end(None);
         }
         taken
     }
