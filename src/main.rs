@@ -19,6 +19,7 @@ use kiln::config::{Config, Environment, Flags};
 use kiln::container::SHIM_ROLE;
 use kiln::engine::{Control, Engine};
 use kiln::error::{Error, Result, ResultExt as _};
+use kiln::task::Tasks;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -47,11 +48,15 @@ fn exit(result: Result<()>) -> ExitCode {
 /// as the parent's, or from the one file the parent names.
 fn engine(root: &Path, config: Option<&Path>) -> Result<()> {
     let flags = Flags { root: Some(root.to_owned()), config: config.map(Path::to_owned), host: None };
-    let engine = Engine::open(Config::load(&flags, &Environment::of_process())?)?;
+    let opened = Config::load(&flags, &Environment::of_process()).and_then(Engine::open);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        engine.keep_durable();
         let control = Control::new(std::io::stdin().as_fd().try_clone_to_owned()?)?;
+        let engine = match opened {
+            Ok(engine) => engine,
+            Err(error) => return Server::refusing(&error, Tasks::new()).serve_control(control).await,
+        };
+        engine.keep_durable();
         Server::new(engine.clone()).serve_control(control).await?;
         engine.shutdown(Duration::from_secs(10)).await;
         Ok(())

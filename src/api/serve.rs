@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Extension;
-use axum::http::{HeaderValue, Request, Response, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use axum::response::IntoResponse as _;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -58,6 +58,15 @@ impl Server {
         Self { router: super::router(engine), tasks }
     }
 
+    /// Makes a server that answers every request with the reason why there is no engine, so that it reaches the user the way
+    /// every other error does.
+    #[must_use]
+    pub fn refusing(error: &Error, tasks: Tasks) -> Self {
+        let (kind, reason) = (error.kind(), error.to_string());
+        let refuse = async move |headers: HeaderMap| refusal(&headers, Error::new(kind, reason.clone()));
+        Self { router: Router::new().fallback(refuse), tasks }
+    }
+
     /// Serves one connection in the background until it ends.
     pub fn connect(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
         let router = self.router.clone().layer(Extension(peer));
@@ -98,6 +107,17 @@ impl Server {
             }
         }
     }
+}
+
+/// An error in the form that the request expects.
+fn refusal(headers: &HeaderMap, error: Error) -> Response<Body> {
+    let is_grpc =
+        headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if is_grpc {
+        let (_, code, _) = error.kind().codes();
+        return tonic::Status::new(code.into(), error.to_string()).into_http();
+    }
+    ApiError::from(error).into_response()
 }
 
 /// Takes the version off the path, routes the request, and adds the headers that every answer has.
