@@ -38,7 +38,8 @@ pub(super) struct Common<'a> {
 /// What the parent must do between starting a process and letting it go on.
 pub(super) struct ParentPart {
     ids: Option<IdMap>,
-    rlimits: Vec<(Resource, Rlimit)>,
+    /// Limits above those this program has, which only it may raise.
+    raised: Vec<(Resource, Rlimit)>,
     oom_score_adj: Option<i32>,
     go: Arc<OwnedFd>,
 }
@@ -46,13 +47,14 @@ pub(super) struct ParentPart {
 impl ParentPart {
     /// Returns the part and the step that waits for it; `None` when there is nothing to do.
     pub(super) fn new(process: &Process, ids: Option<IdMap>) -> Result<Option<(Self, Step)>> {
-        if ids.is_none() && process.rlimits.is_empty() && process.oom_score_adj.is_none() {
+        let raised: Vec<_> = process.rlimits.iter().copied().filter(is_raised).collect();
+        if ids.is_none() && raised.is_empty() && process.oom_score_adj.is_none() {
             return Ok(None);
         }
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(|| "make a pipe")?;
         let go = Arc::new(writer);
         let wait = Call::Await { reader, writer: Arc::clone(&go) };
-        let part = Self { ids, rlimits: process.rlimits.clone(), oom_score_adj: process.oom_score_adj, go };
+        let part = Self { ids, raised, oom_score_adj: process.oom_score_adj, go };
         Ok(Some((part, step("wait for limits and id maps", wait))))
     }
 
@@ -63,8 +65,10 @@ impl ParentPart {
             write_proc(&format!("/proc/{number}/uid_map"), &map_text(&map.uids))?;
             write_proc(&format!("/proc/{number}/gid_map"), &map_text(&map.gids))?;
         }
-        for (resource, limit) in &self.rlimits {
-            rustix::process::prlimit(Some(pid), *resource, *limit)
+        for (resource, limit) in &self.raised {
+            // The process itself sets what applies in the end.
+            let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+            rustix::process::prlimit(Some(pid), *resource, raised)
                 .map_err(|errno| failure::step(&format!("set the limit {resource:?}"), errno))?;
         }
         if let Some(score) = self.oom_score_adj {
@@ -72,6 +76,15 @@ impl ParentPart {
                 .context(|| "set oom_score_adj (lowering it needs CAP_SYS_RESOURCE)")?;
         }
         rustix::io::write(&*self.go, b"1").map(drop).context(|| "let the process go on")
+    }
+}
+
+/// Says whether a hard limit is above this program's own.
+fn is_raised((resource, limit): &(Resource, Rlimit)) -> bool {
+    match (limit.maximum, rustix::process::getrlimit(*resource).maximum) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(wanted), Some(own)) => wanted > own,
     }
 }
 
@@ -172,6 +185,11 @@ pub(super) fn process_steps(common: &Common<'_>) -> Result<Vec<Step>> {
         chdir(false),
         step("mark descriptors to be closed", Call::CloseDescriptors),
     ]);
+    // From here on nothing opens a file: the limit of descriptors may be lower than what that takes.
+    let limit = |(resource, limit): &(Resource, Rlimit)| {
+        step(format!("set the limit {resource:?}"), Call::Limit(*resource, *limit))
+    };
+    steps.extend(process.rlimits.iter().map(limit));
     if common.die_with_parent {
         // Changing the user has untied it.
         steps.push(step("tie the process to its parent", Call::DieWithParent));

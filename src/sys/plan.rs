@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
-use rustix::process::{DumpableBehavior, Gid, Signal, Uid};
+use rustix::process::{DumpableBehavior, Gid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType, Timespec, UnshareFlags};
 
 use super::mount::{Change, Extent, change};
@@ -145,6 +145,8 @@ pub enum Call {
     Umask(Mode),
     /// Puts descriptors in places 0, 1 and 2.
     Stdio([Arc<OwnedFd>; 3]),
+    /// Sets a limit of a resource, not above the process's own hard limit.
+    Limit(Resource, Rlimit),
     /// Starts a session, with descriptor 0 as its terminal when the plan says so.
     Session,
     /// Limits the capabilities that can ever be had again.
@@ -339,6 +341,7 @@ impl Child<'_> {
                 Ok(())
             }
             Call::Stdio(descriptors) => take_stdio(descriptors),
+            Call::Limit(resource, limit) => rustix::process::setrlimit(*resource, *limit),
             Call::Session => self.session(),
             Call::Bound(keep) => bound(*keep),
             Call::Identity { uid, gid, groups } => {

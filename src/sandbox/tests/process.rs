@@ -288,10 +288,10 @@ fn privileged_limits_and_scores_are_those_asked_for() {
     }
     let fixture = Fixture::new();
     let mut spec = fixture.shell("ulimit -n; ulimit -Hn; cat /proc/self/oom_score_adj");
-    let limit = Rlimit { current: Some(77), maximum: Some(99) };
+    let limit = Rlimit { current: Some(10), maximum: Some(20) };
     spec.process.rlimits.push((Resource::Nofile, limit));
     spec.process.oom_score_adj = Some(321);
-    assert_eq!(run(spec).lines(), ["77", "99", "321"]);
+    assert_eq!(run(spec).lines(), ["10", "20", "321"]);
 }
 
 #[test]
