@@ -94,6 +94,21 @@ fn privileged_the_first_example_builds_and_runs() {
 }
 
 #[test]
+fn privileged_pruning_the_build_cache_gives_its_space_back() {
+    let dockerfile = "FROM busybox\nRUN head -c 5000000 /dev/urandom > /big\n";
+    let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
+    build(&kiln, &["-o", "type=cacheonly"]);
+    let used = || {
+        let said = support::command::run("du", ["-s", "-B1", &kiln.root().display().to_string()]);
+        said.split('\t').next().and_then(|bytes| bytes.parse::<u64>().ok()).expect("du prints a number first")
+    };
+    let before = used();
+    kiln.ok(["builder", "prune", "-a", "-f"]);
+    let freed = before.saturating_sub(used());
+    assert!(freed > 4_500_000, "{freed} bytes were freed of {before}");
+}
+
+#[test]
 fn privileged_a_build_without_changes_is_cached_and_gives_the_same_image() {
     let dockerfile = "FROM busybox\nWORKDIR /srv\nCOPY data .\nRUN wc -c < data > size\nCMD [\"cat\", \"size\"]\n";
     let Some(kiln) = project(&[("Dockerfile", dockerfile), ("data", "12345")]) else { return };

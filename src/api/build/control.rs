@@ -107,8 +107,15 @@ impl control_server::Control for Control {
 
     async fn prune(&self, request: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
         let request = request.into_inner();
-        let solver = self.engine.solver().clone();
-        let pruned = task::blocking(move || prune(&solver, &request)).await;
+        let engine = self.engine.clone();
+        let pruned = task::blocking(move || {
+            let pruned = prune(engine.solver(), &request)?;
+            if !pruned.is_empty() {
+                engine.collect()?;
+            }
+            Ok(pruned)
+        })
+        .await;
         let pruned = pruned.map_err(|error| convert::refusal(&error))?;
         Ok(Response::new(Box::pin(stream::iter(pruned).map(|record| Ok(convert::usage(record))))))
     }
