@@ -44,6 +44,8 @@ fn privileged_an_image_is_listed_inspected_tagged_and_removed() {
     kiln.fails(["rmi", "busybox"]).expect_stderr(&["No such image: busybox"]);
     kiln.ok(["rmi", "-f", "busybox"]);
     kiln.fails(["tag", "busybox", "x"]).expect_stderr(&["No such image: busybox"]);
+    let pinned = format!("x:1@{id}");
+    kiln.fails(["tag", &id, &pinned]).expect_stderr(&[&pinned, "cannot have a digest"]);
     kiln.fails(["history", "busybox"]).expect_stderr(&["No such image: busybox"]);
     kiln.fails(["save", "-o", "x.tar", "busybox"]).expect_stderr(&["No such image: busybox"]);
     assert!(!kiln.scratch().join("x.tar").exists(), "a failed save leaves no file");

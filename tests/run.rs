@@ -319,6 +319,15 @@ fn privileged_logs_are_bounded_by_default() {
 }
 
 #[test]
+fn privileged_the_configuration_bounds_logs_of_containers_that_do_not_say() {
+    let Some(kiln) = kiln() else { return };
+    let config = kiln.write("config.toml", "[log]\nmax-size = \"20k\"\nmax-file = 2\n").display().to_string();
+    kiln.ok(["--config", &config, "create", "--name", "chatty", "busybox", "true"]);
+    let kept = kiln.ok(["inspect", "-f", "{{json .HostConfig.LogConfig.Config}}", "chatty"]);
+    assert_eq!(kept, r#"{"max-size":"20000","max-file":"2"}"#);
+}
+
+#[test]
 fn privileged_the_id_is_written_to_a_file() {
     let Some(kiln) = kiln() else { return };
     let file = kiln.scratch().join("id");

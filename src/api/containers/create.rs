@@ -52,7 +52,8 @@ pub(super) async fn create(
         let image = body.image.clone().filter(|image| !image.is_empty());
         let image = image.ok_or_else(|| Error::invalid("no image specified"))?;
         let image = containers.image(&lease, &image, platform.as_ref())?;
-        let mut config = settings(body, image.record.id)?;
+        let log = engine.config().log;
+        let mut config = settings(body, image.record.id, Bounds::of(log.max_size_bytes, log.max_files))?;
         let dns = &engine.config().dns;
         config.host.dns.add_defaults(
             dns.nameservers.iter().map(ToString::to_string).collect(),
@@ -65,11 +66,11 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, axum::Json(json!({ "Id": created.id.as_str(), "Warnings": created.warnings }))))
 }
 
-/// Converts a request into settings; the image's defaults are not merged in yet.
+/// Converts a request into settings; the image's defaults are not merged in yet. `log` is for requests that leave it open.
 ///
 /// # Errors
 /// `InvalidArgument` for what makes no sense, `Unsupported` for what Kiln cannot do.
-pub(super) fn settings(body: ContainerCreateBody, image_id: kiln_graph::Digest) -> Result<Config> {
+pub(super) fn settings(body: ContainerCreateBody, image_id: kiln_graph::Digest, log: Bounds) -> Result<Config> {
     let host = body.host_config.unwrap_or_default();
     if let Some(health) = &body.healthcheck {
         refuse_health_check(health)?;
@@ -88,7 +89,7 @@ pub(super) fn settings(body: ContainerCreateBody, image_id: kiln_graph::Digest) 
         stdin_once: body.stdin_once.unwrap_or(false),
         attach: [body.attach_stdin, body.attach_stdout, body.attach_stderr].map(|flag| flag.unwrap_or(false)),
         console_size: console_size(host.console_size.as_deref()),
-        log: log_bounds(host.log_config.as_ref())?,
+        log: log_bounds(host.log_config.as_ref(), log)?,
     };
     let mut host = host_settings(host)?;
     for path in body.volumes.iter().flatten() {
@@ -170,14 +171,13 @@ fn console_size(size: Option<&[usize]>) -> [u16; 2] {
     }
 }
 
-fn log_bounds(log: Option<&HostConfigLogConfig>) -> Result<Option<Bounds>> {
-    let Some(log) = log else { return Ok(Some(Bounds::default())) };
+fn log_bounds(log: Option<&HostConfigLogConfig>, mut bounds: Bounds) -> Result<Option<Bounds>> {
+    let Some(log) = log else { return Ok(Some(bounds)) };
     match log.typ.as_deref().unwrap_or_default() {
         "" | "json-file" => {}
         "none" => return Ok(None),
         other => return Err(refused(&format!("log driver {other} (--log-driver)"))),
     }
-    let mut bounds = Bounds::default();
     for (name, value) in log.config.iter().flatten() {
         let invalid = || Error::invalid(format!("invalid value {value:?} of the log option {name}"));
         match name.as_str() {
@@ -529,7 +529,7 @@ mod tests {
 
     fn convert(host: &serde_json::Value) -> Result<Config> {
         let body = serde_json::json!({ "Image": "busybox", "Cmd": ["true"], "HostConfig": host });
-        settings(serde_json::from_value(body).unwrap(), Digest::of(b""))
+        settings(serde_json::from_value(body).unwrap(), Digest::of(b""), Bounds::default())
     }
 
     #[test]

@@ -32,6 +32,19 @@ pub struct Bounds {
     pub max_files: u32,
 }
 
+impl Bounds {
+    /// Returns the usual bounds, but for what is given.
+    #[must_use]
+    pub fn of(max_size_bytes: Option<u64>, max_files: Option<u64>) -> Self {
+        let usual = Self::default();
+        let files = max_files.map(|files| u32::try_from(files).unwrap_or(u32::MAX));
+        Self {
+            max_size_bytes: max_size_bytes.unwrap_or(usual.max_size_bytes),
+            max_files: files.unwrap_or(usual.max_files),
+        }
+    }
+}
+
 impl Default for Bounds {
     /// 5 files of 20 MB, what docker's `local` driver keeps. (Its `json-file` keeps everything until the disk is full.)
     fn default() -> Self {
