@@ -286,16 +286,18 @@ fn privileged_clients_attach_before_and_after_the_start() {
     let Some(daemon) = Daemon::start() else { return };
     daemon.ok("create -i --name echo busybox cat");
     assert_eq!(daemon.docker(["start", "-a", "-i", "echo"]).stdin("hello").ok(), "hello");
-    daemon
-        .docker(["run", "-d", "-i", "--name", "shared", "busybox", "sh", "-c", "read line; echo got $line; exit 6"])
-        .ok();
+    // It says that it listens until somebody speaks, so that who attaches can tell.
+    let script = "(while :; do echo ready; sleep 0.05; done) & read line; kill $!; wait; echo got $line; exit 6";
+    daemon.docker(["run", "-d", "-i", "--name", "shared", "busybox", "sh", "-c", script]).ok();
     let mut watching = daemon.docker(["attach", "--no-stdin", "shared"]).spawn();
+    watching.until_it_says("ready");
     let mut talking = daemon.docker(["attach", "shared"]).open_stdin().spawn();
-    assert!(watching.is_running());
+    talking.until_it_says("ready");
     std::io::Write::write_all(&mut talking.stdin(), b"words\n").expect("write to docker");
-    let (watched, talked) = (watching.wait(), talking.wait());
-    assert_eq!((watched.code, watched.stdout.as_str()), (6, "got words\n"));
-    assert_eq!((talked.code, talked.stdout.as_str()), (6, "got words\n"));
+    for outcome in [watching.wait(), talking.wait()] {
+        assert_eq!(outcome.code, 6);
+        assert!(outcome.stdout.ends_with("ready\ngot words\n"), "{}", outcome.stdout);
+    }
 }
 
 #[test]
