@@ -162,22 +162,18 @@ fn fill_volumes(config: &Config, layer: &Active, files: &Files) -> Result<()> {
 fn fill_volume(root: std::os::fd::BorrowedFd<'_>, target: &str, volume: &Path) -> Result<()> {
     let inside = target.trim_start_matches('/');
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let from = match rustix::fs::openat2(
-        root,
-        inside,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-        resolve,
-    ) {
-        Ok(from) => from,
-        Err(rustix::io::Errno::NOENT) => {
-            return Ok(rustix::fs::chmod(volume, Mode::from_raw_mode(0o755))?);
-        }
-        Err(rustix::io::Errno::NOTDIR) => {
-            return Err(Error::invalid(format!("cannot mount volume over existing file, file exists {target}")));
-        }
-        Err(errno) => return Err(errno.into()),
-    };
+    let from =
+        match tree::openat2(root, inside, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
+        {
+            Ok(from) => from,
+            Err(rustix::io::Errno::NOENT) => {
+                return Ok(rustix::fs::chmod(volume, Mode::from_raw_mode(0o755))?);
+            }
+            Err(rustix::io::Errno::NOTDIR) => {
+                return Err(Error::invalid(format!("cannot mount volume over existing file, file exists {target}")));
+            }
+            Err(errno) => return Err(errno.into()),
+        };
     let attributes = Attributes::of(&Metadata::of(&from)?, Xattrs::of(&from, |_| true)?);
     let options = CopyTree { xattrs: |_| true, cancel: &Cancel::new() };
     tree::copy_tree(from, tree::open_root(volume)?, options)?;

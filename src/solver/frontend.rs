@@ -258,7 +258,7 @@ fn read_beneath(dir: &Path, name: &str) -> Result<Option<Vec<u8>>> {
     let root = tree::open_root(dir).context(context)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let opened = match rustix::fs::openat2(&root, name, flags, Mode::empty(), resolve) {
+    let opened = match tree::openat2(&root, name, flags, Mode::empty(), resolve) {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
         opened => std::fs::File::from(opened.context(context)?),
     };

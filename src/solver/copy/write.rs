@@ -263,7 +263,7 @@ impl<'a> Writer<'a> {
         let path = Path::new(".").join(path);
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat2(donor, &path, flags, rustix::fs::Mode::empty(), resolve).ok().map(Arc::new))
+        Ok(tree::openat2(donor, &path, flags, rustix::fs::Mode::empty(), resolve).ok().map(Arc::new))
     }
 
     /// What directories that are made on the way get.

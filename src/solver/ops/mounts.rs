@@ -17,7 +17,7 @@ use crate::solver::job::{Job, Taken};
 use crate::solver::key::Key;
 use crate::solver::settle::Made;
 use crate::solver::value::{FileSystem, Value};
-use crate::store::tree::Time;
+use crate::store::tree::{self, Time};
 use crate::store::{self, Active, SnapshotId};
 use crate::task;
 
@@ -226,7 +226,7 @@ impl Job {
             let path = if path.is_empty() { "." } else { &path };
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-            rustix::fs::openat2(&mount, path, flags, Mode::empty(), resolve)
+            tree::openat2(&mount, path, flags, Mode::empty(), resolve)
                 .context(|| format!("open the content /{path} of a cache mount"))
         })
         .await?;

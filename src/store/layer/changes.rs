@@ -359,7 +359,7 @@ fn beneath(root: &OwnedFd, path: &[u8]) -> Result<Option<Metadata>> {
     let slash = path.iter().rposition(|byte| *byte == b'/');
     let dir = slash.map_or(b".".as_slice(), |at| &path[..at]);
     let name = CString::new(&path[slash.map_or(0, |at| at + 1)..]).expect("names of files hold no NUL");
-    let opened = rustix::fs::openat2(root, dir, flags, Mode::empty(), resolve | ResolveFlags::NO_SYMLINKS);
+    let opened = crate::store::tree::openat2(root, dir, flags, Mode::empty(), resolve | ResolveFlags::NO_SYMLINKS);
     match opened.and_then(|dir| Metadata::at(dir, &name)) {
         Ok(metadata) => Ok(Some(metadata)),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),

@@ -324,7 +324,7 @@ fn open_beneath(root: impl AsFd, path: &[u8]) -> rustix::io::Result<Option<Owned
 fn open_how(root: impl AsFd, path: &[u8], resolve: ResolveFlags) -> rustix::io::Result<Option<OwnedFd>> {
     let path = if path.is_empty() { b".".as_slice() } else { path };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    present(rustix::fs::openat2(root, path, flags, Mode::empty(), resolve | ResolveFlags::NO_MAGICLINKS))
+    present(crate::store::tree::openat2(root, path, flags, Mode::empty(), resolve | ResolveFlags::NO_MAGICLINKS))
 }
 
 /// Opens the directory a path ends in, following no symbolic link.

@@ -160,7 +160,7 @@ impl Active {
         let real = Path::new(".").join(real.strip_prefix("/").unwrap_or(&real));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(tree::open_root(&self.fs)?, &real, flags, Mode::empty(), resolve).context(context)
+        tree::openat2(tree::open_root(&self.fs)?, &real, flags, Mode::empty(), resolve).context(context)
     }
 
     /// Opens the layer of a snapshot, so that unchanged files of it can be linked into this tree instead of being copied.
@@ -318,7 +318,7 @@ fn make_path(root: &OwnedFd, path: &Path, missing: &Attributes) -> Result<OwnedF
     let open = |path: &Path| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+        tree::openat2(root, path, flags, Mode::empty(), resolve)
     };
     let mut reached = PathBuf::from(".");
     let mut dir = open(&reached)?;

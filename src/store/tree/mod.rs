@@ -13,7 +13,9 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RawDir, SeekFrom, StatxFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, StatxFlags, Timespec, Timestamps, Uid,
+};
 use rustix::io::{Errno, Result};
 
 pub use copy::{CopyTree, copy_data, copy_tree, create_file, make_dir, make_node, replacing};
@@ -299,6 +301,23 @@ pub fn open_file(dir: impl AsFd, name: &CStr) -> Result<OwnedFd> {
         Err(Errno::PERM) => rustix::fs::openat(dir, name, flags, Mode::empty()),
         opened => opened,
     }
+}
+
+/// Does what `openat2(2)` does, again when a rename or a mount somewhere on the machine raced with a `..` (`EAGAIN`).
+///
+/// # Errors
+/// The errno of `openat2(2)`; `EAGAIN` only when every one of many attempts raced.
+pub fn openat2(
+    dir: impl AsFd,
+    path: impl rustix::path::Arg,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd> {
+    path.into_with_c_str(|path| {
+        let mut attempts = (0..128).map(|_| rustix::fs::openat2(&dir, path, flags, mode, resolve));
+        attempts.find(|result| !matches!(result, Err(Errno::AGAIN))).unwrap_or(Err(Errno::AGAIN))
+    })
 }
 
 /// Opens a directory by its path.
