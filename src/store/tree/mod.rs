@@ -440,3 +440,34 @@ impl Attributes {
 pub(crate) fn display(path: &[u8]) -> std::path::Display<'_> {
     Path::new(std::ffi::OsStr::from_bytes(path)).display()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn renames_elsewhere_do_not_keep_a_path_from_being_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        std::fs::write(&one, "").unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    std::fs::rename(&one, &two).unwrap();
+                    std::fs::rename(&two, &one).unwrap();
+                }
+            });
+            let root = open_root(dir.path()).unwrap();
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let opened =
+                (0..5000).map(|_| openat2(&root, "a/../a/b/../b", flags, Mode::empty(), ResolveFlags::IN_ROOT));
+            let failed = opened.filter_map(std::result::Result::err).next();
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(failed, None);
+        });
+    }
+}
