@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use kiln_graph::Digest;
 use kiln_graph::oci::Descriptor;
 
@@ -85,11 +85,13 @@ impl Images {
         });
         // Collected, because the compiler cannot see that a stream that maps references to futures may change threads.
         let layers: Vec<_> = layers.map(Fetch::run).collect();
-        let mut work = futures_util::stream::iter(layers).buffer_unordered(LAYERS);
-        while let Some(result) = work.next().await {
-            result.context(|| format!("pull {}", remote.name.familiar()))?;
+        let work = futures_util::stream::iter(layers).buffer_unordered(LAYERS);
+        let fetched = work.try_for_each(|()| std::future::ready(Ok(()))).await;
+        if let Err(error) = fetched {
+            cancel.cancel();
+            abandoned(unpacker).await;
+            return Err(error).context(|| format!("pull {}", remote.name.familiar()));
         }
-        drop(work);
         let (images, lease, config) = (self.clone(), lease.clone(), Arc::clone(&resolved.config));
         let result = task::blocking(move || {
             let unpacker = Arc::into_inner(unpacker).expect("all layers have ended");
@@ -128,6 +130,14 @@ impl Images {
             }
             Ok(())
         })
+    }
+}
+
+/// Waits until the blocking work on a given-up pull has ended, so that a caller that is told of the failure finds nothing
+/// half-made: dropping a future does not stop what it started on the blocking pool.
+async fn abandoned(unpacker: Arc<Unpacker>) {
+    while Arc::strong_count(&unpacker) > 1 {
+        tokio::time::sleep(TICK).await;
     }
 }
 
