@@ -17,15 +17,25 @@ pub struct Rule {
     pub summary: &'static str,
     /// Whether it runs only where a file asks for it.
     pub experimental: bool,
+    /// Whether it is Kiln's own, and BuildKit has no such check.
+    pub own: bool,
 }
+
+/// `KilnExtension`: files use no flags and instructions that only Kiln has.
+pub const KILN_EXTENSION: &Rule = &Rule {
+    name: "KilnExtension",
+    summary: "Nothing is used that other builders do not understand.",
+    experimental: false,
+    own: true,
+};
 
 macro_rules! rules {
     ($($constant:ident $name:literal $summary:literal $experimental:literal;)*) => {
         $(
             #[doc = concat!("`", $name, "`: ", $summary)]
-            pub const $constant: &Rule = &Rule { name: $name, summary: $summary, experimental: $experimental };
+            pub const $constant: &Rule = &Rule { name: $name, summary: $summary, experimental: $experimental, own: false };
         )*
-        /// All checks.
+        /// All checks that BuildKit has.
         pub const RULES: &[&Rule] = &[$($constant),*];
     };
 }
@@ -56,17 +66,25 @@ rules! {
 }
 
 impl Rule {
-    /// Returns the address of the check's description.
+    /// Returns the address of the check's description; Kiln's own have none.
     #[must_use]
     pub fn url(&self) -> String {
+        if self.own {
+            return String::new();
+        }
         format!("https://docs.docker.com/go/dockerfile/rule/{}/", kebab(self.name))
     }
+}
+
+/// Returns all checks, Kiln's own last.
+fn all() -> impl Iterator<Item = &'static Rule> {
+    RULES.iter().copied().chain([KILN_EXTENSION])
 }
 
 /// Finds a check by its name.
 #[must_use]
 pub fn rule(name: &str) -> Option<&'static Rule> {
-    RULES.iter().copied().find(|rule| rule.name == name)
+    all().find(|rule| rule.name == name)
 }
 
 /// `JSONArgsRecommended` becomes `json-args-recommended`.
@@ -171,7 +189,7 @@ impl Config {
                 rule: None,
                 message: format!("there is no check named {name}"),
                 span,
-                hint: closest(name, RULES.iter().map(|rule| rule.name)).map(|near| format!("did you mean {near}?")),
+                hint: closest(name, all().map(|rule| rule.name)).map(|near| format!("did you mean {near}?")),
             })
             .collect()
     }

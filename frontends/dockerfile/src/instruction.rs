@@ -158,6 +158,21 @@ pub struct Run {
     pub insecure: bool,
     /// The values of `--device`.
     pub devices: Vec<Device>,
+    /// `--retry`, `--timeout`, `--memory` and `--cpus`, which only Kiln has.
+    pub trial: Trial,
+}
+
+/// How a RUN instruction is tried and limited: flags that are no part of the language elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trial {
+    /// How often it is tried again after it failed.
+    pub retries: u32,
+    /// How long one try may take, in nanoseconds.
+    pub timeout_ns: Option<u64>,
+    /// The memory it may use, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// The processor time it may use, in billionths of a processor.
+    pub nano_cpus: Option<u64>,
 }
 
 /// The network that `--network` asks for.

@@ -39,6 +39,13 @@ pub(crate) fn size_bytes(text: &str) -> Option<u64> {
     (size < i64::MAX as f64).then_some(size as u64)
 }
 
+/// Reads a decimal number of processors, `0.5` or `2`, in billionths; digits beyond the ninth are cut off.
+pub(crate) fn nano_cpus(text: &str) -> Option<u64> {
+    let decimal = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let nano = scaled(text, NS_PER_S).filter(|_| decimal)?;
+    u64::try_from(nano).ok()
+}
+
 const NS_PER_S: i64 = 1_000_000_000;
 
 /// Reads a duration as `time.ParseDuration` does, in nanoseconds: `1h15m30.5s`, `300ms`, `-2us`, `0`.
@@ -209,6 +216,16 @@ mod tests {
         }
         for text in ["", "5", "-", "s", ".s", "1d", "1 s", "1.2.3s", "9999999999h", "--1s"] {
             assert_eq!(duration_ns(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn processors_are_counted_in_billionths() {
+        for (text, nano) in [("2", 2_000_000_000), ("0.5", 500_000_000), (".25", 250_000_000), ("0", 0)] {
+            assert_eq!(nano_cpus(text), Some(nano), "{text}");
+        }
+        for text in ["", ".", "-1", "+1", "1e3", "x", "1.2.3", "99999999999"] {
+            assert_eq!(nano_cpus(text), None, "{text}");
         }
     }
 

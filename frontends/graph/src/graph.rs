@@ -189,7 +189,7 @@ impl Graph {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::{Exec, FileAction, FileOp};
+    use crate::op::{Exec, FileAction, FileOp, Limits};
 
     fn exec(command: &str) -> Op {
         Op::Exec(Box::new(Exec { args: vec![command.to_owned()], ..Exec::default() }))
@@ -232,6 +232,16 @@ mod tests {
         let now = add(&mut graph, file(mkdir("/x", None)), &[]);
         assert_ne!(add(&mut graph, file(mkdir("/x", Some(0))), &[]), now);
         assert_eq!(add(&mut graph, file(mkdir("/x", None)), &[]), now);
+    }
+
+    #[test]
+    fn how_a_step_is_tried_and_limited_makes_no_other_step() {
+        let mut graph = Graph::new();
+        let once = Exec { args: vec!["a".to_owned()], ..Exec::default() };
+        let limits = Limits { memory_bytes: Some(1 << 30), nano_cpus: Some(500_000_000) };
+        let often = Exec { retries: 3, timeout_ns: Some(1), limits, ..once.clone() };
+        let first = add(&mut graph, Op::Exec(Box::new(once)), &[]);
+        assert_eq!(add(&mut graph, Op::Exec(Box::new(often)), &[]), first);
     }
 
     #[test]

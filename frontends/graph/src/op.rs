@@ -196,6 +196,22 @@ pub struct Exec {
     pub devices: Vec<Device>,
     /// Exit codes that count as success; empty means 0.
     pub valid_exit_codes: Vec<i32>,
+    /// How often the process is started again, from a clean file system, after it failed; not part of the identity.
+    pub retries: u32,
+    /// How long one run of the process may take, in nanoseconds; then it is killed and has failed. Not part of the identity.
+    pub timeout_ns: Option<u64>,
+    /// What the process and its descendants may use together; not part of the identity.
+    pub limits: Limits,
+}
+
+/// Limits of an exec's control group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// Memory in bytes; `None` is no limit.
+    pub memory_bytes: Option<u64>,
+    /// Processor time in billionths of a processor, as docker's `NanoCpus`: 1 500 000 000 is one and a half; `None` is no
+    /// limit.
+    pub nano_cpus: Option<u64>,
 }
 
 /// The root file system of an exec.

@@ -66,6 +66,9 @@ impl StageLowering<'_, '_> {
             cgroup_parent: request.cgroup_parent.clone(),
             devices: run.devices.iter().map(|d| op::Device { name: d.name.clone(), optional: !d.required }).collect(),
             valid_exit_codes: Vec::new(),
+            retries: run.trial.retries,
+            timeout_ns: run.trial.timeout_ns,
+            limits: op::Limits { memory_bytes: run.trial.memory_bytes, nano_cpus: run.trial.nano_cpus },
         };
         let node = self.add_step(Op::Exec(Box::new(exec)), inputs, self.no_cache, head.span);
         self.number(vec![node], None, title);

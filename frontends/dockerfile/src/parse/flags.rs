@@ -55,7 +55,16 @@ const FLAGS: &[(&str, &[(&str, Takes)])] = &[
     ),
     (
         "RUN",
-        &[("device", Takes::Values), ("mount", Takes::Values), ("network", Takes::Value), ("security", Takes::Value)],
+        &[
+            ("cpus", Takes::Value),
+            ("device", Takes::Values),
+            ("memory", Takes::Value),
+            ("mount", Takes::Values),
+            ("network", Takes::Value),
+            ("retry", Takes::Value),
+            ("security", Takes::Value),
+            ("timeout", Takes::Value),
+        ],
     ),
 ];
 

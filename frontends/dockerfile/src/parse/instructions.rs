@@ -8,7 +8,7 @@ use super::{Findings, Parsed, Parts};
 use crate::check;
 use crate::heredoc;
 use crate::instruction::{
-    self, Add, Argument, Assignment, Command, Device, Healthcheck, Kind, Run, RunNetwork, Stage, Transfer,
+    self, Add, Argument, Assignment, Command, Device, Healthcheck, Kind, Run, RunNetwork, Stage, Transfer, Trial,
 };
 use crate::line::{Text, Word};
 use crate::mount::MountFlag;
@@ -44,7 +44,7 @@ pub(super) fn parse(parts: Parts<'_>, findings: &mut Findings<'_>) -> Result<Par
             Kind::Maintainer(one_text(parts)?)
         }
         "ONBUILD" => onbuild(parts)?,
-        "RUN" => run(parts)?,
+        "RUN" => run(parts, findings)?,
         "SHELL" => shell_form(parts)?,
         // The flags of STOPSIGNAL and ARG are dropped without a word, as BuildKit does.
         "STOPSIGNAL" => Kind::Stopsignal(one_text(Parts { flags: Vec::new(), ..parts })?),
@@ -275,7 +275,7 @@ fn onbuild(parts: Parts<'_>) -> Result<Kind, Errors> {
     Ok(Kind::Onbuild(text))
 }
 
-fn run(parts: Parts<'_>) -> Result<Kind, Errors> {
+fn run(parts: Parts<'_>, findings: &mut Findings<'_>) -> Result<Kind, Errors> {
     let flags = Flags::parse("RUN", parts.flags)?;
     let mut errors = Vec::new();
     let mut mounts = Vec::new();
@@ -297,12 +297,55 @@ fn run(parts: Parts<'_>) -> Result<Kind, Errors> {
     let insecure = choice(&flags, "security", &[("sandbox", false), ("insecure", true)]);
     errors.extend(network.as_ref().err().cloned());
     errors.extend(insecure.as_ref().err().cloned());
-    let (Ok(network), Ok(insecure), true) = (network, insecure, errors.is_empty()) else { return Err(errors) };
+    let trial = trial(&flags, findings);
+    errors.extend(trial.as_ref().err().cloned());
+    let (Ok(network), Ok(insecure), Ok(trial), true) = (network, insecure, trial, errors.is_empty()) else {
+        return Err(errors);
+    };
     let command = command(parts.arguments)?;
     if command == Command::Exec(Vec::new()) {
         return error(parts.head.span, "RUN [] has nothing to run");
     }
-    Ok(Kind::Run(Box::new(Run { command, heredocs: parts.heredocs, mounts, network, insecure, devices })))
+    Ok(Kind::Run(Box::new(Run { command, heredocs: parts.heredocs, mounts, network, insecure, devices, trial })))
+}
+
+/// The most tries that `--retry` may ask for: more would be a loop.
+const MAX_RETRIES: u32 = 100;
+
+/// The least memory that a process can be started with.
+const MIN_MEMORY_BYTES: u64 = 6 << 20;
+
+/// Reads the flags that only Kiln has, and reports that they are not portable.
+fn trial(flags: &Flags, findings: &mut Findings<'_>) -> Result<Trial, Diagnostic> {
+    let value = |name: &str| flags.value(name);
+    let wrong = |name: &str, word: &Word, what: &str, example: &str| {
+        Diagnostic::error(word.span, format!("--{name}={} is not {what}", word.text))
+            .with_hint(format!("write --{name}={example}"))
+    };
+    let mut trial = Trial::default();
+    if let Some(word) = value("retry") {
+        let retries = word.text.parse().ok().filter(|retries| *retries <= MAX_RETRIES);
+        trial.retries = retries.ok_or_else(|| wrong("retry", &word, "a number up to 100", "3"))?;
+    }
+    if let Some(word) = value("timeout") {
+        let timeout = scalar::duration_ns(&word.text).and_then(|ns| u64::try_from(ns).ok());
+        let timeout = timeout.filter(|ns| *ns >= 1_000_000);
+        trial.timeout_ns = Some(timeout.ok_or_else(|| wrong("timeout", &word, "a duration of at least 1ms", "10m"))?);
+    }
+    if let Some(word) = value("memory") {
+        let memory = scalar::size_bytes(&word.text).filter(|bytes| *bytes >= MIN_MEMORY_BYTES);
+        trial.memory_bytes = Some(memory.ok_or_else(|| wrong("memory", &word, "a size of at least 6m", "2g"))?);
+    }
+    if let Some(word) = value("cpus") {
+        let cpus = scalar::nano_cpus(&word.text).filter(|nano| *nano >= 10_000_000);
+        trial.nano_cpus = Some(cpus.ok_or_else(|| wrong("cpus", &word, "a number of at least 0.01", "1.5"))?);
+    }
+    for name in ["retry", "timeout", "memory", "cpus"] {
+        for word in flags.values(name) {
+            findings.add(check::KILN_EXTENSION, word.span, format!("RUN --{name} is understood by Kiln only"));
+        }
+    }
+    Ok(trial)
 }
 
 /// Reads a flag that has a few values; without the flag, the first.

@@ -10,7 +10,7 @@ use kiln_dockerfile::{
 };
 use kiln_graph::oci::ImageConfig;
 use kiln_graph::op::{
-    Copy, Exec, FileAction, FileOp, GitSource, HttpSource, MountKind, NetworkMode, Op, SecurityMode, Source,
+    Copy, Exec, FileAction, FileOp, GitSource, HttpSource, Limits, MountKind, NetworkMode, Op, SecurityMode, Source,
 };
 use kiln_graph::{Diagnostic, Digest, Severity, SourceFile};
 
@@ -274,6 +274,9 @@ fn exec_details(exec: &Exec) -> Vec<String> {
     add(exec.shm_size_bytes.is_some(), format!("shm {:?}", exec.shm_size_bytes));
     add(!exec.cgroup_parent.is_empty(), format!("cgroup {}", exec.cgroup_parent));
     add(!exec.devices.is_empty(), format!("devices {:?}", exec.devices));
+    add(exec.retries > 0, format!("retries {}", exec.retries));
+    add(exec.timeout_ns.is_some(), format!("timeout {:?} ns", exec.timeout_ns));
+    add(exec.limits != Limits::default(), format!("{:?}", exec.limits));
     lines
 }
 
