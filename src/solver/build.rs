@@ -2,15 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use kiln_dockerfile::Lowered;
-use kiln_graph::VertexId;
+use kiln_graph::Edge;
 use tokio_util::task::TaskTracker;
 
 use super::Solver;
 use super::cache;
-use super::export::{ImageExport, Product};
+use super::export::{Export, Product, Variant};
 use super::failure::Failure;
-use super::frontend::{Frontend, Surroundings};
+use super::frontend::{Frontend, Surroundings, Target};
 use super::job::{ClientSession, Entitlement, Job, Locals};
 use super::options::Options;
 use super::progress::Progress;
@@ -38,7 +37,7 @@ impl Solver {
             return Err(Error::unsupported(text).into());
         }
         let options = Options::parse(&request.attrs)?;
-        let exports: Vec<ImageExport> = request.exporters.iter().map(ImageExport::parse).collect::<Result<_>>()?;
+        let exports: Vec<Export> = request.exporters.iter().map(Export::parse).collect::<Result<_>>()?;
         let entitlements = request.entitlements.iter().map(|text| Entitlement::parse(text)).collect::<Result<_>>()?;
         let store = self.deps().store.clone();
         let lease = task::blocking(move || store.lease("build")).await?;
@@ -46,7 +45,7 @@ impl Solver {
         let registry = self.registry(&session);
         let images = &self.deps().images;
         let around = Surroundings { images, lease: &lease, registry: &registry, progress: &progress };
-        let Frontend { lowered, images, ignore } = around.lower(&request, &options).await?;
+        let Frontend { graph, targets, epoch_s, images, ignore } = around.lower(&request, &options).await?;
         let locals = Locals {
             paths: request.locals,
             context: options.context,
@@ -55,7 +54,6 @@ impl Solver {
             now_ns: progress.now_ns(),
             opened: Mutex::default(),
         };
-        let Lowered { graph, root, config, epoch_s, .. } = lowered;
         let cancel = Cancel::new();
         let _given_up = cancel.on_drop();
         let job = Arc::new(Job {
@@ -76,8 +74,7 @@ impl Solver {
             pending: TaskTracker::new(),
         });
         let epoch_ns = epoch_s.map(|seconds| seconds.saturating_mul(1_000_000_000));
-        let product = |snapshot| Product { config: config.clone(), snapshot, epoch_ns };
-        let result = job.solve(root.map(|edge| edge.vertex), &exports, product).await;
+        let result = job.solve(targets, &exports, options.multi_platform, epoch_ns).await;
         let finished = job.finish().await;
         let built = result?;
         finished?;
@@ -104,32 +101,40 @@ impl Job {
     /// Does what is not known yet, and exports the result.
     async fn solve(
         self: &Arc<Self>,
-        root: Option<VertexId>,
-        exports: &[ImageExport],
-        product: impl Fn(Option<SnapshotId>) -> Product,
+        targets: Vec<Target>,
+        exports: &[Export],
+        multi_platform: bool,
+        epoch_ns: Option<i64>,
     ) -> Result<Built, Failure> {
-        if let Some(root) = root {
-            let job = Arc::clone(self);
-            let plan = task::blocking(move || Ok(job.plan(root))).await??;
-            self.solver.carry_out(self, plan).await?;
-        }
+        let roots: Vec<_> = targets.iter().filter_map(|target| target.root).map(|edge| edge.vertex).collect();
+        let job = Arc::clone(self);
+        let plan = task::blocking(move || Ok(job.plan(&roots))).await??;
+        self.solver.carry_out(self, plan).await?;
         let mut built = Built::default();
         if exports.is_empty() {
             return Ok(built);
         }
-        let snapshot = match root.map(|root| self.value(root).ok_or(root)) {
-            Some(Ok(Value::FileSystem(FileSystem::Layer(layer)))) => Some(layer.settled().await?.id),
-            Some(Ok(Value::FileSystem(image))) => self.materialize(&image).await?,
-            Some(Ok(Value::Local(dir))) => {
-                return Err(Error::unsupported(format!("{} cannot be an image as it is", dir.name)).into());
-            }
-            Some(Err(_)) => return Err(Error::internal("the target has no result").into()),
-            None => None,
-        };
+        let mut variants = Vec::new();
+        for Target { platform, root, config } in targets {
+            let snapshot = self.result(root).await?;
+            variants.push(Variant { platform, config, snapshot, attestations: Vec::new() });
+        }
+        let product = Arc::new(Product { variants, multi_platform, epoch_ns });
         for export in exports {
-            built.response.extend(self.export(export, product(snapshot)).await?);
+            built.response.extend(self.export(export, &product).await?);
         }
         Ok(built)
+    }
+
+    /// Returns the snapshot of a target, identified.
+    async fn result(&self, root: Option<Edge>) -> Result<Option<SnapshotId>> {
+        let Some(root) = root else { return Ok(None) };
+        match self.value(root.vertex) {
+            Some(Value::FileSystem(FileSystem::Layer(layer))) => Ok(Some(layer.settled().await?.id)),
+            Some(Value::FileSystem(image)) => self.materialize(&image).await,
+            Some(Value::Local(dir)) => Err(Error::unsupported(format!("{} cannot be an image as it is", dir.name))),
+            None => Err(Error::internal("the target has no result")),
+        }
     }
 
     /// Waits for what is identified in the background, and writes down what was used and learnt.

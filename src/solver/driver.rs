@@ -100,11 +100,13 @@ impl Solver {
     /// # Errors
     /// That of the first step that fails.
     pub(super) async fn carry_out(&self, job: &Arc<Job>, plan: Plan) -> Result<(), Failure> {
-        let Some(root) = plan.steps.len().checked_sub(1) else { return Ok(()) };
+        if plan.steps.is_empty() {
+            return Ok(());
+        }
         let (sender, outcome) = oneshot::channel();
         let guard = {
             let mut core = self.driver().core();
-            let (id, actions) = core.scheduler.submit(&plan.inputs, &[root]);
+            let (id, actions) = core.scheduler.submit(&plan.inputs, &plan.roots);
             let Plan { steps, misses, .. } = plan;
             core.jobs.insert(id, Entry { job: Arc::clone(job), steps, misses, outcome: Some(sender) });
             core.carry_out(self, actions, None);

@@ -10,8 +10,9 @@ use kiln_dockerfile::check::Rule;
 use kiln_dockerfile::{
     Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Request, ResolvedImage, lower,
 };
+use kiln_graph::oci::ImageConfig;
 use kiln_graph::op::ResolveMode;
-use kiln_graph::{Diagnostic, Digest, Platform, SourceFile};
+use kiln_graph::{Diagnostic, Digest, Edge, Graph, Platform, SourceFile};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -29,13 +30,29 @@ use crate::task;
 /// A Dockerfile or a list of patterns larger than this is refused.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// What the frontend made of a request.
+/// What the frontend made of a request: one graph for all platforms.
 pub(super) struct Frontend {
-    pub(super) lowered: Lowered,
+    /// The steps; those that do not depend on the platform are there once.
+    pub(super) graph: Graph,
+    /// What is made, one for each platform, in the order asked for.
+    pub(super) targets: Vec<Target>,
+    /// The time in seconds since 1970 to which times in the result are clamped.
+    pub(super) epoch_s: Option<i64>,
     /// The images it asked about, by id.
     pub(super) images: HashMap<Digest, Arc<Resolved>>,
     /// The rules of the main context.
     pub(super) ignore: Arc<Ignore>,
+}
+
+/// What is made for one platform.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// The platform.
+    pub(super) platform: Platform,
+    /// Its root file system; `None` is an empty one.
+    pub(super) root: Option<Edge>,
+    /// The image's configuration, without `rootfs` and `created`.
+    pub(super) config: ImageConfig,
 }
 
 /// What is read before lowering.
@@ -44,6 +61,13 @@ struct Inputs {
     ignore: Ignore,
     /// The rules of the other local contexts, by the directories' names.
     ignores: BTreeMap<String, Ignore>,
+}
+
+/// The images that were asked about.
+#[derive(Default)]
+struct Found {
+    known: HashMap<ImageKey, ResolvedImage>,
+    images: HashMap<Digest, Arc<Resolved>>,
 }
 
 /// What the frontend works with.
@@ -61,25 +85,45 @@ impl Surroundings<'_> {
     /// With the places in the file: what makes no sense there, images that do not exist.
     pub(super) async fn lower(&self, request: &BuildRequest, options: &Options) -> Result<Frontend, Failure> {
         let (source, inputs) = self.read(request, options).await?;
+        let mut found = Found::default();
+        let (mut graph, mut targets, mut epoch_s) = (Graph::new(), Vec::new(), None);
+        // Without a platform asked for there is one, which the Dockerfile and its base decide.
+        let platforms = options.platforms.iter().map(Some);
+        for platform in if options.platforms.is_empty() { vec![None] } else { platforms.collect() } {
+            let lowered = self.lower_for(platform, options, &inputs, &mut found).await?;
+            if targets.is_empty() {
+                // The other platforms' are the same.
+                self.warn(source, &inputs.file, &lowered.warnings);
+            }
+            let ids = graph.absorb(lowered.graph);
+            let root = lowered.root.map(|edge| Edge { vertex: ids[edge.vertex.index()], ..edge });
+            targets.push(Target { platform: lowered.platform, root, config: lowered.config });
+            epoch_s = lowered.epoch_s;
+        }
+        Ok(Frontend { graph, targets, epoch_s, images: found.images, ignore: Arc::new(inputs.ignore) })
+    }
+
+    /// Lowers for one platform.
+    async fn lower_for(
+        &self,
+        platform: Option<&Platform>,
+        options: &Options,
+        inputs: &Inputs,
+        found: &mut Found,
+    ) -> Result<Lowered, Failure> {
         let Inputs { file, ignore, ignores } = inputs;
-        let asked = lowering_request(&file, options, &ignore, &ignores);
-        let mut known: HashMap<ImageKey, ResolvedImage> = HashMap::new();
-        let mut images = HashMap::new();
+        let asked = Request { target_platform: platform.cloned(), ..lowering_request(file, options, ignore, ignores) };
         loop {
-            let outcome = lower(&asked, &known).map_err(|found| Failure::of_source(&file, found))?;
+            let outcome = lower(&asked, &found.known).map_err(|found| Failure::of_source(file, found))?;
             let needs = match outcome {
                 Outcome::Need(needs) => needs,
-                Outcome::Done(lowered) => {
-                    self.warn(source, &file, &lowered.warnings);
-                    return Ok(Frontend { lowered: *lowered, images, ignore: Arc::new(ignore) });
-                }
+                Outcome::Done(lowered) => return Ok(*lowered),
             };
-            let implicit = options.platform.is_none();
-            let resolved = needs.iter().map(|need| self.resolve(need, options.resolve, implicit, &file));
+            let resolved = needs.iter().map(|need| self.resolve(need, options.resolve, platform.is_none(), file));
             for (need, resolved) in needs.iter().zip(try_join_all(resolved).await?) {
                 let (config, reference) = ((*resolved.config).clone(), resolved.reference.clone());
-                known.insert(need.key.clone(), ResolvedImage { config, id: resolved.id, reference });
-                images.insert(resolved.id, Arc::new(resolved));
+                found.known.insert(need.key.clone(), ResolvedImage { config, id: resolved.id, reference });
+                found.images.insert(resolved.id, Arc::new(resolved));
             }
         }
     }
@@ -182,7 +226,7 @@ fn lowering_request<'a>(
         labels: options.labels.clone(),
         context: Files::Local { name: options.context.clone(), ignore: ignore.clone() },
         contexts: options.contexts.iter().map(|(name, source)| (name.clone(), context(source))).collect(),
-        target_platform: options.platform.clone(),
+        multi_platform: options.multi_platform,
         build_platforms: vec![Platform::host()],
         no_cache: options.no_cache.clone(),
         resolve: options.resolve,

@@ -20,7 +20,10 @@ pub(super) struct Options {
     pub(super) labels: BTreeMap<String, String>,
     /// Contexts by name, with what stands for each.
     pub(super) contexts: BTreeMap<String, ContextSource>,
-    pub(super) platform: Option<Platform>,
+    /// The platforms to build for; none means the host's.
+    pub(super) platforms: Vec<Platform>,
+    /// Whether the result is one for several platforms, though it may be one only.
+    pub(super) multi_platform: bool,
     pub(super) no_cache: NoCache,
     pub(super) resolve: ResolveMode,
     pub(super) network: NetworkMode,
@@ -51,7 +54,8 @@ impl Default for Options {
             build_args: BTreeMap::new(),
             labels: BTreeMap::new(),
             contexts: BTreeMap::new(),
-            platform: None,
+            platforms: Vec::new(),
+            multi_platform: false,
             no_cache: NoCache::None,
             resolve: ResolveMode::PreferLocal,
             network: NetworkMode::Sandbox,
@@ -76,6 +80,7 @@ impl Options {
         for (key, value) in attrs {
             options.set(key, value)?;
         }
+        options.multi_platform |= options.platforms.len() > 1;
         Ok(options)
     }
 
@@ -89,7 +94,8 @@ impl Options {
                 value.clone_into(&mut self.filename);
             }
             "target" => self.target = Some(value.to_owned()).filter(|target| !target.is_empty()),
-            "platform" if !value.is_empty() => self.platform = Some(platform(value)?),
+            "platform" => self.platforms = platforms(value)?,
+            "multi-platform" => self.multi_platform = flag(key, value)?,
             "no-cache" => self.no_cache = no_cache(value),
             "image-resolve-mode" => self.resolve = resolve_mode(value)?,
             "force-network-mode" => self.network = network_mode(value)?,
@@ -107,9 +113,8 @@ impl Options {
             }
             "frontend.caps" => check_capabilities(value)?,
             // What says nothing, or names the frontend that is built in.
-            "filename" | "platform" | "shm-size" | "contextkey" | "dockerfilekey" | "context" | "source"
-            | "cmdline" => {}
-            "multi-platform" | "cache-imports" | "cache-from" if matches!(value, "" | "false" | "[]" | "null") => {}
+            "filename" | "shm-size" | "contextkey" | "dockerfilekey" | "context" | "source" | "cmdline" => {}
+            "cache-imports" | "cache-from" if matches!(value, "" | "false" | "[]" | "null") => {}
             _ => return Err(Error::unsupported(format!("the build option {key}={value} is not supported yet"))),
         }
         Ok(())
@@ -138,11 +143,25 @@ impl Options {
     }
 }
 
-fn platform(value: &str) -> Result<Platform> {
-    if value.contains(',') {
-        return Err(Error::unsupported(format!("building for several platforms ({value}) is not supported yet")));
+/// Reads platforms; one that is named twice counts once.
+fn platforms(value: &str) -> Result<Vec<Platform>> {
+    let mut platforms: Vec<Platform> = Vec::new();
+    for name in value.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        let platform: Platform = name.parse().map_err(|error| Error::invalid(format!("platform {name:?}: {error}")))?;
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
     }
-    value.parse().map_err(|error| Error::invalid(format!("platform {value:?}: {error}")))
+    Ok(platforms)
+}
+
+/// Reads a truth value as Go does.
+pub(super) fn flag(key: &str, value: &str) -> Result<bool> {
+    match value {
+        "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(Error::invalid(format!("{key}={value}: expected true or false"))),
+    }
 }
 
 fn no_cache(value: &str) -> NoCache {
@@ -251,13 +270,21 @@ mod tests {
     }
 
     #[test]
+    fn several_platforms_are_read_once_each() {
+        let options = parse(&[("platform", "linux/amd64,arm64,linux/x86_64")]).unwrap();
+        let names: Vec<String> = options.platforms.iter().map(ToString::to_string).collect();
+        assert_eq!((names.join(" ").as_str(), options.multi_platform), ("linux/amd64 linux/arm64", true));
+        assert!(!parse(&[("platform", "arm64")]).unwrap().multi_platform);
+        assert!(parse(&[("platform", "arm64"), ("multi-platform", "true")]).unwrap().multi_platform);
+    }
+
+    #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (key, value) in [
             ("attest:sbom", ""),
             ("context", "https://example.com/x.git"),
             ("context:x", "https://example.com/x.git"),
             ("memory", "1"),
-            ("platform", "linux/amd64,linux/arm64"),
             ("requestid", "frontend.lint"),
         ] {
             let error = parse(&[(key, value)]).unwrap_err();

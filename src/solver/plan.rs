@@ -22,6 +22,8 @@ use crate::error::{Error, Result};
 pub(super) struct Plan {
     /// The steps that have no value yet, inputs first.
     pub(super) steps: Vec<VertexId>,
+    /// What was asked for of them, as positions in `steps`.
+    pub(super) roots: Vec<usize>,
     /// For each of them, those it needs, as positions in `steps`.
     pub(super) inputs: Vec<Vec<usize>>,
     /// What was found out about those that have to run.
@@ -36,13 +38,13 @@ impl Job {
     ///
     /// # Errors
     /// The first step that cannot be done: what it copies does not exist, its source cannot be brought.
-    pub(super) fn plan(self: &Arc<Self>, root: VertexId) -> Result<Plan, Failure> {
-        let order = self.graph.reachable([root]);
+    pub(super) fn plan(self: &Arc<Self>, roots: &[VertexId]) -> Result<Plan, Failure> {
+        let order = self.graph.reachable(roots.iter().copied());
         for _ in 0..ATTEMPTS {
             let mut records = HashMap::new();
             let misses = self.identify_all(&order, &mut records)?;
-            let plan = self.left(root, misses);
-            if self.lease_needed(root, &records)? {
+            let plan = self.left(roots, misses);
+            if self.lease_needed(roots, &records)? {
                 self.report_found(&order);
                 records.into_values().for_each(|record| self.hit(record));
                 return Ok(plan);
@@ -85,10 +87,10 @@ impl Job {
     }
 
     /// What has no value and is needed, with the needs among them.
-    fn left(&self, root: VertexId, misses: HashMap<VertexId, Work>) -> Plan {
+    fn left(&self, roots: &[VertexId], misses: HashMap<VertexId, Work>) -> Plan {
         let mut plan = Plan { misses, ..Plan::default() };
         let mut positions = HashMap::new();
-        for id in self.needed(root) {
+        for id in self.needed(roots) {
             if self.value(id).is_some() {
                 continue;
             }
@@ -98,15 +100,16 @@ impl Job {
             plan.steps.push(id);
             plan.inputs.push(inputs);
         }
+        plan.roots = roots.iter().filter_map(|root| positions.get(root).copied()).collect();
         plan
     }
 
-    /// The vertices whose values are needed: the root, and the inputs of what has no value. Inputs come first.
-    fn needed(&self, root: VertexId) -> Vec<VertexId> {
+    /// The vertices whose values are needed: the roots, and the inputs of what has no value. Inputs come first.
+    fn needed(&self, roots: &[VertexId]) -> Vec<VertexId> {
         let mut needed = vec![false; self.graph.vertices().len()];
-        needed[root.index()] = true;
+        roots.iter().for_each(|root| needed[root.index()] = true);
         let ids: Vec<VertexId> = self.graph.ids().collect();
-        for id in ids.iter().rev().filter(|id| id.index() <= root.index()) {
+        for id in ids.iter().rev() {
             if needed[id.index()] && self.value(*id).is_none() {
                 for edge in &self.graph.vertex(*id).inputs {
                     needed[edge.vertex.index()] = true;
@@ -117,10 +120,10 @@ impl Job {
     }
 
     /// Leases the results that are needed; what has gone is forgotten, and then the plan does not hold.
-    fn lease_needed(&self, root: VertexId, records: &HashMap<VertexId, i64>) -> Result<bool> {
+    fn lease_needed(&self, roots: &[VertexId], records: &HashMap<VertexId, i64>) -> Result<bool> {
         let store = &self.solver.deps().store;
         let mut holds = true;
-        for id in self.needed(root) {
+        for id in self.needed(roots) {
             let (Some(Value::FileSystem(FileSystem::Layer(layer))), Some(record)) = (self.value(id), records.get(&id))
             else {
                 continue;

@@ -140,6 +140,33 @@ impl Graph {
         Digest::sha256(hash.finalize().into())
     }
 
+    /// Adds all vertices of another graph and returns what each became, by its position there. Equal ones are one, with the
+    /// name it has here; so are equal source files.
+    pub fn absorb(&mut self, other: Self) -> Vec<VertexId> {
+        let Self { vertices, sources, .. } = other;
+        let known = |sources: &[SourceFile], file: &SourceFile| {
+            sources.iter().position(|known| known.name() == file.name() && known.text() == file.text())
+        };
+        let files: Vec<u32> = sources
+            .into_iter()
+            .map(|file| match known(&self.sources, &file) {
+                Some(index) => u32::try_from(index).expect("a graph has few source files"),
+                None => self.add_source(file),
+            })
+            .collect();
+        let mut ids: Vec<VertexId> = Vec::with_capacity(vertices.len());
+        for Vertex { op, mut inputs, platform, mut meta, .. } in vertices {
+            for edge in &mut inputs {
+                edge.vertex = ids[edge.vertex.index()];
+            }
+            if let Some(location) = &mut meta.location {
+                location.file = files[location.file as usize];
+            }
+            ids.push(self.add(op, inputs, platform, meta));
+        }
+        ids
+    }
+
     /// Returns all vertices; a vertex's inputs come before it.
     #[must_use]
     pub fn vertices(&self) -> &[Vertex] {
@@ -242,6 +269,21 @@ mod tests {
         let often = Exec { retries: 3, timeout_ns: Some(1), limits, ..once.clone() };
         let first = add(&mut graph, Op::Exec(Box::new(once)), &[]);
         assert_eq!(add(&mut graph, Op::Exec(Box::new(often)), &[]), first);
+    }
+
+    #[test]
+    fn absorbed_steps_keep_their_inputs_and_equal_ones_are_shared() {
+        let (mut one, mut two) = (Graph::new(), Graph::new());
+        let shared = add(&mut one, exec("a"), &[]);
+        let mine = add(&mut one, exec("b"), &[shared]);
+        let other = add(&mut two, exec("x"), &[]);
+        let again = add(&mut two, exec("a"), &[]);
+        let theirs = add(&mut two, exec("c"), &[other, again]);
+        let ids = one.absorb(two);
+        assert_eq!(ids[again.index()], shared);
+        let theirs = ids[theirs.index()];
+        assert_eq!(one.vertex(theirs).inputs, [Edge::from(ids[other.index()]), Edge::from(shared)]);
+        assert_eq!((one.vertices().len(), one.reachable([mine])), (4, vec![shared, mine]));
     }
 
     #[test]

@@ -1,26 +1,26 @@
-//! Exporters: what becomes of a result. The image exporter gives it a configuration and names, and pushes it.
+//! The image exporter: gives a result a configuration and names, and pushes it.
 //!
 //! Layers and the configuration are in the store already, so an image that stays here costs one blob and a few rows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kiln_graph::oci::ImageConfig;
 use kiln_graph::{Digest, Reference};
 
-use super::job::{Begun, Job, layer_report};
-use super::request::Exporter;
+use super::super::job::{Begun, Job, layer_report};
+use super::super::options::flag;
+use super::super::request::Exporter;
+use super::Product;
 use crate::error::{Error, Result};
 use crate::image::NewImage;
-use crate::store::SnapshotId;
 use crate::store::compression::Compression;
 use crate::task;
 
 /// Where an image goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ImageExport {
-    pub(super) names: Vec<Reference>,
-    pub(super) push: bool,
+pub(in crate::solver) struct ImageExport {
+    names: Vec<Reference>,
+    push: bool,
     compression: Option<String>,
     level: Option<i32>,
 }
@@ -31,9 +31,6 @@ impl ImageExport {
     /// # Errors
     /// `Unsupported`, by name, for other exporters and options; `InvalidArgument` for malformed values.
     pub(super) fn parse(exporter: &Exporter) -> Result<Self> {
-        if !matches!(exporter.kind.as_str(), "image" | "moby" | "registry") {
-            return Err(Error::unsupported(format!("the exporter {:?} is not supported yet", exporter.kind)));
-        }
         let mut export = Self { push: exporter.kind == "registry", ..Self::default() };
         for (key, value) in &exporter.attrs {
             match key.as_str() {
@@ -84,30 +81,15 @@ fn names(value: &str) -> Result<Vec<Reference>> {
         .collect()
 }
 
-fn flag(key: &str, value: &str) -> Result<bool> {
-    match value {
-        "" | "true" | "1" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err(Error::invalid(format!("{key}={value}: expected true or false"))),
-    }
-}
-
-/// A result to be exported.
-pub(super) struct Product {
-    pub(super) config: ImageConfig,
-    pub(super) snapshot: Option<SnapshotId>,
-    pub(super) epoch_ns: Option<i64>,
-}
-
 impl Job {
     /// Records and pushes the image, and returns what the client is told.
     ///
     /// # Errors
     /// What the store and the registry say.
-    pub(super) async fn export(
+    pub(super) async fn export_to_image(
         self: &Arc<Self>,
         export: &ImageExport,
-        product: Product,
+        product: &Arc<Product>,
     ) -> Result<BTreeMap<String, String>> {
         let exporting = Begun::internal(&self.progress, "exporting to image")?;
         let result = self.export_image(export, product, &exporting).await;
@@ -118,11 +100,14 @@ impl Job {
     async fn export_image(
         self: &Arc<Self>,
         export: &ImageExport,
-        product: Product,
+        product: &Product,
         exporting: &Begun,
     ) -> Result<BTreeMap<String, String>> {
-        let Product { config, snapshot, epoch_ns } = product;
-        let image = NewImage { config, snapshot, names: export.names.clone(), epoch_ns };
+        let [variant] = product.variants.as_slice() else {
+            return Err(Error::unsupported("images for several platforms are not supported yet"));
+        };
+        let (config, snapshot) = (variant.config.clone(), variant.snapshot);
+        let image = NewImage { config, snapshot, names: export.names.clone(), epoch_ns: product.epoch_ns };
         let layers = exporting.part("exporting layers", 0);
         let job = Arc::clone(self);
         let id = task::blocking(move || job.solver.deps().images.create(&job.lease, image)).await?;
@@ -182,7 +167,6 @@ mod tests {
     #[test]
     fn other_exporters_and_options_are_refused_by_name() {
         for (kind, attrs, word) in [
-            ("local", &[][..], "local"),
             ("image", &[("push-by-digest", "true")][..], "push-by-digest"),
             ("image", &[("compression", "estargz")], "estargz"),
             ("image", &[("push", "true")], "tag is needed"),
