@@ -14,6 +14,7 @@ pub mod image;
 pub mod network;
 pub mod registry;
 pub mod sandbox;
+pub mod sbom;
 pub mod solver;
 pub mod state;
 pub mod store;

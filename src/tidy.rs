@@ -21,6 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sandbox", &["error", "sys", "task"]),
     ("network", &["error", "sys", "task", "state"]),
     ("volume", &["error", "state", "store"]),
+    ("sbom", &["error", "task", "store"]),
     (
         "solver",
         &[
@@ -33,6 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "image",
             "sandbox",
             "network",
+            "sbom",
             "kiln_dockerfile",
             "kiln_llb",
         ],
