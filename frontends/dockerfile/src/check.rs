@@ -1,7 +1,7 @@
 //! The checks: what is allowed but probably a mistake. Each has a name, and files can turn it off.
 //!
-//! Names, addresses and what triggers a check are those of BuildKit's linter. This module is the table and the switches; the
-//! checks themselves stand where the facts are known, in the parser and in lowering.
+//! Names, addresses, texts and what triggers a check are those of BuildKit's linter, because tools read them. This module is
+//! the table and the switches; the checks themselves stand where the facts are known, in the parser and in lowering.
 
 use kiln_graph::diagnostic::closest;
 use kiln_graph::{Diagnostic, Severity, Span};
@@ -13,8 +13,8 @@ use crate::line::Word;
 pub struct Rule {
     /// Its name, for example `StageNameCasing`.
     pub name: &'static str,
-    /// What it asks for, in one sentence.
-    pub summary: &'static str,
+    /// What it asks for, in BuildKit's words.
+    pub description: &'static str,
     /// Whether it runs only where a file asks for it.
     pub experimental: bool,
     /// Whether it is Kiln's own, and BuildKit has no such check.
@@ -24,16 +24,16 @@ pub struct Rule {
 /// `KilnExtension`: files use no flags and instructions that only Kiln has.
 pub const KILN_EXTENSION: &Rule = &Rule {
     name: "KilnExtension",
-    summary: "Nothing is used that other builders do not understand.",
+    description: "Flags and instructions that only Kiln has make the file unusable for other builders",
     experimental: false,
     own: true,
 };
 
 macro_rules! rules {
-    ($($constant:ident $name:literal $summary:literal $experimental:literal;)*) => {
+    ($($constant:ident $name:literal $description:literal $experimental:literal;)*) => {
         $(
-            #[doc = concat!("`", $name, "`: ", $summary)]
-            pub const $constant: &Rule = &Rule { name: $name, summary: $summary, experimental: $experimental, own: false };
+            #[doc = concat!("`", $name, "`: ", $description)]
+            pub const $constant: &Rule = &Rule { name: $name, description: $description, experimental: $experimental, own: false };
         )*
         /// All checks that BuildKit has.
         pub const RULES: &[&Rule] = &[$($constant),*];
@@ -41,28 +41,41 @@ macro_rules! rules {
 }
 
 rules! {
-    STAGE_NAME_CASING "StageNameCasing" "Names of stages are written in lower case." false;
-    FROM_AS_CASING "FromAsCasing" "FROM and AS are written in the same case." false;
-    NO_EMPTY_CONTINUATION "NoEmptyContinuation" "A continued instruction holds no empty lines." false;
-    CONSISTENT_INSTRUCTION_CASING "ConsistentInstructionCasing" "All instructions are upper case, or all lower case." false;
-    DUPLICATE_STAGE_NAME "DuplicateStageName" "No two stages have one name." false;
-    RESERVED_STAGE_NAME "ReservedStageName" "No stage is named scratch or context." false;
-    JSON_ARGS_RECOMMENDED "JSONArgsRecommended" "CMD and ENTRYPOINT are JSON arrays, so that signals reach the program." false;
-    MAINTAINER_DEPRECATED "MaintainerDeprecated" "A label names the author, not MAINTAINER." false;
-    UNDEFINED_ARG_IN_FROM "UndefinedArgInFrom" "FROM uses declared arguments." false;
-    WORKDIR_RELATIVE_PATH "WorkdirRelativePath" "A relative WORKDIR follows an absolute one in the same file." false;
-    UNDEFINED_VAR "UndefinedVar" "Variables are defined before they are used." false;
-    MULTIPLE_INSTRUCTIONS_DISALLOWED "MultipleInstructionsDisallowed" "CMD, ENTRYPOINT and HEALTHCHECK stand once in a stage." false;
-    LEGACY_KEY_VALUE_FORMAT "LegacyKeyValueFormat" "ENV and LABEL separate names and values by =." false;
-    INVALID_BASE_IMAGE_PLATFORM "InvalidBaseImagePlatform" "The base image is for the platform that is asked for." false;
-    REDUNDANT_TARGET_PLATFORM "RedundantTargetPlatform" "FROM does not ask for the platform it uses anyway." false;
-    SECRETS_USED_IN_ARG_OR_ENV "SecretsUsedInArgOrEnv" "Secrets are mounted, not passed in ARG or ENV." false;
-    INVALID_DEFAULT_ARG_IN_FROM "InvalidDefaultArgInFrom" "FROM is valid with the default values of all arguments." false;
-    FROM_PLATFORM_FLAG_CONST_DISALLOWED "FromPlatformFlagConstDisallowed" "FROM --platform is not a constant." false;
-    COPY_IGNORED_FILE "CopyIgnoredFile" "COPY and ADD name no file that .dockerignore excludes." false;
-    INVALID_DEFINITION_DESCRIPTION "InvalidDefinitionDescription" "A comment above FROM or ARG begins with the name it describes." true;
-    EXPOSE_PROTO_CASING "ExposeProtoCasing" "The protocol in EXPOSE is written in lower case." false;
-    EXPOSE_INVALID_FORMAT "ExposeInvalidFormat" "EXPOSE names no addresses and no ports of the host." false;
+    STAGE_NAME_CASING "StageNameCasing" "Stage names should be lowercase" false;
+    FROM_AS_CASING "FromAsCasing" "The 'as' keyword should match the case of the 'from' keyword" false;
+    NO_EMPTY_CONTINUATION "NoEmptyContinuation" "Empty continuation lines will become errors in a future release" false;
+    CONSISTENT_INSTRUCTION_CASING "ConsistentInstructionCasing"
+        "All commands within the Dockerfile should use the same casing (either upper or lower)" false;
+    DUPLICATE_STAGE_NAME "DuplicateStageName" "Stage names should be unique" false;
+    RESERVED_STAGE_NAME "ReservedStageName" "Reserved words should not be used as stage names" false;
+    JSON_ARGS_RECOMMENDED "JSONArgsRecommended"
+        "JSON arguments recommended for ENTRYPOINT/CMD to prevent unintended behavior related to OS signals" false;
+    MAINTAINER_DEPRECATED "MaintainerDeprecated"
+        "The MAINTAINER instruction is deprecated, use a label instead to define an image author" false;
+    UNDEFINED_ARG_IN_FROM "UndefinedArgInFrom" "FROM command must use declared ARGs" false;
+    WORKDIR_RELATIVE_PATH "WorkdirRelativePath"
+        "Relative workdir without an absolute workdir declared within the build can have unexpected results if the base image changes" false;
+    UNDEFINED_VAR "UndefinedVar" "Variables should be defined before their use" false;
+    MULTIPLE_INSTRUCTIONS_DISALLOWED "MultipleInstructionsDisallowed"
+        "Multiple instructions of the same type should not be used in the same stage" false;
+    LEGACY_KEY_VALUE_FORMAT "LegacyKeyValueFormat"
+        "Legacy key/value format with whitespace separator should not be used" false;
+    INVALID_BASE_IMAGE_PLATFORM "InvalidBaseImagePlatform"
+        "Base image platform does not match expected target platform" false;
+    REDUNDANT_TARGET_PLATFORM "RedundantTargetPlatform"
+        "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior" false;
+    SECRETS_USED_IN_ARG_OR_ENV "SecretsUsedInArgOrEnv"
+        "Sensitive data should not be used in the ARG or ENV commands" false;
+    INVALID_DEFAULT_ARG_IN_FROM "InvalidDefaultArgInFrom"
+        "Default value for global ARG results in an empty or invalid base image name" false;
+    FROM_PLATFORM_FLAG_CONST_DISALLOWED "FromPlatformFlagConstDisallowed"
+        "FROM --platform flag should not use a constant value" false;
+    COPY_IGNORED_FILE "CopyIgnoredFile" "Attempting to Copy file that is excluded by .dockerignore" false;
+    INVALID_DEFINITION_DESCRIPTION "InvalidDefinitionDescription"
+        "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`. If this is not intended to be a description comment, add an empty line or comment between the instruction and the comment." true;
+    EXPOSE_PROTO_CASING "ExposeProtoCasing" "Protocol in EXPOSE instruction should be lowercase" false;
+    EXPOSE_INVALID_FORMAT "ExposeInvalidFormat"
+        "IP address and host-port mapping should not be used in EXPOSE instruction. This will become an error in a future release" false;
 }
 
 impl Rule {
@@ -189,6 +202,7 @@ impl Config {
                 rule: None,
                 message: format!("there is no check named {name}"),
                 span,
+                within: None,
                 hint: closest(name, all().map(|rule| rule.name)).map(|near| format!("did you mean {near}?")),
             })
             .collect()
@@ -215,9 +229,19 @@ pub(crate) fn skipped_by(comments: &[Word]) -> Selection {
     Selection::Named(names)
 }
 
-/// Makes a warning, unless a comment above the instruction turns the check off.
-pub(crate) fn finding(rule: &'static Rule, skipped: &Selection, span: Span, message: String) -> Option<Diagnostic> {
-    (!skipped.contains(rule.name)).then(|| Diagnostic::warning(rule.name, span, message))
+/// An instruction as checks see it: where it stands, and which checks a comment right above turns off.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub(crate) span: Span,
+    pub(crate) skipped: Selection,
+}
+
+impl Subject {
+    /// Makes a warning about a place in the instruction, unless the check is turned off for it.
+    pub(crate) fn finding(&self, rule: &'static Rule, span: Span, message: String) -> Option<Diagnostic> {
+        let warning = || Diagnostic::warning(rule.name, span, message).in_instruction(self.span);
+        (!self.skipped.contains(rule.name)).then(warning)
+    }
 }
 
 #[cfg(test)]
@@ -258,8 +282,10 @@ mod tests {
     #[test]
     fn comments_above_an_instruction_turn_checks_off_for_it() {
         let skipped = skipped_by(&[word("see below"), word("check=skip=UndefinedVar, FromAsCasing;error=true")]);
-        assert!(finding(UNDEFINED_VAR, &skipped, Span::new(0, 1), String::new()).is_none());
-        assert!(finding(STAGE_NAME_CASING, &skipped, Span::new(0, 1), String::new()).is_some());
+        let subject = Subject { span: Span::new(0, 9), skipped };
+        let finding = |rule| subject.finding(rule, Span::new(0, 1), String::new());
+        assert!(finding(UNDEFINED_VAR).is_none());
+        assert_eq!(finding(STAGE_NAME_CASING).unwrap().within, Some(Span::new(0, 9)));
         assert_eq!(skipped_by(&[word("check=skip=all")]), Selection::All);
     }
 }

@@ -39,6 +39,7 @@ fn refusal(value: &str, place: Option<&Word>) -> Diagnostic {
         rule: None,
         message: format!("the frontend {name} is not built in, and external frontends are not supported yet"),
         span: place.map(|word| word.span),
+        within: None,
         hint: Some(
             "docker/dockerfile is built in, in all versions; other files need that frontend's own tool".to_owned(),
         ),

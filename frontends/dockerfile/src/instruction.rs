@@ -4,7 +4,7 @@
 
 use kiln_graph::{Diagnostic, SourceFile, Span};
 
-use crate::check::Selection;
+use crate::check::{Selection, Subject};
 use crate::directive::Directives;
 use crate::heredoc::Heredoc;
 use crate::line::Word;
@@ -36,6 +36,12 @@ pub struct Head {
     pub text: String,
     /// The checks that a comment right above turns off for this instruction.
     pub skipped_checks: Selection,
+}
+
+impl Head {
+    pub(crate) fn subject(&self) -> Subject {
+        Subject { span: self.span, skipped: self.skipped_checks.clone() }
+    }
 }
 
 /// An ARG instruction before the first FROM.

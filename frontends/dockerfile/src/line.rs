@@ -46,6 +46,8 @@ pub(crate) struct Line<'s> {
     pieces: Vec<(usize, usize)>,
     /// All of it in the file.
     pub(crate) span: Span,
+    /// The last of its physical lines, without the bodies of here-documents.
+    pub(crate) last: Span,
     /// The comments right above, without `#` and blanks; an empty line or comment in between cuts them off.
     pub(crate) comments: Vec<Word>,
     /// Empty lines between its continued lines.
@@ -172,7 +174,8 @@ impl<'s> Lines<'s> {
 
     fn join(&mut self, first: &'s str, start: usize, comments: Vec<Word>) -> Line<'s> {
         let span = Span::new(start, start + first.len());
-        let mut line = Line { text: Cow::Borrowed(""), pieces: Vec::new(), span, comments, gaps: Vec::new() };
+        let mut line =
+            Line { text: Cow::Borrowed(""), pieces: Vec::new(), span, last: span, comments, gaps: Vec::new() };
         let (text, mut continued) = without_continuation(first, self.escape);
         line.push(text, start);
         while continued {
@@ -186,6 +189,7 @@ impl<'s> Lines<'s> {
                 let (text, more) = without_continuation(physical, self.escape);
                 line.push(text, start);
                 line.span = line.span.to(span);
+                line.last = span;
                 continued = more;
             }
         }

@@ -26,6 +26,8 @@ pub struct Diagnostic {
     pub message: String,
     /// The place; `None` when the whole file is meant.
     pub span: Option<Span>,
+    /// All of the instruction it is about, when the place is a part of one.
+    pub within: Option<Span>,
     /// What to do about it.
     pub hint: Option<String>,
 }
@@ -34,13 +36,34 @@ impl Diagnostic {
     /// Makes an error at a place.
     #[must_use]
     pub fn error(span: Span, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, rule: None, message: message.into(), span: Some(span), hint: None }
+        Self {
+            severity: Severity::Error,
+            rule: None,
+            message: message.into(),
+            span: Some(span),
+            within: None,
+            hint: None,
+        }
     }
 
     /// Makes a warning of a named check at a place.
     #[must_use]
     pub fn warning(rule: &'static str, span: Span, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, rule: Some(rule), message: message.into(), span: Some(span), hint: None }
+        Self {
+            severity: Severity::Warning,
+            rule: Some(rule),
+            message: message.into(),
+            span: Some(span),
+            within: None,
+            hint: None,
+        }
+    }
+
+    /// Adds the instruction it is about, unless that is known already.
+    #[must_use]
+    pub fn in_instruction(mut self, span: Span) -> Self {
+        self.within.get_or_insert(span);
+        self
     }
 
     /// Adds what to do about it.
@@ -74,14 +97,44 @@ pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     let limit = (length / 3).max(1).min(length.saturating_sub(1));
     candidates
         .into_iter()
-        .map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate))
+        .map(|candidate| (edits(&word, &candidate.to_lowercase(), Exchange::IsOne), candidate))
         .filter(|(distance, _)| *distance <= limit)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
 
-/// The optimal string alignment distance.
-fn distance(a: &str, b: &str) -> usize {
+/// Returns the candidate that differs least from `word`, in at most two letters, as BuildKit suggests names of variables: case
+/// counts, exchanged letters count as two, and a word that is among the candidates resembles nothing else.
+#[must_use]
+pub fn similar<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let mut best: Option<(usize, &str)> = None;
+    for candidate in candidates {
+        let distance = edits(word, candidate, Exchange::IsTwo);
+        if distance == 0 {
+            return None;
+        }
+        if distance <= 2 && best.is_none_or(|(least, _)| distance < least) {
+            best = Some((distance, candidate));
+        }
+    }
+    best.map(|(_, candidate)| candidate)
+}
+
+/// What exchanging two neighbouring letters counts as.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Exchange {
+    IsOne,
+    IsTwo,
+}
+
+/// Words longer than this many bytes are no mistyped names; comparing two takes time in proportion to both.
+const MAX_WORD: usize = 128;
+
+/// The optimal string alignment distance, or Levenshtein's; the longer length for words that are not worth comparing.
+fn edits(a: &str, b: &str, exchange: Exchange) -> usize {
+    if a.len() > MAX_WORD || b.len() > MAX_WORD {
+        return if a == b { 0 } else { a.len().max(b.len()) };
+    }
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
     for i in 1..=a.len() {
@@ -89,7 +142,7 @@ fn distance(a: &str, b: &str) -> usize {
         for j in 1..=b.len() {
             let substitution = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
             row[j] = substitution.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+            if exchange == Exchange::IsOne && i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 row[j] = row[j].min(rows[i - 2][j - 2] + 1);
             }
         }
@@ -109,6 +162,8 @@ mod tests {
         assert_eq!(closest("copyy", words), Some("COPY"));
         assert_eq!(closest("entrypiont", words), Some("ENTRYPOINT"));
         assert_eq!(closest("xyzzy", words), None);
+        assert_eq!(similar("PAHT", ["HOME", "PATH"]), Some("PATH"));
+        assert_eq!((similar("path", ["PATH"]), similar("A", ["A", "B"])), (None, None));
         assert_eq!((closest("a", ["b"]), closest("A", ["a"])), (None, Some("a")), "one letter is not a misspelt other");
     }
 }

@@ -45,11 +45,24 @@ pub struct Position {
 }
 
 /// The text of a file a user wrote, with the name to show for it. Cloning is cheap.
+///
+/// A text may be assembled from several files; then [`SourceFile::origin`] tells where a span of it really stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceFile {
     name: Arc<str>,
     text: Arc<str>,
     line_starts: Arc<[u32]>,
+    pieces: Arc<[Piece]>,
+}
+
+/// A part of another file within an assembled text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Piece {
+    /// Where it begins in the assembled text.
+    start: u32,
+    file: SourceFile,
+    /// What of the file it is.
+    part: Span,
 }
 
 impl SourceFile {
@@ -58,7 +71,36 @@ impl SourceFile {
     pub fn new(name: &str, text: &str) -> Self {
         let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
         let line_starts = starts.map(|at| u32::try_from(at).unwrap_or(u32::MAX)).collect();
-        Self { name: name.into(), text: text.into(), line_starts }
+        Self { name: name.into(), text: text.into(), line_starts, pieces: Arc::default() }
+    }
+
+    /// Assembles a text from parts of files, in order. Parts are byte ranges; what is not in a file is left out.
+    #[must_use]
+    pub fn assembled(name: &str, parts: &[(Self, Range<usize>)]) -> Self {
+        let mut text = String::new();
+        let mut pieces = Vec::new();
+        for (file, range) in parts {
+            let Some(part) = file.text.get(range.clone()) else { continue };
+            let start = u32::try_from(text.len()).unwrap_or(u32::MAX);
+            pieces.push(Piece { start, file: file.clone(), part: Span::new(range.start, range.end) });
+            text.push_str(part);
+        }
+        Self { pieces: pieces.into(), ..Self::new(name, &text) }
+    }
+
+    /// Says whether the text was assembled.
+    #[must_use]
+    pub fn is_assembled(&self) -> bool {
+        !self.pieces.is_empty()
+    }
+
+    /// Returns the file that a span really stands in, and its place there. What goes beyond one part is cut off.
+    #[must_use]
+    pub fn origin(&self, span: Span) -> (&Self, Span) {
+        let at = self.pieces.partition_point(|piece| piece.start <= span.start);
+        let Some(piece) = at.checked_sub(1).and_then(|at| self.pieces.get(at)) else { return (self, span) };
+        let place = |offset: u32| (offset - piece.start).saturating_add(piece.part.start).min(piece.part.end);
+        piece.file.origin(Span { start: place(span.start), end: place(span.end) })
     }
 
     /// Returns the name to show.
@@ -123,5 +165,25 @@ mod tests {
         assert_eq!(file.lines(Span::new(0, 7)), (1, 1));
         assert_eq!(file.lines(Span::new(0, 8)), (1, 2));
         assert_eq!(file.line(4), None);
+    }
+
+    #[test]
+    fn a_place_in_an_assembled_text_is_one_in_the_file_it_comes_from() {
+        let (main, more) = (SourceFile::new("main", "one\ntwo\nthree\n"), SourceFile::new("more", "x\ny"));
+        let parts = [(main.clone(), 0..8), (more.clone(), 0..3), (main.clone(), 7..14)];
+        let text = SourceFile::assembled("main", &parts);
+        assert_eq!((text.text(), text.is_assembled(), main.is_assembled()), ("one\ntwo\nx\ny\nthree\n", true, false));
+        let origin = |word: &str| {
+            let at = text.text().find(word).unwrap();
+            let (file, span) = text.origin(Span::new(at, at + word.len()));
+            (file.name(), file.position(span.start).line, file.slice(span))
+        };
+        assert_eq!(origin("two"), ("main", 2, "two"));
+        assert_eq!(origin("y"), ("more", 2, "y"));
+        assert_eq!(origin("three"), ("main", 3, "three"));
+        assert_eq!(origin("y\nthree").2, "y", "a span stays within one file");
+        let nested = SourceFile::assembled("again", &[(text.clone(), 8..11), (main.clone(), 0..1)]);
+        assert_eq!(nested.origin(Span::new(2, 3)).0.name(), "more");
+        assert_eq!(more.origin(Span::new(2, 3)), (&more, Span::new(2, 3)));
     }
 }

@@ -190,7 +190,7 @@ impl<'a> Lowering<'a> {
             globals::full_name(&expected.clone().normalized())
         );
         let rule = check::INVALID_BASE_IMAGE_PLATFORM;
-        self.warnings.extend(check::finding(rule, &stage.head.skipped_checks, stage.base.span, message));
+        self.warnings.extend(stage.head.subject().finding(rule, stage.base.span, message));
     }
 
     /// Returns the main context.

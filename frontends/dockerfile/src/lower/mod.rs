@@ -79,6 +79,7 @@ fn violations(warnings: Vec<Diagnostic>) -> Vec<Diagnostic> {
         rule: None,
         message: format!("checks found something: {}", rules.join(", ")),
         span: None,
+        within: None,
         hint: Some("the file asks with error=true that findings stop the build".to_owned()),
     };
     std::iter::once(summary).chain(warnings).collect()
@@ -175,6 +176,7 @@ impl Lowering<'_> {
                 rule: None,
                 message: format!("no ARG instruction declares the build argument {name}"),
                 span: None,
+                within: None,
                 hint: closest(name, declared.iter().copied()).map(|near| format!("did you mean {near}?")),
             });
         }
@@ -248,4 +250,17 @@ impl Lowering<'_> {
         }
         scans
     }
+}
+
+/// Finds the use of a variable within a word, as far as that stands in the file as it is.
+fn place_of(name: &str, word: &Word) -> Span {
+    let text = &word.text;
+    let uses = text.match_indices('$').map(|(at, _)| {
+        let start = at + 1 + usize::from(text[at + 1..].starts_with('{'));
+        (at, start)
+    });
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let mut uses =
+        uses.filter(|(_, start)| text[*start..].strip_prefix(name).is_some_and(|rest| !rest.starts_with(is_name)));
+    uses.next().map_or(word.span, |(at, start)| word.part(at..start + name.len()).span)
 }

@@ -3,15 +3,17 @@
 
 use std::collections::{HashMap, HashSet};
 
-use kiln_graph::diagnostic::closest;
+use kiln_graph::diagnostic::{closest, similar};
 use kiln_graph::{Diagnostic, Platform, Reference, SourceFile, Span};
 
 use super::globals::Globals;
+use super::place_of;
 use super::request::{Files, ImageKey, ImageName, NamedContext, Need, Request, ResolvedImage};
 use crate::check;
 use crate::instruction::{Dockerfile, Instruction, Kind, Stage};
 use crate::line::Word;
 use crate::parse::parse_trigger;
+use crate::scalar;
 use crate::shell::{Expansion, Lexer, Variables};
 
 /// What an instruction takes files or a whole filesystem from.
@@ -170,19 +172,15 @@ impl<'a> Plan<'a> {
             .map_err(|error| Diagnostic::error(word.span, error.to_string()))?;
         for name in expansion.missing.iter().filter(|name| !globals.knows(name)) {
             let known = globals.variables.names().chain(globals.declared.iter().map(String::as_str));
-            let hint = match closest(name, known) {
-                Some(near) => format!("did you mean {near}?"),
-                None => format!("add ARG {name} before the first FROM"),
-            };
-            let message = format!("no global ARG declares {name}");
-            self.warn(stage, check::UNDEFINED_ARG_IN_FROM, word.span, message, Some(hint));
+            let near = similar(name, known).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+            let message = format!("FROM argument '{name}' is not declared{near}");
+            self.warn(stage, check::UNDEFINED_ARG_IN_FROM, place_of(name, word), message);
         }
         Ok(expansion)
     }
 
-    fn warn(&mut self, stage: &Stage, rule: &'static check::Rule, span: Span, message: String, hint: Option<String>) {
-        let finding = check::finding(rule, &stage.head.skipped_checks, span, message);
-        self.warnings.extend(finding.map(|finding| Diagnostic { hint, ..finding }));
+    fn warn(&mut self, stage: &Stage, rule: &'static check::Rule, span: Span, message: String) {
+        self.warnings.extend(stage.head.subject().finding(rule, span, message));
     }
 
     fn platform(
@@ -200,15 +198,17 @@ impl<'a> Plan<'a> {
         let platform: Platform = text.parse().map_err(|error| Diagnostic::error(word.span, format!("{error}")))?;
         let is_target = used == ["TARGETPLATFORM"] && missing.is_empty();
         if is_target && globals.variables.get("TARGETPLATFORM") == Some(&text) {
-            let message = format!("{} is the platform FROM uses anyway", word.text);
-            self.warn(stage, check::REDUNDANT_TARGET_PLATFORM, word.span, message, None);
+            let message = format!(
+                "Setting platform to predefined {} in FROM is redundant as this is the default behavior",
+                word.text
+            );
+            self.warn(stage, check::REDUNDANT_TARGET_PLATFORM, word.span, message);
         }
         let name = stage.name.as_ref().map_or("", |name| &name.text);
         let is_named_after = name.contains(&platform.os) || name.contains(&platform.architecture);
         if used.is_empty() && missing.is_empty() && !is_named_after {
-            let message = format!("the platform {text} is fixed, so the file builds for no other");
-            let hint = "use $BUILDPLATFORM, or name the stage after the platform".to_owned();
-            self.warn(stage, check::FROM_PLATFORM_FLAG_CONST_DISALLOWED, word.span, message, Some(hint));
+            let message = format!("FROM --platform flag should not use constant value {}", scalar::quote(&text));
+            self.warn(stage, check::FROM_PLATFORM_FLAG_CONST_DISALLOWED, word.span, message);
         }
         Ok(platform)
     }
@@ -219,9 +219,9 @@ impl<'a> Plan<'a> {
         let expand = |variables: &Variables| lexer.expand(&stage.base.text, variables).ok();
         let Some(expansion) = expand(defaults) else { return };
         if expansion.text != "scratch" && expansion.text.parse::<Reference>().is_err() {
-            let message = format!("{} is no valid image name with the default values", stage.base.text);
-            let hint = "give the ARG instruction a default value".to_owned();
-            self.warn(stage, check::INVALID_DEFAULT_ARG_IN_FROM, stage.base.span, message, Some(hint));
+            let base = &stage.base.text;
+            let message = format!("Default value for ARG {base} results in empty or invalid base image name");
+            self.warn(stage, check::INVALID_DEFAULT_ARG_IN_FROM, stage.base.span, message);
         }
     }
 

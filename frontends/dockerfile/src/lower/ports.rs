@@ -7,8 +7,8 @@ use std::net::IpAddr;
 pub(super) struct Exposed {
     /// The ports as the image configuration names them, for example `80/tcp`.
     pub(super) ports: Vec<String>,
-    /// The protocol, when it is not written in lower case.
-    pub(super) miscased_protocol: Option<String>,
+    /// Whether the protocol is not written in lower case.
+    pub(super) miscased_protocol: bool,
     /// Whether an address or a port of the host is named, which has no meaning here.
     pub(super) names_host: bool,
 }
@@ -27,7 +27,7 @@ pub(super) fn parse(text: &str) -> Result<Exposed, String> {
     }
     Ok(Exposed {
         ports: (first..=last).map(|port| format!("{port}/{lower}")).collect(),
-        miscased_protocol: (!protocol.is_empty() && protocol != lower).then(|| protocol.to_owned()),
+        miscased_protocol: !protocol.is_empty() && protocol != lower,
         names_host: host.is_some_and(|host| !host.is_empty()),
     })
 }
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn what_checks_report_is_known() {
-        assert_eq!(parse("80/Tcp").unwrap().miscased_protocol.as_deref(), Some("Tcp"));
+        assert!(parse("80/Tcp").unwrap().miscased_protocol && !parse("80").unwrap().miscased_protocol);
         assert!(parse("8080:80").unwrap().names_host && !parse("80/tcp").unwrap().names_host);
     }
 

@@ -68,31 +68,32 @@ impl StageLowering<'_, '_> {
 
     fn check_secret(&mut self, keyword: &str, name: &Word) {
         if suggests_secret(&name.text) {
-            let message = format!("{keyword} {} looks like a secret, and its value stays in the image", name.text);
-            let hint = "use RUN --mount=type=secret".to_owned();
-            self.warn(check::SECRETS_USED_IN_ARG_OR_ENV, name.span, message, Some(hint));
+            let name_shown = scalar::quote(&name.text);
+            let message = format!("Do not use ARG or ENV instructions for sensitive data ({keyword} {name_shown})");
+            self.warn(check::SECRETS_USED_IN_ARG_OR_ENV, name.span, message);
         }
     }
 
     /// Expands names and values, all before any of them takes effect.
-    fn pairs(&mut self, keyword: &str, pairs: &[Assignment]) -> Result<Vec<(String, String)>, Diagnostic> {
+    fn pairs(&mut self, head: &Head, pairs: &[Assignment]) -> Result<Vec<(String, String)>, Diagnostic> {
+        let keyword = &head.keyword.text;
         let mut expanded = Vec::new();
         for Assignment { name, value, legacy } in pairs {
             if *legacy {
-                let message = format!("{keyword} {} and its value are separated by a blank", name.text);
-                let hint = format!("write {keyword} {}=...", name.text);
-                self.warn(check::LEGACY_KEY_VALUE_FORMAT, name.span.to(value.span), message, Some(hint));
+                let message =
+                    format!("\"{keyword} key=value\" should be used instead of legacy \"{keyword} key value\" format");
+                self.warn(check::LEGACY_KEY_VALUE_FORMAT, name.span.to(value.span), message);
             }
             expanded.push((self.expand(name)?, self.expand(value)?));
         }
         Ok(expanded)
     }
 
-    pub(super) fn env(&mut self, pairs: &[Assignment]) -> Result<(), Diagnostic> {
+    pub(super) fn env(&mut self, head: &Head, pairs: &[Assignment]) -> Result<(), Diagnostic> {
         for pair in pairs {
             self.check_secret("ENV", &pair.name);
         }
-        let pairs = self.pairs("ENV", pairs)?;
+        let pairs = self.pairs(head, pairs)?;
         for (name, value) in &pairs {
             self.state.variables.set(name, value);
             let env = &mut self.state.image.config.env;
@@ -106,22 +107,24 @@ impl StageLowering<'_, '_> {
         Ok(())
     }
 
-    pub(super) fn label(&mut self, pairs: &[Assignment]) -> Result<(), Diagnostic> {
-        let pairs = self.pairs("LABEL", pairs)?;
+    pub(super) fn label(&mut self, head: &Head, pairs: &[Assignment]) -> Result<(), Diagnostic> {
+        let pairs = self.pairs(head, pairs)?;
         self.state.image.config.labels.extend(pairs.iter().cloned());
         self.history(format!("LABEL {}", assignments(&pairs)), false);
         Ok(())
     }
 
     /// Returns the argument vector of a command: in text form, a call of the shell.
-    fn argument_vector(&mut self, keyword: &str, head: &Head, command: &Command) -> Vec<String> {
+    fn argument_vector(&mut self, head: &Head, command: &Command) -> Vec<String> {
         match command {
             Command::Exec(arguments) => arguments.clone(),
             Command::Shell(text) => {
                 if self.state.image.config.shell.is_empty() {
-                    let message = format!("{keyword} starts a shell, which does not pass signals to the program");
-                    let hint = format!("write {keyword} as a JSON array, or set SHELL to say that it is meant");
-                    self.warn(check::JSON_ARGS_RECOMMENDED, head.span, message, Some(hint));
+                    let message = format!(
+                        "JSON arguments recommended for {} to prevent unintended behavior related to OS signals",
+                        head.keyword.text
+                    );
+                    self.warn(check::JSON_ARGS_RECOMMENDED, text.span, message);
                 }
                 self.shell_call(text.text.clone())
             }
@@ -141,8 +144,8 @@ impl StageLowering<'_, '_> {
     }
 
     pub(super) fn cmd(&mut self, head: &Head, command: &Command) -> Result<(), Diagnostic> {
-        self.note_repetition("CMD", head.span);
-        let arguments = self.argument_vector("CMD", head, command);
+        self.note_repetition("CMD", head);
+        let arguments = self.argument_vector(head, command);
         self.history(format!("CMD {}", scalar::quote_all(&arguments)), false);
         self.state.image.config.cmd = arguments;
         self.state.image.config.args_escaped = true;
@@ -150,8 +153,8 @@ impl StageLowering<'_, '_> {
     }
 
     pub(super) fn entrypoint(&mut self, head: &Head, command: &Command) -> Result<(), Diagnostic> {
-        self.note_repetition("ENTRYPOINT", head.span);
-        let arguments = self.argument_vector("ENTRYPOINT", head, command);
+        self.note_repetition("ENTRYPOINT", head);
+        let arguments = self.argument_vector(head, command);
         self.history(format!("ENTRYPOINT {}", scalar::quote_all(&arguments)), false);
         self.state.image.config.entrypoint = arguments;
         // The base's CMD was meant for the base's ENTRYPOINT; one of this stage is not.
@@ -162,7 +165,7 @@ impl StageLowering<'_, '_> {
     }
 
     pub(super) fn healthcheck(&mut self, head: &Head, check: &Healthcheck) -> Result<(), Diagnostic> {
-        self.note_repetition("HEALTHCHECK", head.span);
+        self.note_repetition("HEALTHCHECK", head);
         let config = match check {
             Healthcheck::None => HealthConfig { test: vec!["NONE".to_owned()], ..HealthConfig::default() },
             Healthcheck::Check { command, interval_ns, timeout_ns, start_period_ns, start_interval_ns, retries } => {
@@ -204,14 +207,15 @@ impl StageLowering<'_, '_> {
         for word in words {
             for text in self.expand_with(self.lexer, word)?.words {
                 let exposed = ports::parse(&text).map_err(|why| Diagnostic::error(word.span, why))?;
-                if let Some(protocol) = exposed.miscased_protocol {
-                    let message = format!("the protocol {protocol} should be lower case");
-                    self.warn(check::EXPOSE_PROTO_CASING, word.span, message, None);
+                if exposed.miscased_protocol {
+                    let message = format!("Defined protocol '{text}' in EXPOSE instruction should be lowercase");
+                    self.warn(check::EXPOSE_PROTO_CASING, word.span, message);
                 }
                 if exposed.names_host {
-                    let message = format!("{text} names an address or a port of the host, which has no effect");
-                    let hint = "publish ports when the container is started".to_owned();
-                    self.warn(check::EXPOSE_INVALID_FORMAT, word.span, message, Some(hint));
+                    let message = format!(
+                        "EXPOSE instruction should not define an IP address or host-port mapping, found '{text}'"
+                    );
+                    self.warn(check::EXPOSE_INVALID_FORMAT, word.span, message);
                 }
                 ports.extend(exposed.ports);
             }
@@ -276,9 +280,9 @@ impl StageLowering<'_, '_> {
         let given = self.expand(word)?;
         self.check_path(&given, word.span)?;
         if !std::mem::replace(&mut self.state.workdir_set, true) && !given.starts_with('/') {
-            let message = format!("{given:?} depends on the working directory of the base image");
-            let hint = "begin with an absolute path".to_owned();
-            self.warn(check::WORKDIR_RELATIVE_PATH, word.span, message, Some(hint));
+            let path = scalar::quote(&given);
+            let message = format!("Relative workdir {path} can have unexpected results if the base image changes");
+            self.warn(check::WORKDIR_RELATIVE_PATH, word.span, message);
         }
         let directory = path::absolute(&self.working_dir(), &given);
         self.state.image.config.working_dir.clone_from(&directory);

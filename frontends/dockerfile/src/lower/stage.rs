@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kiln_graph::diagnostic::closest;
+use kiln_graph::diagnostic::similar;
 use kiln_graph::graph::{Location, Meta};
 use kiln_graph::oci::History;
 use kiln_graph::op::Op;
@@ -13,8 +13,8 @@ use super::base::Built;
 use super::draft::{Inputs, Node};
 use super::globals;
 use super::plan::{Origin, PlannedStage, Trigger};
-use crate::check::{self, Rule, Selection};
-use crate::instruction::{Instruction, Kind};
+use crate::check::{self, Rule, Subject};
+use crate::instruction::{Head, Instruction, Kind};
 use crate::line::Word;
 use crate::scalar;
 use crate::shell::{Expansion, Lexer, Variables};
@@ -46,10 +46,10 @@ pub(super) struct StageLowering<'l, 'a> {
     pub(super) no_cache: bool,
     /// The trigger that is running, and its file in the graph.
     trigger: Option<(&'l Trigger, u32)>,
-    /// The checks that are turned off for the instruction at hand.
-    skipped: Selection,
+    /// The instruction at hand, as checks see it.
+    subject: Subject,
     /// Where CMD, ENTRYPOINT and HEALTHCHECK last stood.
-    last_seen: HashMap<&'static str, Span>,
+    last_seen: HashMap<&'static str, Subject>,
     steps: Vec<Step>,
 }
 
@@ -67,7 +67,7 @@ impl<'l, 'a> StageLowering<'l, 'a> {
             lexer,
             no_cache,
             trigger: None,
-            skipped: Selection::default(),
+            subject: planned.stage.head.subject(),
             last_seen: HashMap::new(),
             steps: Vec::new(),
             state,
@@ -99,7 +99,7 @@ impl<'l, 'a> StageLowering<'l, 'a> {
     }
 
     fn instruction(&mut self, instruction: &Instruction) -> Result<(), Diagnostic> {
-        self.skipped.clone_from(&instruction.head.skipped_checks);
+        self.subject = Subject { span: self.place(instruction.head.span), ..instruction.head.subject() };
         let head = &instruction.head;
         match &instruction.kind {
             Kind::Add(add) => self.add(head, add),
@@ -107,10 +107,10 @@ impl<'l, 'a> StageLowering<'l, 'a> {
             Kind::Cmd(command) => self.cmd(head, command),
             Kind::Copy(copy) => self.copy(head, copy),
             Kind::Entrypoint(command) => self.entrypoint(head, command),
-            Kind::Env(pairs) => self.env(pairs),
+            Kind::Env(pairs) => self.env(head, pairs),
             Kind::Expose(ports) => self.expose(ports),
             Kind::Healthcheck(check) => self.healthcheck(head, check),
-            Kind::Label(pairs) => self.label(pairs),
+            Kind::Label(pairs) => self.label(head, pairs),
             Kind::Maintainer(author) => self.maintainer(author),
             Kind::Onbuild(text) => self.onbuild(text),
             Kind::Run(run) => self.run_command(head, run),
@@ -132,7 +132,7 @@ impl<'l, 'a> StageLowering<'l, 'a> {
             .expand(&word.text, &self.state.variables)
             .map_err(|error| Diagnostic::error(word.span, error.to_string()))?;
         for name in &expansion.missing {
-            self.report_missing(name, place_of(name, word));
+            self.report_missing(name, super::place_of(name, word));
         }
         Ok(expansion)
     }
@@ -142,21 +142,15 @@ impl<'l, 'a> StageLowering<'l, 'a> {
         if declared || BUILDER_ARGUMENTS.contains(&name) {
             return;
         }
-        let near = closest(name, self.state.variables.names());
-        let is_global = self.lowering.globals.knows(name);
-        let hint = match near {
-            Some(near) => Some(format!("did you mean ${near}?")),
-            None if is_global => Some(format!("add ARG {name} to the stage")),
-            None => None,
-        };
-        self.warn(check::UNDEFINED_VAR, span, format!("the variable {name} is not defined"), hint);
+        let near = similar(name, self.state.variables.names());
+        let near = near.map(|near| format!(" (did you mean ${near}?)")).unwrap_or_default();
+        self.warn(check::UNDEFINED_VAR, span, format!("Usage of undefined variable '${name}'{near}"));
     }
 
     /// Reports what a check found. Of triggers of images, which nobody can change here, nothing is reported.
-    pub(super) fn warn(&mut self, rule: &'static Rule, span: Span, message: String, hint: Option<String>) {
+    pub(super) fn warn(&mut self, rule: &'static Rule, span: Span, message: String) {
         let Some(span) = self.span_in_file(span) else { return };
-        let finding = check::finding(rule, &self.skipped, span, message);
-        self.lowering.warnings.extend(finding.map(|finding| Diagnostic { hint, ..finding }));
+        self.lowering.warnings.extend(self.subject.finding(rule, span, message));
     }
 
     /// Reports something that has no effect.
@@ -291,11 +285,14 @@ impl<'l, 'a> StageLowering<'l, 'a> {
     }
 
     /// Reports an instruction of which only the last one in a stage has an effect, at the place of the one before.
-    pub(super) fn note_repetition(&mut self, keyword: &'static str, span: Span) {
-        let span = self.place(span);
-        if let Some(before) = self.last_seen.insert(keyword, span) {
-            let message = format!("another {keyword} follows in this stage, and only the last one has an effect");
-            let finding = check::finding(check::MULTIPLE_INSTRUCTIONS_DISALLOWED, &self.skipped, before, message);
+    pub(super) fn note_repetition(&mut self, keyword: &'static str, head: &Head) {
+        if let Some(before) = self.last_seen.insert(keyword, self.subject.clone()) {
+            let message = format!(
+                "Multiple {} instructions should not be used in the same stage because only the last one will be used",
+                head.keyword.text
+            );
+            let subject = Subject { span: before.span, ..self.subject.clone() };
+            let finding = subject.finding(check::MULTIPLE_INSTRUCTIONS_DISALLOWED, before.span, message);
             self.lowering.warnings.extend(finding);
         }
     }
@@ -327,17 +324,4 @@ impl<'l, 'a> StageLowering<'l, 'a> {
         };
         (self.state.scan_context, self.state.scan_stage) = (asked(BUILDER_ARGUMENTS[0]), asked(BUILDER_ARGUMENTS[1]));
     }
-}
-
-/// Finds the use of a variable within a word, as far as that stands in the file as it is.
-fn place_of(name: &str, word: &Word) -> Span {
-    let text = &word.text;
-    let uses = text.match_indices('$').map(|(at, _)| {
-        let start = at + 1 + usize::from(text[at + 1..].starts_with('{'));
-        (at, start)
-    });
-    let is_name = |c: char| c.is_alphanumeric() || c == '_';
-    let mut uses =
-        uses.filter(|(_, start)| text[*start..].strip_prefix(name).is_some_and(|rest| !rest.starts_with(is_name)));
-    uses.next().map_or(word.span, |(at, start)| word.part(at..start + name.len()).span)
 }

@@ -13,6 +13,7 @@ use crate::ignore::{Ignore, Pattern};
 use crate::instruction::{Add, Copy, Head, Transfer};
 use crate::line::Word;
 use crate::path;
+use crate::scalar;
 use crate::shell::Lexer;
 
 /// What one COPY or ADD does, variables expanded.
@@ -262,10 +263,12 @@ impl StageLowering<'_, '_> {
             if remote::parse(&source.text, plan.keep_git_dir.is_some()) != Ok(None) {
                 continue;
             }
-            if let Some(pattern) = excluded_by(ignore, &path::clean(&source.text)) {
-                let (file, line) = (ignore.file_name(), pattern.line());
-                let message = format!("{file} excludes {}: {} in line {line}", source.text, pattern.text());
-                self.warn(check::COPY_IGNORED_FILE, source.span, message, None);
+            let path = path::clean(&source.text);
+            if excluded_by(ignore, &path).is_some() {
+                let command = if plan.keyword == "ADD" { "Add" } else { "Copy" };
+                let path = scalar::quote(&path);
+                let message = format!("Attempting to {command} file {path} that is excluded by .dockerignore");
+                self.warn(check::COPY_IGNORED_FILE, source.span, message);
             }
         }
     }

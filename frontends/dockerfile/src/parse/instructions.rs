@@ -39,7 +39,7 @@ pub(super) fn parse(parts: Parts<'_>, findings: &mut Findings<'_>) -> Result<Par
         "HEALTHCHECK" => healthcheck(parts)?,
         "LABEL" => Kind::Label(assignments(parts)?),
         "MAINTAINER" => {
-            let message = "MAINTAINER is deprecated; use LABEL org.opencontainers.image.authors=\"...\"";
+            let message = "Maintainer instruction is deprecated in favor of using label";
             findings.add(check::MAINTAINER_DEPRECATED, parts.head.span, message.to_owned());
             Kind::Maintainer(one_text(parts)?)
         }
@@ -111,12 +111,7 @@ fn from(parts: Parts<'_>, findings: &mut Findings<'_>) -> Result<Stage, Errors> 
     };
     let stage_name = match name {
         Some((keyword, name)) => {
-            let lower_from = head.keyword.text == head.keyword.text.to_lowercase();
-            let expected = if lower_from { keyword.text.to_lowercase() } else { keyword.text.to_uppercase() };
-            if keyword.text != expected {
-                let message = format!("{} and {} differ in case", keyword.text, head.keyword.text);
-                findings.add(check::FROM_AS_CASING, keyword.span, message);
-            }
+            check_as_casing(&head.keyword, keyword, findings);
             Some(lower_case_name(name, findings)?)
         }
         None => None,
@@ -135,6 +130,20 @@ fn from(parts: Parts<'_>, findings: &mut Findings<'_>) -> Result<Stage, Errors> 
     })
 }
 
+/// Reports an AS in another case than its FROM. A FROM in mixed case is another check's business.
+fn check_as_casing(from: &Word, keyword: &Word, findings: &mut Findings<'_>) {
+    let (lower, upper) = (from.text.to_lowercase(), from.text.to_uppercase());
+    let fits = match from.text.as_str() {
+        text if text == lower => keyword.text == keyword.text.to_lowercase(),
+        text if text == upper => keyword.text == keyword.text.to_uppercase(),
+        _ => true,
+    };
+    if !fits {
+        let message = format!("'{}' and '{}' keywords' casing do not match", keyword.text, from.text);
+        findings.add(check::FROM_AS_CASING, keyword.span, message);
+    }
+}
+
 fn lower_case_name(word: &Word, findings: &mut Findings<'_>) -> Result<Word, Errors> {
     let lower = word.text.to_lowercase();
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
@@ -143,7 +152,7 @@ fn lower_case_name(word: &Word, findings: &mut Findings<'_>) -> Result<Word, Err
         return error_with_hint(word.span, format!("{:?} cannot be the name of a stage", word.text), hint);
     }
     if lower != word.text {
-        let message = format!("the stage name {} should be lower case", word.text);
+        let message = format!("Stage name '{}' should be lowercase", word.text);
         findings.add(check::STAGE_NAME_CASING, word.span, message);
     }
     Ok(Word::new(lower, word.span))
@@ -160,8 +169,8 @@ fn check_description(keyword: &str, names: &[&Word], comments: &[Word], findings
     if names.iter().any(|name| name.text == first) {
         return;
     }
-    let example = if let [name] = names { &name.text } else { "NAME" };
-    let message = format!("the comment above {keyword} should begin with the name it describes: # {example} ...");
+    let example = if let [name] = names { &name.text } else { "<arg_key>" };
+    let message = format!("Comment for {keyword} should follow the format: `# {example} <description>`");
     findings.add(check::INVALID_DEFINITION_DESCRIPTION, comment.span, message);
 }
 
@@ -485,11 +494,12 @@ pub(super) fn check_casing(stages: &[Stage], warnings: &mut Vec<Diagnostic>) {
     let lower = heads().filter(|head| is_lower(&head.keyword.text)).count();
     let upper = heads().filter(|head| is_upper(&head.keyword.text)).count();
     let (expected, fits): (_, &dyn Fn(&str) -> bool) =
-        if lower > upper { ("lower", &is_lower) } else { ("upper", &is_upper) };
+        if lower > upper { ("lowercase", &is_lower) } else { ("uppercase", &is_upper) };
     for head in heads().filter(|head| !fits(&head.keyword.text)) {
-        let message = format!("{} should be {expected} case, like most instructions of this file", head.keyword.text);
+        let command = &head.keyword.text;
+        let message = format!("Command '{command}' should match the case of the command majority ({expected})");
         let rule = check::CONSISTENT_INSTRUCTION_CASING;
-        warnings.extend(check::finding(rule, &head.skipped_checks, head.keyword.span, message));
+        warnings.extend(head.subject().finding(rule, head.keyword.span, message));
     }
 }
 
@@ -499,13 +509,19 @@ pub(super) fn check_stage_names(stages: &[Stage], warnings: &mut Vec<Diagnostic>
     for stage in stages {
         let Some(name) = &stage.name else { continue };
         let mut find = |rule, message| {
-            warnings.extend(check::finding(rule, &stage.head.skipped_checks, name.span, message));
+            warnings.extend(stage.head.subject().finding(rule, name.span, message));
         };
         if matches!(name.text.as_str(), "scratch" | "context") {
-            find(check::RESERVED_STAGE_NAME, format!("the name {} has a meaning of its own", name.text));
+            find(
+                check::RESERVED_STAGE_NAME,
+                format!("Stage name should not use the same name as reserved stage {}", scalar::quote(&name.text)),
+            );
         }
         if !known.insert(&name.text) {
-            find(check::DUPLICATE_STAGE_NAME, format!("a stage above is named {} too", name.text));
+            find(
+                check::DUPLICATE_STAGE_NAME,
+                format!("Duplicate stage name {}, stage names should be unique", scalar::quote(&name.text)),
+            );
         }
     }
 }

@@ -9,7 +9,7 @@ mod instructions;
 use kiln_graph::diagnostic::closest;
 use kiln_graph::{Diagnostic, SourceFile, Span};
 
-use crate::check::{self, Rule, Selection};
+use crate::check::{self, Rule, Subject};
 use crate::directive;
 use crate::heredoc::{self, Heredoc};
 use crate::instruction::{Dockerfile, GlobalArguments, Head, Instruction, Kind, Stage};
@@ -115,13 +115,13 @@ enum Parsed {
 
 /// Makes findings of checks about one instruction.
 struct Findings<'p> {
-    skipped: Selection,
+    subject: Subject,
     warnings: &'p mut Vec<Diagnostic>,
 }
 
 impl Findings<'_> {
     fn add(&mut self, rule: &'static Rule, span: Span, message: String) {
-        self.warnings.extend(check::finding(rule, &self.skipped, span, message));
+        self.warnings.extend(self.subject.finding(rule, span, message));
     }
 }
 
@@ -193,10 +193,12 @@ impl<'s> Parser<'s> {
             text: whole.as_str().to_owned(),
             skipped_checks: check::skipped_by(&line.comments),
         };
-        let mut findings = Findings { skipped: head.skipped_checks.clone(), warnings: &mut self.warnings };
+        let mut findings = Findings { subject: head.subject(), warnings: &mut self.warnings };
         if let Some(gap) = line.gaps.first() {
-            let message = "an empty line within a continued instruction";
-            findings.add(check::NO_EMPTY_CONTINUATION, *gap, message.to_owned());
+            // BuildKit names the last of the continued lines, not the empty one.
+            let last = Subject { span: line.last, ..head.subject() };
+            let message = "Empty continuation line".to_owned();
+            findings.warnings.extend(last.finding(check::NO_EMPTY_CONTINUATION, *gap, message));
         }
         let keyword = known_keyword(&head.keyword).map_err(|error| vec![error])?;
         let (flags, arguments) = split::leading_flags(rest, self.escape);
