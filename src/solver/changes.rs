@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use kiln_dockerfile::{Outcome, Request, lower};
+use kiln_dockerfile::{Outcome, Refused, Request, lower};
+use kiln_graph::SourceFile;
 use kiln_graph::oci::ContainerConfig;
-use kiln_graph::{Diagnostic, SourceFile};
 
 use crate::error::{Error, Result};
 
@@ -38,8 +38,8 @@ pub fn container_config(changes: &[&str]) -> Result<ContainerConfig> {
         }
     }
     let file = SourceFile::new("changes", &format!("FROM scratch\n{}\n", changes.join("\n")));
-    let invalid = |found: Vec<Diagnostic>| {
-        let first = found.first().map_or_else(String::new, |diagnostic| diagnostic.message.clone());
+    let invalid = |refused: Refused| {
+        let first = refused.errors.first().map_or_else(String::new, |diagnostic| diagnostic.message.clone());
         Error::invalid(format!("invalid change: {first}"))
     };
     match lower(&Request::new(&file), &HashMap::new()).map_err(invalid)? {

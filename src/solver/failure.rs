@@ -46,7 +46,7 @@ impl Failure {
             [] => "the source cannot be built".to_owned(),
         };
         let places = diagnostics.into_iter().filter_map(|diagnostic| {
-            let span = diagnostic.span?;
+            let (file, span) = file.origin(diagnostic.span?);
             let (start, end) = (file.position(span.start), file.position(span.end));
             let columns = (start.line == end.line).then_some((start.column, end.column.max(start.column)));
             let lines = file.lines(span);

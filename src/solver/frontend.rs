@@ -90,7 +90,7 @@ impl Surroundings<'_> {
         // Without a platform asked for there is one, which the Dockerfile and its base decide.
         let platforms = options.platforms.iter().map(Some);
         for platform in if options.platforms.is_empty() { vec![None] } else { platforms.collect() } {
-            let lowered = self.lower_for(platform, options, &inputs, &mut found).await?;
+            let lowered = self.lower_for(platform, options, source, &inputs, &mut found).await?;
             if targets.is_empty() {
                 // The other platforms' are the same.
                 self.warn(source, &inputs.file, &lowered.warnings);
@@ -108,13 +108,17 @@ impl Surroundings<'_> {
         &self,
         platform: Option<&Platform>,
         options: &Options,
+        source: Digest,
         inputs: &Inputs,
         found: &mut Found,
     ) -> Result<Lowered, Failure> {
         let Inputs { file, ignore, ignores } = inputs;
         let asked = Request { target_platform: platform.cloned(), ..lowering_request(file, options, ignore, ignores) };
         loop {
-            let outcome = lower(&asked, &found.known).map_err(|found| Failure::of_source(file, found))?;
+            let outcome = lower(&asked, &found.known).map_err(|refused| {
+                self.warn(source, file, &refused.warnings);
+                Failure::of_source(file, refused.errors)
+            })?;
             let needs = match outcome {
                 Outcome::Need(needs) => needs,
                 Outcome::Done(lowered) => return Ok(*lowered),
@@ -185,20 +189,24 @@ impl Surroundings<'_> {
                 Some(hint) => Error::new(error.kind(), format!("{error}{hint}")),
                 None => error,
             };
-            let place = Place { file: file.clone(), lines: file.lines(need.span), columns: None, finding: None };
+            let (file, span) = file.origin(need.span);
+            let place = Place { file: file.clone(), lines: file.lines(span), columns: None, finding: None };
             Failure { error, vertex: None, places: vec![place] }
         })
     }
 
     fn warn(&self, vertex: Digest, file: &SourceFile, warnings: &[Diagnostic]) {
         for warning in warnings {
-            let lines = warning.span.map(|span| file.lines(span));
+            let place = warning.within.or(warning.span).map(|span| file.origin(span));
+            let lines = place.map(|(file, span)| file.lines(span));
+            let file = place.map_or(file, |(file, _)| file);
             let rule = warning.rule.and_then(kiln_dockerfile::check::rule);
             let name = warning.rule.map(|rule| format!("{rule}: ")).unwrap_or_default();
             let line = lines.map(|(first, _)| format!(" (line {first})")).unwrap_or_default();
             self.progress.report(Event::Warning(Warning {
                 vertex,
                 short: format!("{name}{warning}{line}"),
+                detail: rule.map(|rule| rule.description.to_owned()).into_iter().collect(),
                 url: rule.map(Rule::url).unwrap_or_default(),
                 file: Some((file.name().to_owned(), file.text().to_owned())),
                 lines: lines.into_iter().collect(),

@@ -79,6 +79,8 @@ pub struct Warning {
     pub vertex: Digest,
     /// The check, and what it says, in one line.
     pub short: String,
+    /// What the check asks for, in words.
+    pub detail: Vec<String>,
     /// The check's address in the documentation.
     pub url: String,
     /// The file's name and its text.

@@ -229,6 +229,21 @@ pub(crate) fn skipped_by(comments: &[Word]) -> Selection {
     Selection::Named(names)
 }
 
+/// Why a file was refused, and what checks found before that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What is wrong; at least one.
+    pub errors: Vec<Diagnostic>,
+    /// Findings of checks, in the order of their places.
+    pub warnings: Vec<Diagnostic>,
+}
+
+impl From<Diagnostic> for Refused {
+    fn from(error: Diagnostic) -> Self {
+        Self { errors: vec![error], warnings: Vec::new() }
+    }
+}
+
 /// An instruction as checks see it: where it stands, and which checks a comment right above turns off.
 #[derive(Clone, Debug)]
 pub(crate) struct Subject {

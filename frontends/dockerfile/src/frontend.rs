@@ -2,24 +2,29 @@
 
 use kiln_graph::{Diagnostic, Reference, Severity};
 
-use crate::directive;
+use crate::directive::{self, Directives};
 use crate::line::Word;
 use crate::lower::Request;
 
 /// The build argument that overrides `# syntax=`.
 const OVERRIDE: &str = "BUILDKIT_SYNTAX";
 
-/// Refuses a file that asks for another frontend, in its syntax directive or through the build argument `BUILDKIT_SYNTAX`.
-pub(crate) fn check(request: &Request<'_>) -> Result<(), Diagnostic> {
-    if let Some(value) = request.build_args.get(OVERRIDE).filter(|value| !value.is_empty()) {
-        return if is_built_in(value) { Ok(()) } else { Err(refusal(value, None)) };
-    }
+/// The name under which Kiln's own extensions are asked for.
+pub(crate) const OWN: &str = "kiln";
+
+/// Returns the directives of a file. Refuses one that asks for another frontend, in its syntax directive or through the build
+/// argument `BUILDKIT_SYNTAX`.
+pub(crate) fn check(request: &Request<'_>) -> Result<Directives, Diagnostic> {
     let text = request.file.text();
     let start = text.len() - text.trim_start_matches('\u{feff}').len();
+    let asked = request.build_args.get(OVERRIDE).filter(|value| !value.is_empty());
     let (directives, _) = directive::read(text, start)?;
-    match directives.syntax.or_else(|| directive::foreign_syntax(text, start)) {
+    if let Some(value) = asked {
+        return if is_built_in(value) { Ok(directives) } else { Err(refusal(value, None)) };
+    }
+    match directives.syntax.clone().or_else(|| directive::foreign_syntax(text, start)) {
         Some(syntax) if !is_built_in(&syntax.text) => Err(refusal(&syntax.text, Some(&syntax))),
-        _ => Ok(()),
+        _ => Ok(directives),
     }
 }
 
@@ -29,7 +34,7 @@ fn is_built_in(value: &str) -> bool {
     let official = |reference: Reference| {
         matches!(reference.familiar_repository().as_str(), "docker/dockerfile" | "docker/dockerfile-upstream")
     };
-    name == "dockerfile.v0" || name.parse().is_ok_and(official)
+    name == "dockerfile.v0" || name == OWN || name.parse().is_ok_and(official)
 }
 
 fn refusal(value: &str, place: Option<&Word>) -> Diagnostic {

@@ -6,6 +6,7 @@ mod frontend;
 pub mod glob;
 mod heredoc;
 pub mod ignore;
+mod include;
 pub mod instruction;
 mod line;
 mod lower;
@@ -16,9 +17,11 @@ mod scalar;
 pub mod shell;
 mod split;
 
+pub use check::Refused;
 pub use directive::Directives;
 pub use heredoc::Heredoc;
 pub use ignore::Ignore;
+pub use include::{IncludeError, include};
 pub use instruction::Dockerfile;
 pub use line::Word;
 pub use lower::{

@@ -52,6 +52,8 @@ pub(crate) struct Line<'s> {
     pub(crate) comments: Vec<Word>,
     /// Empty lines between its continued lines.
     pub(crate) gaps: Vec<Span>,
+    /// Whether the file ended where a line should have followed.
+    pub(crate) unfinished: bool,
 }
 
 impl<'s> Line<'s> {
@@ -135,6 +137,11 @@ impl<'s> Lines<'s> {
         Self { text, at, escape }
     }
 
+    /// Returns the byte where the next line begins.
+    pub(crate) fn position(&self) -> usize {
+        self.at
+    }
+
     /// Returns the next physical line, with its line break, and where it starts.
     pub(crate) fn physical(&mut self) -> Option<(usize, &'s str)> {
         let start = self.at;
@@ -174,8 +181,15 @@ impl<'s> Lines<'s> {
 
     fn join(&mut self, first: &'s str, start: usize, comments: Vec<Word>) -> Line<'s> {
         let span = Span::new(start, start + first.len());
-        let mut line =
-            Line { text: Cow::Borrowed(""), pieces: Vec::new(), span, last: span, comments, gaps: Vec::new() };
+        let mut line = Line {
+            text: Cow::Borrowed(""),
+            pieces: Vec::new(),
+            span,
+            last: span,
+            comments,
+            gaps: Vec::new(),
+            unfinished: false,
+        };
         let (text, mut continued) = without_continuation(first, self.escape);
         line.push(text, start);
         while continued {
@@ -193,6 +207,7 @@ impl<'s> Lines<'s> {
                 continued = more;
             }
         }
+        line.unfinished = continued;
         line
     }
 }

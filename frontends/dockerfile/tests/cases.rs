@@ -30,7 +30,7 @@ fn outcome(path: &Path) -> (&'static str, String) {
     let case = Case::new(&file, &options, ignore.as_deref());
     match case.lower() {
         Ok(lowered) => ("graph", dump(&lowered, &file)),
-        Err(errors) => ("error", render(&errors, &file)),
+        Err(refused) => ("error", render(&refused.errors, &file) + &render(&refused.warnings, &file)),
     }
 }
 

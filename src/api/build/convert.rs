@@ -165,7 +165,7 @@ fn warning(warning: Warning) -> VertexWarning {
         vertex: warning.vertex.to_string(),
         level: 1,
         short: warning.short.into_bytes(),
-        detail: Vec::new(),
+        detail: warning.detail.into_iter().map(String::into_bytes).collect(),
         url: warning.url,
         info: warning.file.map(|(filename, text)| pb::SourceInfo {
             filename,

@@ -6,13 +6,13 @@ use kiln_graph::op::{Copy, FileAction, FileOp, ImageSource, LocalSource, Op, Sou
 use kiln_graph::{Diagnostic, Platform, Span};
 
 use super::draft::{Inputs, Node};
-use super::globals;
 use super::plan::Origin;
 use super::request::{Files, ImageKey, ImageName};
 use super::{Lowering, stage};
 use crate::check;
 use crate::instruction::Stage;
-use crate::shell::Variables;
+use crate::scalar;
+use crate::shell::{Lexer, Variables};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -86,7 +86,7 @@ impl<'a> Lowering<'a> {
             }
             Origin::Image { key, context } => {
                 let built = self.image_source(key, *context, given.is_none(), span);
-                self.check_platform(stage, key, &built);
+                self.check_platform(stage, &built);
                 first = (built.node.is_some() && context.is_none()).then(|| format!("FROM {}", self.image_name(key)));
                 built
             }
@@ -175,19 +175,18 @@ impl<'a> Lowering<'a> {
         Built { base: Some(key.clone()), ..Built::new(node, image, platform) }
     }
 
-    fn check_platform(&mut self, stage: &Stage, key: &ImageKey, built: &Built) {
+    fn check_platform(&mut self, stage: &Stage, built: &Built) {
         let (expected, image) = (&built.platform, built.image.platform());
         if built.node.is_none() || (expected.os == image.os && expected.architecture == image.architecture) {
             return;
         }
-        let name = match &key.image {
-            ImageName::Registry(reference) => reference.familiar(),
-            ImageName::OciLayout(layout) => layout.name.clone(),
-        };
+        let lexer = Lexer::new(self.dockerfile.directives.escape);
+        let name = lexer.expand(&stage.base.text, &self.globals.variables).map(|name| name.text).unwrap_or_default();
+        let (expected, actual) = (expected.clone().normalized().to_string(), image.to_string());
         let message = format!(
-            "{name} is an image for {}, not for {}",
-            globals::full_name(&image),
-            globals::full_name(&expected.clone().normalized())
+            "Base image {name} was pulled with platform {}, expected {} for current build",
+            scalar::quote(&actual),
+            scalar::quote(&expected)
         );
         let rule = check::INVALID_BASE_IMAGE_PLATFORM;
         self.warnings.extend(stage.head.subject().finding(rule, stage.base.span, message));

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use kiln_graph::graph::{Location, Meta};
 use kiln_graph::op::{FileAction, InputIndex, MountKind, Op, Source};
-use kiln_graph::{Edge, Graph, Platform, SourceFile};
+use kiln_graph::{Edge, Graph, Platform, SourceFile, Span};
 
 use crate::glob;
 use crate::path;
@@ -76,12 +76,13 @@ impl Draft {
         let needed = self.needed(roots);
         let reads = self.reads(&needed);
         let mut graph = Graph::new();
-        for file in self.files {
-            graph.add_source(file);
-        }
+        let mut sources = Sources::default();
+        // The Dockerfile comes first, whether or not a step stands in it.
+        sources.place(&mut graph, &self.files, Location { file: 0, span: Span::new(0, 0) });
         let mut edges: HashMap<Node, Edge> = HashMap::new();
         for (at, vertex) in self.vertices.drain(..).enumerate().filter(|(at, _)| needed[*at]) {
-            let Vertex { mut op, inputs, platform, meta } = vertex;
+            let Vertex { mut op, inputs, platform, mut meta } = vertex;
+            meta.location = meta.location.map(|place| sources.place(&mut graph, &self.files, place));
             if let Op::Source(Source::Local(local)) = &mut op {
                 local.follow = reads.get(&Node(at)).map(Reads::follow).unwrap_or_default();
             }
@@ -117,6 +118,25 @@ impl Draft {
             }
         }
         reads
+    }
+}
+
+/// The files that steps really stand in, as sources of the graph.
+#[derive(Default)]
+struct Sources(Vec<SourceFile>);
+
+impl Sources {
+    fn place(&mut self, graph: &mut Graph, files: &[SourceFile], place: Location) -> Location {
+        let (file, span) = files[place.file as usize].origin(place.span);
+        let known = self.0.iter().position(|known| known == file);
+        let index = known.map_or_else(
+            || {
+                self.0.push(file.clone());
+                graph.add_source(file.clone())
+            },
+            |known| u32::try_from(known).expect("there are few source files"),
+        );
+        Location { file: index, span }
     }
 }
 

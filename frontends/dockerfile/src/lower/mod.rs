@@ -16,14 +16,14 @@ mod settings;
 mod stage;
 mod transfer;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use kiln_graph::diagnostic::closest;
 use kiln_graph::oci::ImageConfig;
 use kiln_graph::op::{Op, Source};
 use kiln_graph::{Diagnostic, Platform, Severity, Span};
 
-use crate::check::{self, Config};
+use crate::check::{self, Config, Refused};
 use crate::instruction::{Dockerfile, Kind};
 use crate::line::Word;
 use crate::{frontend, parse, scalar};
@@ -39,65 +39,89 @@ pub use request::{Files, ImageKey, ImageName, Lowered, NamedContext, Need, NoCac
 /// them and call again: the images an ONBUILD trigger names are known only when its own image is.
 ///
 /// # Errors
-/// All errors of the parser, or the first thing that makes no sense; with `# check=error=true` also the findings of checks.
-pub fn lower(request: &Request<'_>, images: &HashMap<ImageKey, ResolvedImage>) -> Result<Outcome, Vec<Diagnostic>> {
-    frontend::check(request).map_err(|error| vec![error])?;
-    let dockerfile = parse(request.file)?;
-    let (checks, mut warnings) = checks(&dockerfile, request).map_err(|error| vec![error])?;
-    let outcome = lower_parsed(&dockerfile, request, images).map_err(|error| vec![error])?;
-    let Outcome::Done(mut lowered) = outcome else { return Ok(outcome) };
-    let runs = |warning: &Diagnostic| warning.rule.and_then(check::rule).is_none_or(|rule| checks.runs(rule));
-    warnings.extend(dockerfile.warnings.into_iter().chain(std::mem::take(&mut lowered.warnings)).filter(runs));
-    warnings.sort_by_key(|warning| warning.span.map_or(0, |span| span.start));
-    warnings.dedup();
-    if checks.error && warnings.iter().any(|warning| warning.rule.is_some()) {
-        return Err(violations(warnings));
-    }
-    lowered.warnings = warnings;
-    Ok(Outcome::Done(lowered))
-}
-
-/// Reads which checks run, and warns about names that are no checks.
-fn checks(dockerfile: &Dockerfile, request: &Request<'_>) -> Result<(Config, Vec<Diagnostic>), Diagnostic> {
-    let (word, span) = match (request.build_args.get("BUILDKIT_DOCKERFILE_CHECK"), &dockerfile.directives.check) {
-        (Some(value), _) => (Word::new(value.as_str(), Span::new(0, 0)), None),
-        (None, Some(word)) => (word.clone(), Some(word.span)),
-        (None, None) => return Ok((Config::default(), Vec::new())),
+/// All errors of the parser, or the first thing that makes no sense; with `# check=error=true` also any finding of a check.
+pub fn lower(request: &Request<'_>, images: &HashMap<ImageKey, ResolvedImage>) -> Result<Outcome, Refused> {
+    let checks = Checks::read(request)?;
+    let dockerfile = parse(request.file).map_err(|refused| checks.refused(refused))?;
+    let mut warnings = dockerfile.warnings.clone();
+    let outcome = match lower_parsed(&dockerfile, request, images, &mut warnings) {
+        Ok(Outcome::Done(lowered)) => lowered,
+        Ok(need) => return Ok(need),
+        Err(error) => return Err(checks.refused(Refused { errors: vec![error], warnings })),
     };
-    let config = Config::parse(&word).map_err(|error| Diagnostic { span, ..error })?;
-    let unknown = config.unknown_names(span);
-    Ok((config, unknown))
+    let warnings = checks.sorted(warnings);
+    if checks.config.error && warnings.iter().any(|warning| warning.rule.is_some()) {
+        return Err(Refused { errors: vec![violation(&warnings)], warnings });
+    }
+    Ok(Outcome::Done(Box::new(Lowered { warnings, ..*outcome })))
 }
 
-/// Makes findings errors, with a summary first.
-fn violations(warnings: Vec<Diagnostic>) -> Vec<Diagnostic> {
-    let mut rules: Vec<&str> = warnings.iter().filter_map(|warning| warning.rule).collect();
-    rules.sort_unstable();
-    rules.dedup();
-    let summary = Diagnostic {
+/// Which checks run.
+struct Checks {
+    config: Config,
+    /// Warnings about names that are no checks.
+    unknown: Vec<Diagnostic>,
+}
+
+impl Checks {
+    /// Reads what the file, or else the build, says about checks; and whether the file is for this frontend at all.
+    fn read(request: &Request<'_>) -> Result<Self, Diagnostic> {
+        let directives = frontend::check(request)?;
+        let (word, span) = match (request.build_args.get("BUILDKIT_DOCKERFILE_CHECK"), &directives.check) {
+            (Some(value), _) => (Word::new(value.as_str(), Span::new(0, 0)), None),
+            (None, Some(word)) => (word.clone(), Some(word.span)),
+            (None, None) => return Ok(Self { config: Config::default(), unknown: Vec::new() }),
+        };
+        let config = Config::parse(&word).map_err(|error| Diagnostic { span, ..error })?;
+        let unknown = config.unknown_names(span);
+        Ok(Self { config, unknown })
+    }
+
+    /// Keeps the findings of checks that run, in the order of the instructions they are about.
+    fn sorted(&self, mut warnings: Vec<Diagnostic>) -> Vec<Diagnostic> {
+        let runs = |warning: &Diagnostic| warning.rule.and_then(check::rule).is_none_or(|rule| self.config.runs(rule));
+        warnings.retain(runs);
+        warnings.extend(self.unknown.iter().cloned());
+        let start = |span: Option<Span>| span.map_or(0, |span| span.start);
+        warnings.sort_by_key(|warning| (start(warning.within.or(warning.span)), start(warning.span)));
+        warnings.dedup();
+        warnings
+    }
+
+    fn refused(&self, refused: Refused) -> Refused {
+        Refused { warnings: self.sorted(refused.warnings), ..refused }
+    }
+}
+
+/// The error that findings are when the file says so, at the place of the first.
+fn violation(warnings: &[Diagnostic]) -> Diagnostic {
+    let found = || warnings.iter().filter(|warning| warning.rule.is_some());
+    let rules: BTreeSet<&str> = found().filter_map(|warning| warning.rule).collect();
+    let rules: Vec<&str> = rules.into_iter().collect();
+    let first = found().next();
+    Diagnostic {
         severity: Severity::Error,
         rule: None,
-        message: format!("checks found something: {}", rules.join(", ")),
-        span: None,
-        within: None,
+        message: format!("lint violation found for rules: {}", rules.join(", ")),
+        span: first.and_then(|first| first.span),
+        within: first.and_then(|first| first.within),
         hint: Some("the file asks with error=true that findings stop the build".to_owned()),
-    };
-    std::iter::once(summary).chain(warnings).collect()
+    }
 }
 
 fn lower_parsed(
     dockerfile: &Dockerfile,
     request: &Request<'_>,
     images: &HashMap<ImageKey, ResolvedImage>,
+    warnings: &mut Vec<Diagnostic>,
 ) -> Result<Outcome, Diagnostic> {
     let mut globals = Globals::new(dockerfile, request)?;
     let epoch_s = epoch(request, &mut globals)?;
-    let mut plan = Plan::new(dockerfile, request, &globals)?;
+    let mut plan = Plan::new(dockerfile, request, &globals, warnings)?;
     let needs = plan.explore(images)?;
     if !needs.is_empty() {
         return Ok(Outcome::Need(needs));
     }
-    let warnings = std::mem::take(&mut plan.warnings);
     let mut lowering = Lowering {
         request,
         dockerfile,
@@ -153,7 +177,7 @@ struct Lowering<'a> {
     image_nodes: HashMap<ImageKey, Option<Node>>,
     /// The named contexts so far; the main one has no name.
     context_nodes: HashMap<Option<String>, Node>,
-    warnings: Vec<Diagnostic>,
+    warnings: &'a mut Vec<Diagnostic>,
 }
 
 impl Lowering<'_> {
@@ -207,7 +231,7 @@ impl Lowering<'_> {
             scan: scan.into_iter().map(|(name, node)| (name, edges[&node])).collect(),
             epoch_s: self.epoch_s,
             context_paths: context_paths.unwrap_or_default(),
-            warnings: self.warnings,
+            warnings: Vec::new(),
             graph,
         }
     }

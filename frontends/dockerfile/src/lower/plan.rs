@@ -63,7 +63,6 @@ pub(super) struct Plan<'a> {
     by_name: HashMap<&'a str, usize>,
     pub(super) target: usize,
     pub(super) target_platform: Platform,
-    pub(super) warnings: Vec<Diagnostic>,
 }
 
 impl<'a> Plan<'a> {
@@ -75,6 +74,7 @@ impl<'a> Plan<'a> {
         dockerfile: &'a Dockerfile,
         request: &'a Request<'a>,
         globals: &Globals,
+        warnings: &mut Vec<Diagnostic>,
     ) -> Result<Self, Diagnostic> {
         let mut plan = Self {
             request,
@@ -83,12 +83,11 @@ impl<'a> Plan<'a> {
             by_name: HashMap::new(),
             target: dockerfile.stages.len() - 1,
             target_platform: request.target_platform(),
-            warnings: Vec::new(),
         };
-        let lexer = Lexer::new(dockerfile.directives.escape);
+        let mut read = Reading { globals, lexer: Lexer::new(dockerfile.directives.escape), warnings };
         for (index, stage) in dockerfile.stages.iter().enumerate() {
             let name = stage.name.as_ref().map(|name| name.text.as_str());
-            let base = plan.base(stage, globals, lexer);
+            let base = plan.base(stage, &mut read);
             let platform = base.as_ref().ok().and_then(|(_, platform)| platform.clone());
             let platform = platform.unwrap_or_else(|| plan.target_platform.clone());
             let replacement = name.and_then(|name| plan.contexts.origin(name, &platform));
@@ -134,20 +133,15 @@ impl<'a> Plan<'a> {
     }
 
     /// Reads what a stage derives from.
-    fn base(
-        &mut self,
-        stage: &'a Stage,
-        globals: &Globals,
-        lexer: Lexer,
-    ) -> Result<(Origin<'a>, Option<Platform>), Diagnostic> {
-        self.check_default(stage, globals, lexer);
-        let base = self.expand(stage, &stage.base, globals, lexer)?.text;
+    fn base(&self, stage: &Stage, read: &mut Reading<'_>) -> Result<(Origin<'a>, Option<Platform>), Diagnostic> {
+        read.check_default(stage);
+        let base = read.expand(stage, &stage.base)?.text;
         if base.is_empty() {
             let error = Diagnostic::error(stage.base.span, format!("{} is empty", stage.base.text));
             return Err(error.with_hint("give the argument a default value, or a value with --build-arg"));
         }
         let platform = match &stage.platform {
-            Some(word) => Some(self.platform(stage, word, globals, lexer)?),
+            Some(word) => Some(read.platform(stage, word)?),
             None => None,
         };
         // Names of stages are lower case, and a base is looked up as it is written.
@@ -164,65 +158,6 @@ impl<'a> Plan<'a> {
             }
         })?;
         Ok((origin, platform))
-    }
-
-    fn expand(&mut self, stage: &Stage, word: &Word, globals: &Globals, lexer: Lexer) -> Result<Expansion, Diagnostic> {
-        let expansion = lexer
-            .expand(&word.text, &globals.variables)
-            .map_err(|error| Diagnostic::error(word.span, error.to_string()))?;
-        for name in expansion.missing.iter().filter(|name| !globals.knows(name)) {
-            let known = globals.variables.names().chain(globals.declared.iter().map(String::as_str));
-            let near = similar(name, known).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
-            let message = format!("FROM argument '{name}' is not declared{near}");
-            self.warn(stage, check::UNDEFINED_ARG_IN_FROM, place_of(name, word), message);
-        }
-        Ok(expansion)
-    }
-
-    fn warn(&mut self, stage: &Stage, rule: &'static check::Rule, span: Span, message: String) {
-        self.warnings.extend(stage.head.subject().finding(rule, span, message));
-    }
-
-    fn platform(
-        &mut self,
-        stage: &Stage,
-        word: &Word,
-        globals: &Globals,
-        lexer: Lexer,
-    ) -> Result<Platform, Diagnostic> {
-        let Expansion { text, used, missing, .. } = self.expand(stage, word, globals, lexer)?;
-        if text.is_empty() {
-            let error = Diagnostic::error(word.span, format!("--platform={} is empty", word.text));
-            return Err(error.with_hint("BUILDPLATFORM and TARGETPLATFORM are always set"));
-        }
-        let platform: Platform = text.parse().map_err(|error| Diagnostic::error(word.span, format!("{error}")))?;
-        let is_target = used == ["TARGETPLATFORM"] && missing.is_empty();
-        if is_target && globals.variables.get("TARGETPLATFORM") == Some(&text) {
-            let message = format!(
-                "Setting platform to predefined {} in FROM is redundant as this is the default behavior",
-                word.text
-            );
-            self.warn(stage, check::REDUNDANT_TARGET_PLATFORM, word.span, message);
-        }
-        let name = stage.name.as_ref().map_or("", |name| &name.text);
-        let is_named_after = name.contains(&platform.os) || name.contains(&platform.architecture);
-        if used.is_empty() && missing.is_empty() && !is_named_after {
-            let message = format!("FROM --platform flag should not use constant value {}", scalar::quote(&text));
-            self.warn(stage, check::FROM_PLATFORM_FLAG_CONST_DISALLOWED, word.span, message);
-        }
-        Ok(platform)
-    }
-
-    /// Checks that a FROM makes sense without any build arguments.
-    fn check_default(&mut self, stage: &Stage, globals: &Globals, lexer: Lexer) {
-        let Some(defaults) = globals.defaults.as_ref().filter(|_| stage.base.text.contains('$')) else { return };
-        let expand = |variables: &Variables| lexer.expand(&stage.base.text, variables).ok();
-        let Some(expansion) = expand(defaults) else { return };
-        if expansion.text != "scratch" && expansion.text.parse::<Reference>().is_err() {
-            let base = &stage.base.text;
-            let message = format!("Default value for ARG {base} results in empty or invalid base image name");
-            self.warn(stage, check::INVALID_DEFAULT_ARG_IN_FROM, stage.base.span, message);
-        }
     }
 
     /// Resolves a name that is no stage's: `scratch`, a named context or an image.
@@ -345,6 +280,72 @@ impl<'a> Plan<'a> {
                 }
             },
             Origin::Scratch | Origin::Files { .. } => Ok(Vec::new()),
+        }
+    }
+}
+
+/// What FROM instructions are read with.
+struct Reading<'r> {
+    globals: &'r Globals,
+    lexer: Lexer,
+    warnings: &'r mut Vec<Diagnostic>,
+}
+
+impl Reading<'_> {
+    fn expand(&mut self, stage: &Stage, word: &Word) -> Result<Expansion, Diagnostic> {
+        let globals = self.globals;
+        let expansion = self
+            .lexer
+            .expand(&word.text, &globals.variables)
+            .map_err(|error| Diagnostic::error(word.span, error.to_string()))?;
+        for name in expansion.missing.iter().filter(|name| !globals.knows(name)) {
+            let known = globals.variables.names().chain(globals.declared.iter().map(String::as_str));
+            let near = similar(name, known).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+            let message = format!("FROM argument '{name}' is not declared{near}");
+            self.warn(stage, check::UNDEFINED_ARG_IN_FROM, place_of(name, word), message);
+        }
+        Ok(expansion)
+    }
+
+    fn warn(&mut self, stage: &Stage, rule: &'static check::Rule, span: Span, message: String) {
+        self.warnings.extend(stage.head.subject().finding(rule, span, message));
+    }
+
+    fn platform(&mut self, stage: &Stage, word: &Word) -> Result<Platform, Diagnostic> {
+        let globals = self.globals;
+        let Expansion { text, used, missing, .. } = self.expand(stage, word)?;
+        if text.is_empty() {
+            let error = Diagnostic::error(word.span, format!("--platform={} is empty", word.text));
+            return Err(error.with_hint("BUILDPLATFORM and TARGETPLATFORM are always set"));
+        }
+        let platform: Platform = text.parse().map_err(|error| Diagnostic::error(word.span, format!("{error}")))?;
+        let is_target = used == ["TARGETPLATFORM"] && missing.is_empty();
+        if is_target && globals.variables.get("TARGETPLATFORM") == Some(&text) {
+            let message = format!(
+                "Setting platform to predefined {} in FROM is redundant as this is the default behavior",
+                word.text
+            );
+            self.warn(stage, check::REDUNDANT_TARGET_PLATFORM, word.span, message);
+        }
+        let name = stage.name.as_ref().map_or("", |name| &name.text);
+        let is_named_after = name.contains(&platform.os) || name.contains(&platform.architecture);
+        if used.is_empty() && missing.is_empty() && !is_named_after {
+            let message = format!("FROM --platform flag should not use constant value {}", scalar::quote(&text));
+            self.warn(stage, check::FROM_PLATFORM_FLAG_CONST_DISALLOWED, word.span, message);
+        }
+        Ok(platform)
+    }
+
+    /// Checks that a FROM makes sense without any build arguments.
+    fn check_default(&mut self, stage: &Stage) {
+        let lexer = self.lexer;
+        let Some(defaults) = self.globals.defaults.as_ref().filter(|_| stage.base.text.contains('$')) else { return };
+        let expand = |variables: &Variables| lexer.expand(&stage.base.text, variables).ok();
+        let Some(expansion) = expand(defaults) else { return };
+        if expansion.text != "scratch" && expansion.text.parse::<Reference>().is_err() {
+            let base = &stage.base.text;
+            let message = format!("Default value for ARG {base} results in empty or invalid base image name");
+            self.warn(stage, check::INVALID_DEFAULT_ARG_IN_FROM, stage.base.span, message);
         }
     }
 }

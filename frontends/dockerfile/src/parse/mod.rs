@@ -9,9 +9,10 @@ mod instructions;
 use kiln_graph::diagnostic::closest;
 use kiln_graph::{Diagnostic, SourceFile, Span};
 
-use crate::check::{self, Rule, Subject};
+use crate::check::{self, Refused, Rule, Subject};
 use crate::directive;
 use crate::heredoc::{self, Heredoc};
+use crate::include;
 use crate::instruction::{Dockerfile, GlobalArguments, Head, Instruction, Kind, Stage};
 use crate::line::{Line, Lines, Text, Word};
 use crate::split::{self, Json, RawFlag};
@@ -46,11 +47,11 @@ const KEYWORDS: &[&str] = &[
 ///
 /// # Errors
 /// All errors of the file, up to twenty, in the order of their places.
-pub fn parse(file: &SourceFile) -> Result<Dockerfile, Vec<Diagnostic>> {
+pub fn parse(file: &SourceFile) -> Result<Dockerfile, Refused> {
     let text = file.text();
     let start = if text.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
-    let (directives, start) = directive::read(text, start).map_err(|error| vec![error])?;
-    let mut parser = Parser::new(text, start, directives.escape);
+    let (directives, start) = directive::read(text, start)?;
+    let mut parser = Parser { assembled: file.is_assembled(), ..Parser::new(text, start, directives.escape) };
     parser.run();
     let Parser { global_arguments, stages, mut errors, mut warnings, .. } = parser;
     if errors.is_empty() && stages.is_empty() {
@@ -62,7 +63,7 @@ pub fn parse(file: &SourceFile) -> Result<Dockerfile, Vec<Diagnostic>> {
         errors.push(Diagnostic { span: None, ..Diagnostic::error(Span::new(0, 0), message).with_hint(hint) });
     }
     if !errors.is_empty() {
-        return Err(errors);
+        return Err(Refused { errors, warnings });
     }
     instructions::check_casing(&stages, &mut warnings);
     instructions::check_stage_names(&stages, &mut warnings);
@@ -93,6 +94,8 @@ struct Parser<'s> {
     warnings: Vec<Diagnostic>,
     /// Whether an instruction before the first FROM was reported already, or need not be.
     before_from: bool,
+    /// Whether the text was assembled, so that INCLUDE was carried out.
+    assembled: bool,
 }
 
 /// An instruction's parts before it is known what they mean.
@@ -111,6 +114,8 @@ struct Parts<'l> {
 enum Parsed {
     Stage(Box<Stage>),
     Kind(Kind),
+    /// An INCLUDE that was carried out.
+    Included,
 }
 
 /// Makes findings of checks about one instruction.
@@ -135,6 +140,7 @@ impl<'s> Parser<'s> {
             errors: Vec::new(),
             warnings: Vec::new(),
             before_from: false,
+            assembled: false,
         }
     }
 
@@ -158,6 +164,7 @@ impl<'s> Parser<'s> {
     fn place(&mut self, head: Head, parsed: Parsed) -> Result<(), Diagnostic> {
         match (parsed, self.stages.last_mut()) {
             (Parsed::Stage(stage), _) => self.stages.push(*stage),
+            (Parsed::Included, _) => {}
             (Parsed::Kind(kind), Some(stage)) => stage.instructions.push(Instruction { head, kind }),
             (Parsed::Kind(Kind::Arg(arguments)), None) => {
                 self.global_arguments.push(GlobalArguments { head, arguments });
@@ -200,6 +207,11 @@ impl<'s> Parser<'s> {
             let message = "Empty continuation line".to_owned();
             findings.warnings.extend(last.finding(check::NO_EMPTY_CONTINUATION, *gap, message));
         }
+        if head.keyword.text.eq_ignore_ascii_case(include::KEYWORD) && self.assembled {
+            let message = format!("{} is understood by Kiln only", include::KEYWORD);
+            findings.add(check::KILN_EXTENSION, head.keyword.span, message);
+            return Ok((head, Parsed::Included));
+        }
         let keyword = known_keyword(&head.keyword).map_err(|error| vec![error])?;
         let (flags, arguments) = split::leading_flags(rest, self.escape);
         let comments = &line.comments;
@@ -215,6 +227,9 @@ fn known_keyword(word: &Word) -> Result<&'static str, Diagnostic> {
         return Ok(keyword);
     }
     let error = Diagnostic::error(word.span, format!("unknown instruction {:?}", word.text));
+    if word.text.eq_ignore_ascii_case(include::KEYWORD) {
+        return Err(error.with_hint("it is an extension of Kiln: for it, the first line must be # syntax=kiln"));
+    }
     Err(match closest(&word.text, KEYWORDS.iter().copied()) {
         Some(near) => error.with_hint(format!("did you mean {near}?")),
         None => error.with_hint("an instruction that goes on in the next line ends in the escape character"),
@@ -222,7 +237,7 @@ fn known_keyword(word: &Word) -> Result<&'static str, Diagnostic> {
 }
 
 /// Says whether here-documents may follow: of RUN, COPY and ADD, also under ONBUILD, and never in JSON form.
-fn takes_heredocs(text: Text<'_>, escape: char) -> bool {
+pub(crate) fn takes_heredocs(text: Text<'_>, escape: char) -> bool {
     let (keyword, rest) = split::first_word(text);
     let (_, arguments) = split::leading_flags(rest, escape);
     match keyword.as_str().to_ascii_uppercase().as_str() {

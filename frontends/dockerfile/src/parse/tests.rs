@@ -22,7 +22,7 @@ fn kind(text: &str) -> Kind {
 /// All errors of an instruction after `FROM a`, each with the text it points at.
 fn errors(text: &str) -> Vec<String> {
     let file = file(&format!("FROM a\n{text}"));
-    let errors = parse(&file).unwrap_err();
+    let errors = parse(&file).unwrap_err().errors;
     errors.iter().map(|error| format!("{}: {error}", file.slice(error.span.unwrap()))).collect()
 }
 
@@ -219,7 +219,8 @@ fn several_errors_are_reported_at_once_each_at_its_place() {
 
 #[test]
 fn a_file_needs_a_stage_and_nothing_but_arg_before_it() {
-    let message = |text: &str| parse(&file(text)).unwrap_err().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let message =
+        |text: &str| parse(&file(text)).unwrap_err().errors.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(message(""), ["the file holds no instructions (begin with FROM)"]);
     assert_eq!(message("# only\n\n"), ["the file holds no instructions (begin with FROM)"]);
     assert_eq!(message("ARG A"), ["the file has no stage to build (add a FROM after the global ARG instructions)"]);

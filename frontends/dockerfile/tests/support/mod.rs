@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
 use kiln_dockerfile::{
-    Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, NoCache, Outcome, Request, ResolvedImage, lower,
+    Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, NoCache, Outcome, Refused, Request, ResolvedImage, lower,
 };
 use kiln_graph::oci::ImageConfig;
 use kiln_graph::op::{
@@ -76,7 +76,7 @@ impl<'a> Case<'a> {
     }
 
     /// Lowers, inventing the images that are asked for.
-    pub(crate) fn lower(&self) -> Result<Box<Lowered>, Vec<Diagnostic>> {
+    pub(crate) fn lower(&self) -> Result<Box<Lowered>, Refused> {
         let mut images = HashMap::new();
         loop {
             match lower(&self.request, &images)? {
