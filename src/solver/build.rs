@@ -65,6 +65,7 @@ impl Solver {
             registry,
             progress,
             images,
+            pins: Arc::default(),
             locals,
             entitlements,
             taken: Mutex::default(),
@@ -107,6 +108,7 @@ impl Job {
         epoch_ns: Option<i64>,
     ) -> Result<Built, Failure> {
         let roots: Vec<_> = targets.iter().filter_map(|target| target.root).map(|edge| edge.vertex).collect();
+        self.pin_sources(&roots).await?;
         let job = Arc::clone(self);
         let plan = task::blocking(move || Ok(job.plan(&roots))).await??;
         self.solver.carry_out(self, plan).await?;

@@ -16,7 +16,8 @@ use crate::store::{ActiveId, Roots, SnapshotId};
 /// The tables of the build cache.
 pub const SCHEMA: Schema = Schema {
     module: "solver",
-    scripts: &["CREATE TABLE steps (
+    scripts: &[
+        "CREATE TABLE steps (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         key BLOB NOT NULL UNIQUE,
         op BLOB NOT NULL,
@@ -54,7 +55,9 @@ pub const SCHEMA: Schema = Schema {
         used_ns INTEGER NOT NULL,
         uses INTEGER NOT NULL DEFAULT 0,
         UNIQUE (name, number)
-    );"],
+    );",
+        super::remote::TABLES,
+    ],
 };
 
 /// A step's record.
@@ -227,6 +230,8 @@ pub struct Mount {
     pub id: i64,
     /// The name it is asked for by.
     pub name: String,
+    /// Tells those of one name apart; negative for one that a source keeps.
+    pub number: i64,
     /// Its directory.
     pub active: ActiveId,
     /// When it was made, in nanoseconds since 1970.
@@ -242,7 +247,7 @@ pub struct Mount {
 /// # Errors
 /// When the database fails.
 pub fn all_mounts(connection: &Connection) -> Result<Vec<Mount>> {
-    let sql = "SELECT id, name, active, created_ns, used_ns, uses FROM cache_mounts ORDER BY used_ns, id";
+    let sql = "SELECT id, name, active, created_ns, used_ns, uses, number FROM cache_mounts ORDER BY used_ns, id";
     let read = |row: &rusqlite::Row<'_>| {
         Ok(Mount {
             id: row.get(0)?,
@@ -251,6 +256,7 @@ pub fn all_mounts(connection: &Connection) -> Result<Vec<Mount>> {
             created_ns: row.get(3)?,
             used_ns: row.get(4)?,
             uses: row.get(5)?,
+            number: row.get(6)?,
         })
     };
     Ok(connection.prepare_cached(sql)?.query_map([], read)?.collect::<rusqlite::Result<_>>()?)

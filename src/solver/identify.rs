@@ -50,7 +50,7 @@ pub(super) enum Found {
 }
 
 impl Found {
-    fn hit(layer: Layer, record: Option<i64>) -> Self {
+    pub(super) fn hit(layer: Layer, record: Option<i64>) -> Self {
         Self::Value(Value::FileSystem(FileSystem::Layer(layer)), record)
     }
 }
@@ -127,7 +127,7 @@ impl Job {
         }))
     }
 
-    fn look_up(&self, connection: &Connection, vertex: &Vertex, key: &Key) -> Result<Option<(Layer, i64)>> {
+    pub(super) fn look_up(&self, connection: &Connection, vertex: &Vertex, key: &Key) -> Result<Option<(Layer, i64)>> {
         if vertex.meta.no_cache {
             return Ok(None);
         }
@@ -302,6 +302,11 @@ impl Work {
         let op = parts.key();
         parts.add("content", blake3::Hash::from_bytes(hash).to_hex().as_str());
         Self { op, run: parts.key(), parts, inputs: Vec::new() }
+    }
+
+    /// Fetching a source: `parts` are what it turned out to be.
+    pub(super) fn of_source(op: Key, run: Key, parts: Parts) -> Self {
+        Self { op, run, parts, inputs: Vec::new() }
     }
 
     fn new(vertex: &Vertex, inputs: Vec<Input>) -> Self {

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::copy::{Memo, Owners, Selection, Tree};
 use super::progress::{Event, Part, Progress, VertexState};
+use super::remote::Pins;
 use super::session::{Session, Sessions};
 use super::value::{FileSystem, LocalDir, Value};
 use super::{Solver, lock};
@@ -131,6 +132,8 @@ pub(super) struct Job {
     pub(super) progress: Progress,
     /// The images that were resolved, by id.
     pub(super) images: HashMap<Digest, Arc<Resolved>>,
+    /// What fetched sources are; shared by all graphs of the build.
+    pub(super) pins: Arc<Pins>,
     /// The client's directories.
     pub(super) locals: Locals,
     /// What steps may do beyond the usual.
@@ -214,10 +217,7 @@ impl Job {
                 Ok(Value::FileSystem(FileSystem::Image { vertex: vertex.digest(), image, chain }))
             }
             Source::Local(local) => Ok(Value::Local(self.locals.open(&local.name, &local.exclude)?)),
-            Source::Git(git) => {
-                Err(Error::unsupported(format!("fetching the repository {} is not supported yet", git.remote)))
-            }
-            Source::Http(http) => Err(Error::unsupported(format!("fetching {} is not supported yet", http.url))),
+            Source::Git(_) | Source::Http(_) => Err(Error::internal("a source that is fetched was taken as it is")),
             Source::OciLayout(layout) => {
                 Err(Error::unsupported(format!("the OCI layout {} of the client is not supported yet", layout.name)))
             }

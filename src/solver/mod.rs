@@ -3,7 +3,7 @@
 //! A build goes through these files: [`request`] is what is asked for, `options` reads its attributes, `frontend` makes a graph
 //! of a Dockerfile, `plan` finds what is known of it (`identify` computes keys, `cache` keeps records), `driver` carries out
 //! what the `scheduler` decides about the rest, `ops` holds what steps do, `settle` gives their layers an identity and a record,
-//! and `export` makes the image. `progress` is what watchers see meanwhile.
+//! and `export` makes the image. `remote` fetches repositories and files. `progress` is what watchers see meanwhile.
 
 mod build;
 pub mod cache;
@@ -20,6 +20,7 @@ mod ops;
 mod options;
 mod plan;
 pub mod progress;
+mod remote;
 mod reporter;
 pub mod request;
 pub mod scheduler;
@@ -41,6 +42,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use cache::SCHEMA;
 pub use failure::{Failure, Place};
+pub use remote::Material;
 pub use request::{BuildRequest, Built, Exporter};
 pub use usage::{CacheKind, CacheRecord, PruneFilter};
 

@@ -64,6 +64,9 @@ impl Job {
             self.cancel.check()?;
             let vertex = self.graph.vertex(*id);
             let found = match &vertex.op {
+                Op::Source(source @ (Source::Git(_) | Source::Http(_))) => {
+                    db.read(|connection| self.identify_source(connection, vertex, source)).map(Some)
+                }
                 Op::Source(source) => self.source(vertex, source).map(|value| Some(Found::Value(value, None))),
                 _ if vertex.inputs.iter().any(|edge| self.value(edge.vertex).is_none()) => Ok(None),
                 _ => db.read(|connection| self.identify_now(connection, *id)),

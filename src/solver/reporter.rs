@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 
-use super::progress::{Event, Progress, VertexState};
+use super::progress::{Event, Part, Progress, VertexState};
 use crate::error::Error;
 
 /// How much of what was printed is kept for builds that come later, in bytes.
@@ -69,6 +69,11 @@ impl Reporter {
             let dropped: usize = state.backlog.drain(..half).map(|(_, data, _)| data.len()).sum();
             state.backlog_bytes -= dropped;
         }
+    }
+
+    /// Begins a part of the run's work, for each build that waits for it now.
+    pub(super) fn parts(&self, id: &str, total: u64) -> Vec<Part> {
+        self.state().watchers.iter().map(|(progress, vertex)| progress.part(vertex.digest, id, total)).collect()
     }
 
     /// Says that the run has ended.

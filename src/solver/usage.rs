@@ -37,6 +37,8 @@ pub enum CacheKind {
     Regular,
     /// A cache mount.
     CacheMount,
+    /// A repository that builds fetch from.
+    Git,
 }
 
 impl CacheKind {
@@ -46,6 +48,7 @@ impl CacheKind {
         match self {
             Self::Regular => "regular",
             Self::CacheMount => "exec.cachemount",
+            Self::Git => "source.git.checkout",
         }
     }
 }
@@ -99,7 +102,7 @@ impl Solver {
             total -= found.record.size_bytes;
             self.deps().store.root().db().write(|tx| match found.record.kind {
                 CacheKind::Regular => cache::forget(tx, found.row),
-                CacheKind::CacheMount => cache::forget_mount(tx, found.row),
+                CacheKind::CacheMount | CacheKind::Git => cache::forget_mount(tx, found.row),
             })?;
             pruned.push(found.record);
         }
@@ -132,10 +135,14 @@ impl Solver {
         let lease = store.lease("list the build cache")?;
         for mount in mounts {
             let Some(active) = store.active(&lease, mount.active)? else { continue };
+            let (kind, description) = match mount.number {
+                ..0 => (CacheKind::Git, mount.name),
+                0.. => (CacheKind::CacheMount, format!("cache mount {}", mount.name)),
+            };
             let record = CacheRecord {
                 id: format!("mount{}", mount.id),
-                kind: CacheKind::CacheMount,
-                description: format!("cache mount {}", mount.name),
+                kind,
+                description,
                 size_bytes: store.active_usage(&active)?,
                 created_ns: mount.created_ns,
                 used_ns: mount.used_ns,

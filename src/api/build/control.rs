@@ -197,8 +197,9 @@ impl Selection {
                 ("id", id) => selection.ids.push(id.to_owned()),
                 ("type", "regular") => selection.kinds.push(CacheKind::Regular),
                 ("type", "exec.cachemount") => selection.kinds.push(CacheKind::CacheMount),
+                ("type", "source.git.checkout") => selection.kinds.push(CacheKind::Git),
                 ("type", other) => {
-                    let known = "regular and exec.cachemount";
+                    let known = "regular, exec.cachemount and source.git.checkout";
                     return Err(Error::invalid(format!(
                         "no record of the build cache has type {other:?}, only {known}"
                     )));

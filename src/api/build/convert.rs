@@ -219,7 +219,7 @@ fn source(place: &Place) -> SourceDetail {
 pub(super) fn usage(record: CacheRecord) -> UsageRecord {
     UsageRecord {
         id: record.id,
-        mutable: record.kind == crate::solver::CacheKind::CacheMount,
+        mutable: record.kind != crate::solver::CacheKind::Regular,
         in_use: record.in_use,
         size: signed(record.size_bytes),
         created_at: Some(timestamp(record.created_ns)),

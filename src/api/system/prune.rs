@@ -36,6 +36,7 @@ fn filter(filters: &Filters, all: bool, keep: Option<&str>, now_ns: i64) -> Resu
     let kind = |text: &String| match text.as_str() {
         "regular" => Ok(CacheKind::Regular),
         "exec.cachemount" => Ok(CacheKind::CacheMount),
+        "source.git.checkout" => Ok(CacheKind::Git),
         other => Err(Error::invalid(format!("unknown type of cache records {other:?}: regular or exec.cachemount"))),
     };
     let times = filters.all("until").iter().chain(filters.all("unused-for"));

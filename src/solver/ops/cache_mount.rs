@@ -22,14 +22,24 @@ use crate::task::{self, Cancel};
 /// How often a directory that somebody else has alone is asked for. A lock of another process announces nothing.
 const RETRY: Duration = Duration::from_millis(20);
 
+/// The number of directories that sources keep, which no mount can have.
+const OF_SOURCE: i64 = -1;
+
 /// A cache mount in use.
 #[derive(Debug)]
-pub(super) struct CacheMount {
+pub(in crate::solver) struct CacheMount {
     /// Its directory.
     pub(super) dir: OwnedFd,
     /// Keeps others out, or in.
     _lock: FileLock,
-    _active: Active,
+    active: Active,
+}
+
+impl CacheMount {
+    /// Returns the path of its directory.
+    pub(in crate::solver) fn path(&self) -> &Path {
+        self.active.dir()
+    }
 }
 
 /// Which directory is wanted.
@@ -61,6 +71,22 @@ impl Job {
         }
     }
 
+    /// Takes a directory that a source keeps from build to build, alone. It is pruned like cache mounts, and no step can mount
+    /// it.
+    ///
+    /// # Errors
+    /// `Exhausted` on a full disk.
+    pub(in crate::solver) async fn kept_by_source(self: &Arc<Self>, name: &str) -> Result<CacheMount> {
+        let wanted = Wanted { name: name.to_owned(), sharing: Sharing::Locked, seed: None };
+        loop {
+            let (job, ask) = (Arc::clone(self), wanted.clone());
+            if let Some(taken) = task::blocking(move || job.try_cache_mount(&ask, OF_SOURCE)).await? {
+                return Ok(taken);
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
     /// `None` when somebody has it. Blocking.
     fn try_cache_mount(&self, wanted: &Wanted, number: i64) -> Result<Option<CacheMount>> {
         let deps = self.solver.deps();
@@ -84,7 +110,7 @@ impl Job {
         let now = deps.clock.now_ns();
         deps.store.root().db().write(|tx| cache::touch_mount(tx, &wanted.name, number, now))?;
         let dir = tree::open_root(active.dir()).context(|| "open a cache mount")?;
-        Ok(Some(CacheMount { dir, _lock: lock, _active: active }))
+        Ok(Some(CacheMount { dir, _lock: lock, active }))
     }
 
     fn known(&self, name: &str, number: i64) -> Result<Option<Active>> {

@@ -36,7 +36,7 @@ impl Job {
             Op::File(file) => self.run_file(id, file, work.op, stop).await?,
             Op::Merge => self.run_merge(id).await?,
             Op::Diff { .. } => return Err(Error::unsupported("diffs of file systems are not supported yet")),
-            Op::Source(_) => return Err(Error::internal("a source was run as a step")),
+            Op::Source(source) => return self.run_source(id, source, reporter, stop).await,
         };
         stop.flag().check()?;
         Ok(self.settle(work, made))

@@ -8,13 +8,14 @@ use kiln_graph::op::{Exec, Mount, MountKind, SecretFile};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::cache_mount::{CacheMount, Wanted};
-use crate::error::{Error, Result, ResultExt as _};
+use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::sandbox::{self, Access, Propagation, Source, Tmpfs};
 use crate::solver::cache;
 use crate::solver::copy::{Listing, Target, Writer};
 use crate::solver::identify::{Work, selected};
 use crate::solver::job::{Job, Taken};
 use crate::solver::key::Key;
+use crate::solver::remote::{AgentSocket, SocketOwner};
 use crate::solver::settle::Made;
 use crate::solver::value::{FileSystem, Value};
 use crate::store::tree::{self, Time};
@@ -28,13 +29,14 @@ pub(super) struct Mounts {
     /// Trees that take what is written to a bind mount, which nobody sees afterwards.
     scratch: Vec<Active>,
     caches: Vec<CacheMount>,
+    agents: Vec<AgentSocket>,
 }
 
 impl Mounts {
     /// Gives everything back. Blocking. Nothing must be mounted any more.
     pub(super) fn release(self) {
-        let Self { mounts, scratch, caches } = self;
-        drop((mounts, scratch, caches));
+        let Self { mounts, scratch, caches, agents } = self;
+        drop((mounts, scratch, caches, agents));
     }
 }
 
@@ -42,7 +44,7 @@ impl Job {
     /// Prepares the mounts of a step.
     ///
     /// # Errors
-    /// `NotFound` for a secret or a path that is not there; `Unsupported` for SSH agents.
+    /// `NotFound` for a secret, an SSH agent or a path that is not there.
     pub(super) async fn mounts(self: &Arc<Self>, id: VertexId, exec: &Exec) -> Result<Mounts> {
         let mut prepared = Mounts::default();
         // In one order, so that two steps that lock the same directories do not wait for each other.
@@ -109,11 +111,34 @@ impl Job {
                 Some(content) => secret_source(secret, content),
                 None => return Ok(None),
             },
-            MountKind::Ssh(agent) if agent.optional => return Ok(None),
-            MountKind::Ssh(_) => return Err(Error::unsupported("mounts of SSH agents are not supported yet")),
+            MountKind::Ssh(agent) => match self.agent(agent).await? {
+                Some(socket) => {
+                    let source = socket.to_mount()?;
+                    prepared.agents.push(socket);
+                    Source::Bind { source, recursive: false, propagation: Propagation::Private }
+                }
+                None => return Ok(None),
+            },
         };
         let access = if mount.readonly { Access::ReadOnly } else { Access::ReadWrite };
         Ok(Some(sandbox::Mount { target: mount.target.clone(), source, access }))
+    }
+
+    /// Opens a socket to an agent of the client; `None` when it forwards none of that name and the step runs without.
+    async fn agent(&self, agent: &SecretFile) -> Result<Option<AgentSocket>> {
+        let Some(session) = self.session.get().await? else {
+            let id = &agent.id;
+            let missing =
+                || Error::not_found(format!("no SSH key {id:?} forwarded from the client: there is no session"));
+            return if agent.optional { Ok(None) } else { Err(missing()) };
+        };
+        let root = self.solver.deps().store.root().clone();
+        let dir = task::blocking(move || root.subdir("ssh")).await?;
+        let owner = SocketOwner { uid: agent.uid, gid: agent.gid, mode: agent.mode };
+        match AgentSocket::open(&session, &agent.id, &dir, owner).await {
+            Err(error) if agent.optional && error.kind() == Kind::NotFound => Ok(None),
+            opened => opened.map(Some),
+        }
     }
 
     /// Asks the client for a secret; `None` when it has none of that name and the step runs without.

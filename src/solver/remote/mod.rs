@@ -1,0 +1,180 @@
+//! Sources that are fetched: git repositories and files by HTTP.
+//!
+//! Before a build is planned, each source is *pinned*: which commit a reference means, whether a file is the one that was
+//! fetched before. That asks servers and fetches nothing; what is fetched is a step like others, which runs while others do.
+//! The result is a layer, recorded under what the source turned out to be, whoever it came from.
+
+mod agent;
+mod checkout;
+mod git;
+mod http;
+mod mirror;
+mod program;
+mod records;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use futures_util::future::try_join_all;
+use kiln_graph::op::{Op, Source};
+use kiln_graph::{Digest, Vertex, VertexId};
+use rusqlite::Connection;
+
+pub(super) use agent::{AgentSocket, SocketOwner};
+pub(super) use records::TABLES;
+
+use super::failure::Failure;
+use super::identify::{Found, Work};
+use super::job::{Job, Stop, cancelled};
+use super::key::Parts;
+use super::lock;
+use super::reporter::Reporter;
+use super::value::Layer;
+use crate::error::{Error, Result};
+use crate::task::Cancel;
+
+/// What sources of one build turned out to be: all graphs of the build see the same.
+#[derive(Debug, Default)]
+pub(super) struct Pins(Mutex<HashMap<Source, Pin>>);
+
+/// What a source turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Pin {
+    Commit(git::Commit),
+    File(http::Version),
+}
+
+/// Something a build was made of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Material {
+    /// Where it is from, without credentials.
+    pub uri: String,
+    /// What it is: the digest of a file, of a manifest, or `sha1:` and a commit.
+    pub digest: String,
+}
+
+impl Pins {
+    fn get(&self, source: &Source) -> Option<Pin> {
+        lock(&self.0).get(source).cloned()
+    }
+
+    fn set(&self, source: &Source, pin: Pin) {
+        lock(&self.0).insert(source.clone(), pin);
+    }
+}
+
+impl Job {
+    /// Finds out what the fetched sources below some vertices are, as far as that can be known without fetching them.
+    ///
+    /// # Errors
+    /// That of the first server that refuses or has no such thing, as the failure of the source's vertex.
+    pub(super) async fn pin_sources(self: &Arc<Self>, roots: &[VertexId]) -> Result<(), Failure> {
+        let reachable = self.graph.reachable(roots.iter().copied());
+        let pins = reachable.into_iter().filter_map(|id| match &self.graph.vertex(id).op {
+            Op::Source(source @ (Source::Git(_) | Source::Http(_))) => Some(self.pin(id, source)),
+            _ => None,
+        });
+        try_join_all(pins).await.map(drop)
+    }
+
+    async fn pin(self: &Arc<Self>, id: VertexId, source: &Source) -> Result<(), Failure> {
+        if self.pins.get(source).is_some() {
+            return Ok(());
+        }
+        let pinned = match source {
+            Source::Git(git) => self.pin_commit(git).await.map(|commit| Some(Pin::Commit(commit))),
+            Source::Http(http) => self.pin_file(http).await.map(|version| version.map(Pin::File)),
+            _ => Ok(None),
+        };
+        match pinned {
+            Ok(pin) => {
+                pin.into_iter().for_each(|pin| self.pins.set(source, pin));
+                Ok(())
+            }
+            Err(error) => {
+                self.report_failed(id, &error);
+                Err(Failure::of_step(error, &self.graph, self.graph.vertex(id)))
+            }
+        }
+    }
+
+    /// Says whether an earlier build fetched what a source is now. Blocking.
+    pub(super) fn identify_source(&self, connection: &Connection, vertex: &Vertex, source: &Source) -> Result<Found> {
+        let parts = self.identity(source);
+        if let Some(parts) = &parts
+            && let Some((layer, record)) = self.look_up(connection, vertex, &parts.key())?
+        {
+            return Ok(Found::hit(layer, Some(record)));
+        }
+        Ok(Found::Miss(Box::new(self.fetching(vertex, parts))))
+    }
+
+    /// What identifies the result of a source, if that is known.
+    fn identity(&self, source: &Source) -> Option<Parts> {
+        match (source, self.pins.get(source)) {
+            (Source::Git(git), Some(Pin::Commit(commit))) => Some(git::identity(git, &commit)),
+            (Source::Http(http), Some(Pin::File(version))) => Some(http::identity(http, &version)),
+            (Source::Http(http), None) => http::promised(http),
+            _ => None,
+        }
+    }
+
+    /// The work of fetching. Builds with other credentials do not share it.
+    fn fetching(&self, vertex: &Vertex, parts: Option<Parts>) -> Work {
+        let of_operation = Parts::of_operation(vertex);
+        let op = of_operation.key();
+        let mut run = parts.clone().unwrap_or_else(|| of_operation.clone());
+        run.add("operation", format!("{op:?}"));
+        run.add("session", self.session.id.clone().unwrap_or_default());
+        Work::of_source(op, run.key(), parts.unwrap_or(of_operation))
+    }
+
+    /// Fetches a source.
+    ///
+    /// # Errors
+    /// Naming the address and what the server answered; `Cancelled` when it was stopped.
+    pub(super) async fn run_source(
+        self: &Arc<Self>,
+        id: VertexId,
+        source: &Source,
+        reporter: &Reporter,
+        stop: &Stop,
+    ) -> Result<Layer> {
+        let cancel = Cancel::new();
+        let _stop = cancel.on_drop();
+        let fetch = async {
+            match source {
+                Source::Git(git) => self.run_git(id, git, reporter, &cancel).await,
+                Source::Http(http) => self.run_http(id, http, reporter, &cancel).await,
+                _ => Err(Error::internal("a source that needs no work was run as a step")),
+            }
+        };
+        tokio::select! {
+            layer = fetch => layer,
+            () = stop.stopped() => Err(cancelled()),
+        }
+    }
+
+    /// Lists what the build was made of that is not the client's own: fetched files, commits, images. Sorted, each once.
+    #[must_use]
+    pub(super) fn materials(&self) -> Vec<Material> {
+        let material = |source: &Source| match (source, self.pins.get(source)) {
+            (Source::Git(git), Some(Pin::Commit(commit))) => Some(git::material(git, &commit)),
+            (Source::Http(http), Some(Pin::File(version))) => http::material(http, &version.digest),
+            (Source::Http(http), None) => http.checksum.and_then(|digest| http::material(http, &digest)),
+            (Source::Image(image), _) => Some(Material {
+                uri: format!("docker-image://{}", image.reference),
+                digest: image.reference.digest().or(image.image_id).as_ref().map(Digest::to_string)?,
+            }),
+            _ => None,
+        };
+        let sources = self.graph.vertices().iter().filter_map(|vertex| match &vertex.op {
+            Op::Source(source) => material(source),
+            _ => None,
+        });
+        let mut materials: Vec<Material> = sources.collect();
+        materials.sort();
+        materials.dedup();
+        materials
+    }
+}
