@@ -11,7 +11,7 @@ use super::config::Config;
 use super::link::{self, Request};
 use super::record::ContainerId;
 use crate::error::{Error, Kind, Result};
-use crate::sandbox::{Capabilities, Process, Seccomp};
+use crate::sandbox::{Capabilities, MissingDir, Process, Seccomp};
 use crate::task;
 
 /// The table of further processes. They go with their container.
@@ -189,7 +189,7 @@ pub(super) fn process(container: &Config, exec: &ExecConfig) -> Result<Process> 
         config.working_dir.clone_from(&exec.working_dir);
     }
     let mut process = super::spec::process(&config)?;
-    process.create_cwd = false;
+    process.missing_cwd = MissingDir::Refused;
     if exec.privileged || container.host.security.privileged {
         process.capabilities = Capabilities::all();
         process.seccomp = Seccomp::Unconfined;

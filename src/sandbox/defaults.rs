@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use super::capability::Capabilities;
 use super::cgroup::CgroupSpec;
 use super::seccomp::Profile;
-use super::spec::{CgroupView, Devices, Namespace, Namespaces, Network, Process, Seccomp, Spec};
+use super::spec::{CgroupView, Devices, MissingDir, Namespace, Namespaces, Network, Process, Seccomp, Spec};
 use super::user::User;
 
 /// Where commands are searched when the environment does not say.
@@ -128,7 +128,7 @@ impl Process {
             args,
             env: vec![format!("PATH={DEFAULT_PATH}")],
             cwd: String::new(),
-            create_cwd: true,
+            missing_cwd: MissingDir::OfRoot,
             user: User::default(),
             capabilities: Capabilities::docker_default(),
             no_new_privileges: false,

@@ -70,10 +70,32 @@ impl Exit {
             (None, Some(SIGKILL)) => {
                 Some("killed by signal 9 (SIGKILL) that someone sent; memory had not run out".to_owned())
             }
-            (None, Some(signal)) => Some(format!("ended by signal {signal}")),
+            (None, Some(signal)) => Some(match name(signal) {
+                Some(name) => format!("ended by signal {signal} ({name})"),
+                None => format!("ended by signal {signal}"),
+            }),
             (None, None) => None,
         }
     }
+}
+
+/// The names of signals that end programs, and what they mean to who sees them first.
+fn name(signal: i32) -> Option<&'static str> {
+    const NAMES: [(i32, &str); 12] = [
+        (libc::SIGHUP, "SIGHUP"),
+        (libc::SIGINT, "SIGINT"),
+        (libc::SIGQUIT, "SIGQUIT"),
+        (libc::SIGILL, "SIGILL: the program is not for this processor, or is broken"),
+        (libc::SIGABRT, "SIGABRT: the program gave up"),
+        (libc::SIGBUS, "SIGBUS: the program crashed"),
+        (libc::SIGFPE, "SIGFPE: the program crashed in a calculation"),
+        (libc::SIGSEGV, "SIGSEGV: the program crashed"),
+        (libc::SIGPIPE, "SIGPIPE: nobody read what the program wrote"),
+        (libc::SIGTERM, "SIGTERM"),
+        (libc::SIGXCPU, "SIGXCPU: the limit of processor time was reached"),
+        (libc::SIGXFSZ, "SIGXFSZ: the limit of file sizes was reached"),
+    ];
+    NAMES.iter().find(|(number, _)| *number == signal).map(|(_, name)| *name)
 }
 
 struct OutOfMemory<'a>(&'a Stats);
@@ -167,7 +189,7 @@ mod tests {
         assert_eq!(explain(Status::Signal(9), 1), oom);
         assert_eq!(explain(Status::Code(137), 1), oom);
         assert!(explain(Status::Signal(9), 0).contains("memory had not run out"));
-        assert_eq!(explain(Status::Code(143), 0), "ended by signal 15");
+        assert_eq!(explain(Status::Code(143), 0), "ended by signal 15 (SIGTERM)");
         assert_eq!(exit(Status::Code(1), 0).explain(), None);
     }
 

@@ -44,12 +44,15 @@ use self::exit::Child;
 use self::prepare::{Common, ParentPart};
 use self::spawner::Order;
 use self::user::Ids;
+use self::view::Joining;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::sys::process::Started;
 use crate::task;
 
 pub use capability::Capabilities;
-pub use cgroup::{Cgroup, CgroupSpec, DEFAULT_PARENT, Limits, Stats, Swap, cgroup_version};
+pub use cgroup::{
+    Cgroup, CgroupSpec, DEFAULT_PARENT, Limits, Stats, Swap, cgroup_version, remove_abandoned, temporary_id,
+};
 pub use defaults::{DEFAULT_PATH, DEFAULT_SHM_SIZE_BYTES, masked_paths, readonly_paths};
 pub use device::{Device, DeviceAccess, Kind as DeviceKind, Rule as DeviceRule};
 pub use exec::{Execution, exec};
@@ -59,11 +62,11 @@ pub use rlimit::rlimit;
 pub use seccomp::Profile;
 pub use security::SecurityOptions;
 pub use spec::{
-    Access, CgroupView, Devices, IdMap, IdRange, Mount, Namespace, Namespaces, Network, Process, Propagation, Seccomp,
-    Source, Spec, Stdio, Tmpfs, WindowSize,
+    Access, CgroupView, Devices, IdMap, IdRange, MissingDir, Mount, Namespace, Namespaces, Network, Process,
+    Propagation, Seccomp, Source, Spec, Stdio, Tmpfs, WindowSize,
 };
 pub use target::Stubs;
-pub use terminal::{Streams, Terminal};
+pub use terminal::{Streams, Terminal, TerminalStream};
 pub use user::{Ids as UserIds, User};
 
 /// How long a dropped sandbox is waited for after it was killed.
@@ -161,7 +164,7 @@ fn restrict_devices(spec: &mut Spec, cgroup: Option<&Cgroup>) -> Result<Option<S
 fn start(mut spec: Spec, stdio: Stdio, ids: &Ids, cgroup: Option<&Cgroup>) -> Result<Begun> {
     let has_terminal = matches!(stdio, Stdio::Terminal(_));
     let rootfs = spec.rootfs.try_clone().context(|| "duplicate the root file system's descriptor")?;
-    let mut view = view::prepare(&mut spec, rootfs, cgroup, has_terminal)?;
+    let mut view = view::prepare(&mut spec, rootfs, cgroup, &Joining { ids, terminal: has_terminal })?;
     let owner = spec.namespaces.user.as_ref().map_or(Some(ids.uid), |map| spec::outside(&map.uids, ids.uid));
     let owner = owner.ok_or_else(|| Error::invalid(format!("user {} is not mapped in the user namespace", ids.uid)))?;
     let terminals = view.terminals.take();

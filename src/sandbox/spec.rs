@@ -64,8 +64,8 @@ pub struct Process {
     pub env: Vec<String>,
     /// The working directory; empty means `/`.
     pub cwd: String,
-    /// Whether a missing working directory is made, owned by root.
-    pub create_cwd: bool,
+    /// What is done about a working directory that is missing.
+    pub missing_cwd: MissingDir,
     /// Who runs it.
     pub user: User,
     /// What it may do. A user other than root gets these as the bound of what set-uid programs can give.
@@ -80,6 +80,18 @@ pub struct Process {
     pub rlimits: Vec<(Resource, Rlimit)>,
     /// How eagerly the kernel kills it when memory runs out, -1000 to 1000; `None` inherits.
     pub oom_score_adj: Option<i32>,
+}
+
+/// What is done about a directory that is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MissingDir {
+    /// The process is not started.
+    Refused,
+    /// It is made with all above it, and is root's, as `docker run` does it.
+    #[default]
+    OfRoot,
+    /// It is made with all above it, and what is made is the user's who runs the process, as BuildKit does it.
+    OfUser,
 }
 
 /// Which system calls a process may make.
@@ -281,6 +293,8 @@ pub enum Stdio {
         /// Whether there is a pipe for input; else it is empty.
         stdin: bool,
     },
+    /// Output and errors through one pipe, in the order in which they are written; input is empty.
+    OnePipe,
     /// Descriptors of the caller; `None` is `/dev/null`.
     Descriptors {
         /// Input.

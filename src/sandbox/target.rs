@@ -97,10 +97,14 @@ impl Targets {
         Ok(if walk.path.is_empty() { ".".to_owned() } else { walk.path.join("/") })
     }
 
-    /// Makes a directory and everything above it, like `mkdir -p`, unless it exists.
-    pub(super) fn make_directory(&mut self, path: &str) -> Result<()> {
+    /// Makes a directory and everything above it, like `mkdir -p`, unless it exists. What is made gets an owner, as the host
+    /// numbers ids.
+    pub(super) fn make_directory(&mut self, path: &str, owner: (u32, u32)) -> Result<()> {
         let before = self.stubs.0.len();
-        self.walk(path, PointKind::Directory).map_err(|errno| failure::step(&format!("mkdir {path}"), errno))?;
+        let root = std::mem::replace(&mut self.owner, (Uid::from_raw(owner.0), Gid::from_raw(owner.1)));
+        let made = self.walk(path, PointKind::Directory);
+        self.owner = root;
+        made.map_err(|errno| failure::step(&format!("mkdir {path}"), errno))?;
         // It is wanted for itself, so it stays.
         self.stubs.0.truncate(before);
         Ok(())

@@ -17,6 +17,8 @@ use super::spec::{Stdio, WindowSize};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::sys::plan::open_beneath;
 
+pub use crate::sys::terminal::TerminalStream;
+
 /// The file system type of pseudo-terminals: `DEVPTS_SUPER_MAGIC`.
 const DEVPTS_MAGIC: u64 = 0x1cd1;
 
@@ -43,6 +45,14 @@ impl Terminal {
     /// When this process has no descriptor left.
     pub fn try_clone(&self) -> Result<OwnedFd> {
         self.0.try_clone().context(|| "duplicate the terminal")
+    }
+
+    /// Returns the terminal as a stream. Needs a runtime with I/O; all descriptors of it stop blocking.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    pub fn stream(&self) -> Result<TerminalStream> {
+        TerminalStream::new(self.try_clone()?).context(|| "watch the terminal")
     }
 
     /// Changes the size; the foreground processes get `SIGWINCH`.
@@ -91,6 +101,12 @@ pub(super) fn open(
             let (from_errors, errors) = pipe(owner)?;
             let streams = Streams { stdin: to_input, stdout: Some(from_output), stderr: Some(from_errors) };
             Ok(Ends { inner: [or_null(input), Arc::new(output), Arc::new(errors)], streams, terminal: None })
+        }
+        Stdio::OnePipe => {
+            let (reader, writer) = pipe(owner)?;
+            let writer = Arc::new(writer);
+            let streams = Streams { stdout: Some(reader), ..Streams::default() };
+            Ok(Ends { inner: [Arc::clone(null), Arc::clone(&writer), writer], streams, terminal: None })
         }
         Stdio::Terminal(size) => {
             let master = open_terminal()?;

@@ -18,8 +18,9 @@ use rustix::process::{Gid, Uid};
 use super::cgroup::Cgroup;
 use super::device::{self, Device, Kind};
 use super::failure;
-use super::spec::{Access, Devices, Mount, Namespace, Network, Source, Spec, Tmpfs, outside};
+use super::spec::{Access, Devices, MissingDir, Mount, Namespace, Network, Source, Spec, Tmpfs, outside};
 use super::target::{PointKind, Stubs, Targets};
+use super::user::Ids;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::sys::mount::{Change, Extent, Propagation, change};
 use crate::sys::plan::{Call, Place, Step};
@@ -47,11 +48,24 @@ pub(super) struct View {
     pub(super) stubs: Stubs,
 }
 
+/// The first process, as far as the file system depends on it.
+pub(super) struct Joining<'a> {
+    /// Who runs it.
+    pub(super) ids: &'a Ids,
+    /// Whether it gets a terminal.
+    pub(super) terminal: bool,
+}
+
 /// Prepares the file system of a sandbox.
 ///
 /// # Errors
 /// `InvalidArgument` for mounts that do not fit their mount points; `Internal` and others when the kernel refuses.
-pub(super) fn prepare(spec: &mut Spec, rootfs: OwnedFd, cgroup: Option<&Cgroup>, terminal: bool) -> Result<View> {
+pub(super) fn prepare(
+    spec: &mut Spec,
+    rootfs: OwnedFd,
+    cgroup: Option<&Cgroup>,
+    joining: &Joining<'_>,
+) -> Result<View> {
     let root = Arc::new(rootfs);
     let owner = root_owner(spec)?;
     let staging = Staging::new(owner)?;
@@ -66,7 +80,7 @@ pub(super) fn prepare(spec: &mut Spec, rootfs: OwnedFd, cgroup: Option<&Cgroup>,
     let mut mounts = std::mem::take(&mut spec.mounts);
     mounts.sort_by_key(|mount| clean(&mount.target).len());
     builder.add_proc(spec)?;
-    let terminals = builder.add_dev(spec, terminal)?;
+    let terminals = builder.add_dev(spec, joining.terminal)?;
     builder.add_sys(spec)?;
     if let Some(cgroup) = cgroup {
         builder.add_cgroup(spec, cgroup)?;
@@ -77,8 +91,8 @@ pub(super) fn prepare(spec: &mut Spec, rootfs: OwnedFd, cgroup: Option<&Cgroup>,
         builder.add(mount, spec).context(|| format!("mount {target}"))?;
     }
     builder.add_nodes_elsewhere(spec)?;
-    if spec.process.create_cwd && !spec.process.cwd.is_empty() {
-        builder.targets.make_directory(&spec.process.cwd)?;
+    if let Some(owner) = cwd_owner(spec, joining.ids)?.filter(|_| !spec.process.cwd.is_empty()) {
+        builder.targets.make_directory(&spec.process.cwd, owner)?;
     }
     builder.restrict(spec)?;
     if spec.readonly_rootfs {
@@ -104,6 +118,21 @@ pub(super) fn readonly_copy(path: &str) -> Result<OwnedFd> {
 /// Opens a `/dev/null` that belongs to neither the host nor a container: whoever has it can change its permissions.
 pub(super) fn open_null() -> Result<OwnedFd> {
     Staging::new((0, 0))?.open_null()
+}
+
+/// Whose a missing working directory is, as the host numbers ids; `None` when it is not made.
+fn cwd_owner(spec: &Spec, ids: &Ids) -> Result<Option<(u32, u32)>> {
+    match spec.process.missing_cwd {
+        MissingDir::Refused => Ok(None),
+        MissingDir::OfRoot => root_owner(spec).map(Some),
+        MissingDir::OfUser => {
+            let Some(map) = &spec.namespaces.user else { return Ok(Some((ids.uid, ids.gid))) };
+            let unmapped =
+                || Error::invalid(format!("user {}:{} is not mapped in the user namespace", ids.uid, ids.gid));
+            let owner = outside(&map.uids, ids.uid).zip(outside(&map.gids, ids.gid));
+            owner.map(Some).ok_or_else(unmapped)
+        }
+    }
 }
 
 /// Root's ids as the host numbers them.

@@ -17,4 +17,5 @@ pub(crate) mod probe;
 pub mod process;
 pub mod seccomp;
 pub mod socket;
+pub mod terminal;
 pub mod xtables;

@@ -36,6 +36,36 @@ pub fn cgroup_version() -> u8 {
     if layout::detect().iter().any(on_v1) { 1 } else { 2 }
 }
 
+/// Returns an id for a sandbox that this process does not outlive. When it is killed, [`remove_abandoned`] knows its groups.
+#[must_use]
+pub fn temporary_id(prefix: &str, unique: u64) -> String {
+    format!("{prefix}-{}-{unique:016x}", std::process::id())
+}
+
+/// Removes groups below [`DEFAULT_PARENT`] whose ids [`temporary_id`] made of a prefix in a process that is no more. Blocking,
+/// and cheap. Those that hold processes stay, and so do those of a process whose number another one has now.
+pub fn remove_abandoned(prefix: &str) {
+    for hierarchy in layout::detect() {
+        for dir in subdirectories(&hierarchy.mount.join(DEFAULT_PARENT)) {
+            let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if maker(&name, prefix).is_some_and(is_gone) {
+                // One that cannot be removed is not empty.
+                let _ = fs::remove_dir(&dir);
+            }
+        }
+    }
+}
+
+/// The process that made an id.
+fn maker(id: &str, prefix: &str) -> Option<Pid> {
+    let (pid, unique) = id.strip_prefix(prefix)?.strip_prefix('-')?.split_once('-')?;
+    (unique.len() == 16).then(|| Pid::from_raw(pid.parse().ok()?))?
+}
+
+fn is_gone(pid: Pid) -> bool {
+    rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
+}
+
 /// The control group of a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupSpec {
@@ -460,6 +490,17 @@ fn group_path(parent: &str, id: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_temporary_id_tells_who_made_it() {
+        let id = temporary_id("build", 7);
+        let own = Pid::from_raw(i32::try_from(std::process::id()).unwrap());
+        assert_eq!(maker(&id, "build"), own);
+        assert!(!is_gone(own.unwrap()));
+        for other in ["build-00000000000000aa", "build-x-00000000000000aa", "buildx-1-00000000000000aa", "build-1-a"] {
+            assert_eq!(maker(other, "build"), None, "{other}");
+        }
+    }
 
     #[test]
     fn a_group_path_stays_below_the_root() {

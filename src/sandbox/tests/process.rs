@@ -106,7 +106,7 @@ fn privileged_the_working_directory_is_made_when_it_is_missing() {
 
     let mut spec = fixture.shell("pwd");
     spec.process.cwd = "/missing".to_owned();
-    spec.process.create_cwd = false;
+    spec.process.missing_cwd = MissingDir::Refused;
     let error = spawn(spec, Stdio::Null).unwrap_err();
     assert_eq!((exit_code(&error), error.kind()), (127, Kind::InvalidArgument));
     assert!(
@@ -124,7 +124,7 @@ fn privileged_a_working_directory_cannot_lead_out_through_a_descriptor() {
     for cwd in (3..64).map(|fd| format!("/proc/self/fd/{fd}")).chain(["/proc/self/cwd".to_owned()]) {
         let mut spec = fixture.shell("true");
         spec.process.cwd = cwd.clone();
-        spec.process.create_cwd = false;
+        spec.process.missing_cwd = MissingDir::Refused;
         spec.cgroup = None;
         assert!(spawn(spec, Stdio::Null).is_err(), "{cwd}");
     }
