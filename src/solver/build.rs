@@ -68,6 +68,8 @@ impl Solver {
             pins: Arc::default(),
             locals,
             entitlements,
+            request_limits: options.limits,
+            keep_failed: request.keep_failed,
             taken: Mutex::default(),
             read: Mutex::default(),
             hits: Mutex::default(),

@@ -150,12 +150,14 @@ impl Solver {
     /// Runs a step.
     async fn run(self, run: RunId, job: Arc<Job>, id: VertexId, work: Work, reporter: Reporter, stop: Stop) {
         let result = job.execute(id, work, &reporter, &stop).await;
-        let result = result.map_err(|error| if error.kind() == Kind::Cancelled { cancelled() } else { error });
-        reporter.end(result.as_ref().err());
+        let is_cancelled = |failed: &Failed| failed.error().kind() == Kind::Cancelled;
+        let result = result.map_err(|failed| if is_cancelled(&failed) { cancelled().into() } else { failed });
+        let error = result.as_ref().err().map(Failed::error);
+        reporter.end(error.as_ref());
         let mut core = self.driver().core();
         let (layer, failed) = match result {
             Ok(layer) => (Some(layer), None),
-            Err(error) => (None, Some(Failed::from(error))),
+            Err(failed) => (None, Some(failed)),
         };
         if let Some(running) = core.runs.get_mut(&run) {
             running.layer = layer;
@@ -178,7 +180,7 @@ impl Core {
             ending: None,
             executor: None,
         });
-        running.reporter.join(job.progress.clone(), job.state(id));
+        running.reporter.join(job.progress.clone(), job.state(id), job.keep_failed);
     }
 
     /// `failed` is why jobs fail, when they do.
@@ -238,7 +240,8 @@ impl Core {
         let Some(entry) = self.jobs.get(&task.job) else { return };
         let vertex = entry.job.graph.vertex(entry.steps[task.node]);
         let error = failed.map_or_else(|| Error::internal("a step failed without a reason"), Failed::error);
-        let failure = Failure::of_step(error, &entry.job.graph, vertex);
+        let mut failure = Failure::of_step(error, &entry.job.graph, vertex);
+        failure.kept = failed.and_then(Failed::kept_as).filter(|_| entry.job.keep_failed).map(str::to_owned);
         self.end(task.job, Err(failure));
     }
 }

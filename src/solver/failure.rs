@@ -14,6 +14,8 @@ pub struct Failure {
     pub vertex: Option<Digest>,
     /// The places in the sources it is about.
     pub places: Vec<Place>,
+    /// The id under which the step is kept as it stood, when that was asked for; see [`super::Solver::failed_step`].
+    pub kept: Option<String>,
 }
 
 /// A place in a source file.
@@ -34,7 +36,7 @@ impl Failure {
     #[must_use]
     pub fn of_step(error: Error, graph: &Graph, vertex: &kiln_graph::Vertex) -> Self {
         let places = vertex.meta.location.and_then(|location| place(graph, location)).into_iter().collect();
-        Self { error, vertex: Some(vertex.digest()), places }
+        Self { error, vertex: Some(vertex.digest()), places, kept: None }
     }
 
     /// Makes a failure of a source file that cannot be built from.
@@ -52,13 +54,13 @@ impl Failure {
             let lines = file.lines(span);
             Some(Place { file: file.clone(), lines, columns, finding: Some(diagnostic) })
         });
-        Self { error: Error::invalid(summary), vertex: None, places: places.collect() }
+        Self { error: Error::invalid(summary), vertex: None, places: places.collect(), kept: None }
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, vertex: None, places: Vec::new() }
+        Self { error, vertex: None, places: Vec::new(), kept: None }
     }
 }
 

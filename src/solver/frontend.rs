@@ -191,7 +191,7 @@ impl Surroundings<'_> {
             };
             let (file, span) = file.origin(need.span);
             let place = Place { file: file.clone(), lines: file.lines(span), columns: None, finding: None };
-            Failure { error, vertex: None, places: vec![place] }
+            Failure { error, vertex: None, places: vec![place], kept: None }
         })
     }
 

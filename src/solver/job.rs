@@ -20,6 +20,7 @@ use super::{Solver, lock};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::image::{LayerStage, Report, Resolved};
 use crate::registry::Client;
+use crate::sandbox::Limits;
 use crate::store::{Access, Lease, SnapshotId, tree};
 use crate::task::{self, Cancel};
 
@@ -100,6 +101,14 @@ impl ClientSession {
             None => Ok(None),
         }
     }
+
+    /// Waits until the client has closed the session; for ever, when the build has none.
+    pub(super) async fn closed(&self) {
+        match &self.id {
+            Some(id) => self.sessions.closed(id).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// What a copy (or a bind mount) takes, once it was looked for.
@@ -138,6 +147,10 @@ pub(super) struct Job {
     pub(super) locals: Locals,
     /// What steps may do beyond the usual.
     pub(super) entitlements: BTreeSet<Entitlement>,
+    /// What each step may use at most, unless it says otherwise itself.
+    pub(super) request_limits: Limits,
+    /// Whether a step that fails is kept as it stands.
+    pub(super) keep_failed: bool,
     /// What each vertex gave, by position.
     pub(super) values: Mutex<Vec<Option<Value>>>,
     /// What was selected of inputs.

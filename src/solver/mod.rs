@@ -11,6 +11,7 @@ pub mod changes;
 pub mod copy;
 mod driver;
 mod export;
+pub mod failed;
 mod failure;
 mod frontend;
 mod identify;
@@ -50,10 +51,12 @@ use crate::error::Result;
 use crate::image::Images;
 use crate::network::{Network, Pool};
 use crate::registry::Client;
+use crate::sandbox;
 use crate::state;
 use crate::store::{Roots, Store};
 use crate::task::{Clock, Tasks};
 use driver::Driver;
+use failed::FailedSteps;
 use key::Key;
 use session::Sessions;
 use value::Layer;
@@ -99,6 +102,8 @@ struct Inner {
     fetching: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     /// Layers that were made and are not recorded yet, by their runs.
     settling: Mutex<HashMap<Key, Layer>>,
+    /// Failed steps that are kept.
+    failed: FailedSteps,
     /// Limits how many layers are hashed at a time.
     digests: Arc<Semaphore>,
 }
@@ -111,6 +116,7 @@ impl Solver {
     pub fn open(deps: Deps) -> Result<Self> {
         let root = deps.store.root();
         state::recover(root, DURABLE_TABLES)?;
+        sandbox::remove_abandoned(ops::GROUP_PREFIX);
         let (memos, cache_mounts) = (root.subdir("memos")?, root.subdir("cache-mounts")?);
         let driver = Driver::new();
         let pool = Pool::new(deps.network.clone(), driver.limit);
@@ -123,6 +129,7 @@ impl Solver {
             cache_mounts,
             fetching: Mutex::default(),
             settling: Mutex::default(),
+            failed: Mutex::default(),
             digests: Arc::new(Semaphore::new(cores)),
         })))
     }
@@ -153,6 +160,10 @@ impl Solver {
 
     fn cache_mounts(&self) -> &Path {
         &self.0.cache_mounts
+    }
+
+    fn failed_steps(&self) -> &FailedSteps {
+        &self.0.failed
     }
 
     /// Returns the lock of whoever fetches an image.

@@ -7,6 +7,7 @@ use kiln_graph::op::{NetworkMode, ResolveMode, Ulimit};
 use kiln_graph::{Platform, Reference};
 
 use crate::error::{Error, Result};
+use crate::sandbox::{Limits, Swap};
 
 /// The options of the Dockerfile frontend.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub(super) struct Options {
     pub(super) shm_size_bytes: Option<u64>,
     pub(super) ulimits: Vec<Ulimit>,
     pub(super) cgroup_parent: String,
+    /// What each step may use at most.
+    pub(super) limits: Limits,
     /// The names of the local directories that hold the context and the Dockerfile.
     pub(super) context: String,
     pub(super) dockerfile: String,
@@ -64,6 +67,7 @@ impl Default for Options {
             shm_size_bytes: None,
             ulimits: Vec::new(),
             cgroup_parent: String::new(),
+            limits: Limits::default(),
             context: super::job::CONTEXT.to_owned(),
             dockerfile: "dockerfile".to_owned(),
         }
@@ -104,6 +108,9 @@ impl Options {
             "shm-size" if !value.is_empty() => self.shm_size_bytes = Some(number(key, value)?),
             "ulimit" => self.ulimits = list(value, ulimit)?,
             "cgroup-parent" => value.clone_into(&mut self.cgroup_parent),
+            "memory" | "memswap" | "cpushares" | "cpuperiod" | "cpuquota" | "cpusetcpus" | "cpusetmems" => {
+                limit(&mut self.limits, key, value)?;
+            }
             "contextkey" if !value.is_empty() => value.clone_into(&mut self.context),
             "dockerfilekey" if !value.is_empty() => value.clone_into(&mut self.dockerfile),
             "context" if !value.is_empty() => {
@@ -214,6 +221,25 @@ fn ulimit(entry: &str) -> Result<Ulimit> {
     Ok(Ulimit { name: name.to_owned(), soft: parse(soft)?, hard: parse(hard)? })
 }
 
+/// Sets one of the limits of steps; nothing and 0 are no limit, and so is a quota of -1.
+fn limit(limits: &mut Limits, key: &str, value: &str) -> Result<()> {
+    if matches!(value, "" | "0") || (key == "cpuquota" && value == "-1") {
+        return Ok(());
+    }
+    let amount = || number::<u64>(key, value).map(Some);
+    match key {
+        "memory" => limits.memory_bytes = amount()?,
+        "memswap" if value == "-1" => limits.memory_swap = Some(Swap::Unlimited),
+        "memswap" => limits.memory_swap = amount()?.map(Swap::Total),
+        "cpushares" => limits.cpu_shares = amount()?,
+        "cpuperiod" => limits.cpu_period_us = amount()?,
+        "cpuquota" => limits.cpu_quota_us = amount()?,
+        "cpusetcpus" => limits.cpuset_cpus = Some(value.to_owned()),
+        _ => limits.cpuset_mems = Some(value.to_owned()),
+    }
+    Ok(())
+}
+
 fn context_source(name: &str, value: &str) -> Result<ContextSource> {
     if let Some(reference) = value.strip_prefix("docker-image://") {
         let reference = reference.parse().map_err(|error| Error::invalid(format!("context {name}: {error}")))?;
@@ -284,7 +310,6 @@ mod tests {
             ("attest:sbom", ""),
             ("context", "https://example.com/x.git"),
             ("context:x", "https://example.com/x.git"),
-            ("memory", "1"),
             ("requestid", "frontend.lint"),
         ] {
             let error = parse(&[(key, value)]).unwrap_err();

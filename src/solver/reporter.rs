@@ -12,6 +12,9 @@ use crate::error::Error;
 /// How much of what was printed is kept for builds that come later, in bytes.
 const BACKLOG: usize = 1 << 20;
 
+/// The stream of what Kiln itself has to say about a run: standard error.
+const NOTES: u8 = 2;
+
 /// Where a run reports to. Cloning gives another handle.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reporter(Arc<Mutex<State>>);
@@ -23,6 +26,10 @@ struct State {
     started_ns: Option<i64>,
     backlog: Vec<(u8, Bytes, i64)>,
     backlog_bytes: usize,
+    /// How much was printed that is no longer in the backlog, in bytes.
+    dropped_bytes: usize,
+    /// Whether a build wants the step to be kept when it fails.
+    keeps_failed: bool,
 }
 
 impl Reporter {
@@ -30,12 +37,19 @@ impl Reporter {
         self.0.lock().expect("no panic happens while the lock is held")
     }
 
-    /// Adds a build that waits for the run; the vertex is its own name for it.
-    pub(super) fn join(&self, progress: Progress, mut vertex: VertexState) {
+    /// Adds a build that waits for the run; the vertex is its own name for it. `keeps_failed` says whether it wants the step
+    /// to be kept when it fails.
+    pub(super) fn join(&self, progress: Progress, mut vertex: VertexState, keeps_failed: bool) {
         let mut state = self.state();
+        state.keeps_failed |= keeps_failed;
         if state.started_ns.is_some() {
             vertex.started_ns = Some(progress.now_ns());
             progress.report(Event::Vertex(vertex.clone()));
+            if state.dropped_bytes > 0 {
+                let text = format!("[{} bytes were printed before]\n", state.dropped_bytes);
+                let (vertex, time_ns) = (vertex.digest, progress.now_ns());
+                progress.report(Event::Log { vertex, stream: NOTES, data: text.into(), time_ns });
+            }
             for (stream, data, time_ns) in &state.backlog {
                 let (vertex, stream, data, time_ns) = (vertex.digest, *stream, data.clone(), *time_ns);
                 progress.report(Event::Log { vertex, stream, data, time_ns });
@@ -68,12 +82,23 @@ impl Reporter {
             let half = state.backlog.len().div_ceil(2);
             let dropped: usize = state.backlog.drain(..half).map(|(_, data, _)| data.len()).sum();
             state.backlog_bytes -= dropped;
+            state.dropped_bytes += dropped;
         }
     }
 
     /// Begins a part of the run's work, for each build that waits for it now.
     pub(super) fn parts(&self, id: &str, total: u64) -> Vec<Part> {
         self.state().watchers.iter().map(|(progress, vertex)| progress.part(vertex.digest, id, total)).collect()
+    }
+
+    /// Tells something about the run, among what its process prints.
+    pub(super) fn note(&self, text: &str) {
+        self.log(NOTES, &format!("{text}\n").into());
+    }
+
+    /// Says whether a build wants the step to be kept when it fails.
+    pub(super) fn keeps_failed(&self) -> bool {
+        self.state().keeps_failed
     }
 
     /// Says that the run has ended.

@@ -20,6 +20,8 @@ pub struct BuildRequest {
     pub dockerfile: Option<Vec<u8>>,
     /// What steps may do beyond the usual: `network.host`, `security.insecure`.
     pub entitlements: Vec<String>,
+    /// Whether a step that fails is kept as it stands; [`super::Failure::kept`] names it.
+    pub keep_failed: bool,
 }
 
 /// What becomes of a result.

@@ -69,6 +69,7 @@ pub struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.sessions.open().remove(&self.id);
+        self.sessions.0.changed.notify_waiters();
     }
 }
 
@@ -104,6 +105,21 @@ impl Sessions {
         tokio::time::timeout(PATIENCE, find)
             .await
             .map_err(|_| Error::timeout(format!("no active session for {id:?}: the client did not open it")))
+    }
+}
+
+impl Sessions {
+    /// Waits until a session is not open.
+    pub async fn closed(&self, id: &str) {
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if !self.open().contains_key(id) {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 

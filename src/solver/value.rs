@@ -69,18 +69,32 @@ enum Settling {
 
 /// An error that several wait for.
 #[derive(Clone, Debug)]
-pub(super) struct Failed(Arc<Error>);
+pub(super) struct Failed {
+    error: Arc<Error>,
+    /// The id under which the step is kept that failed.
+    kept: Option<String>,
+}
 
 impl Failed {
+    /// The error of a step that is kept under an id.
+    pub(super) fn kept(error: Error, id: String) -> Self {
+        Self { error: Arc::new(error), kept: Some(id) }
+    }
+
     /// Makes an error of the same kind and with the same words.
     pub(super) fn error(&self) -> Error {
-        Error::new(self.0.kind(), self.0.to_string())
+        Error::new(self.error.kind(), self.error.to_string())
+    }
+
+    /// Returns the id under which the step is kept that failed.
+    pub(super) fn kept_as(&self) -> Option<&str> {
+        self.kept.as_deref()
     }
 }
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self(Arc::new(error))
+        Self { error: Arc::new(error), kept: None }
     }
 }
 

@@ -17,6 +17,9 @@ pub const LOCAL_PREFIX: &str = "kiln.local:";
 /// The frontend attribute that holds a Dockerfile which is no file of the client, in base64.
 pub const DOCKERFILE: &str = "kiln.dockerfile";
 
+/// The frontend attribute that asks with `true` to keep a step that fails as it stands: [`SolveDetail`] names it.
+pub const KEEP_FAILED: &str = "kiln.keep-failed";
+
 /// What all attributes of Kiln's own begin with.
 pub const OWN_PREFIX: &str = "kiln.";
 
@@ -24,6 +27,7 @@ pub const OWN_PREFIX: &str = "kiln.";
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 const SOURCE_URL: &str = "github.com/moby/buildkit/errdefs.Source+json";
+const SOLVE_URL: &str = "github.com/moby/buildkit/errdefs.Solve+json";
 const VERTEX_URL: &str = "github.com/moby/buildkit/errdefs.Vertex+json";
 
 /// A detail of a failed build.
@@ -33,6 +37,16 @@ pub enum Detail {
     Source(SourceDetail),
     /// Which step failed.
     Vertex(VertexDetail),
+    /// What is kept of the step that failed.
+    Solve(SolveDetail),
+}
+
+/// What is kept of the step that failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SolveDetail {
+    /// The states of its mounts, the root file system first. Kiln keeps them all under one id, that of `/failed-steps/{id}`.
+    #[serde(default, rename = "mountIDs", skip_serializing_if = "Vec::is_empty")]
+    pub mount_ids: Vec<String>,
 }
 
 /// The step that failed.
@@ -107,6 +121,7 @@ pub fn encode_details(code: i32, message: &str, details: &[Detail]) -> Vec<u8> {
     let details = details.iter().map(|detail| match detail {
         Detail::Source(source) => (SOURCE_URL, serde_json::to_vec(source)),
         Detail::Vertex(vertex) => (VERTEX_URL, serde_json::to_vec(vertex)),
+        Detail::Solve(solve) => (SOLVE_URL, serde_json::to_vec(solve)),
     });
     let details = details.map(|(url, json)| google::protobuf::Any {
         type_url: url.to_owned(),
@@ -122,6 +137,7 @@ pub fn decode_details(status: &[u8]) -> Vec<Detail> {
     let decode = |any: google::protobuf::Any| match any.type_url.as_str() {
         SOURCE_URL => serde_json::from_slice(&any.value).ok().map(Detail::Source),
         VERTEX_URL => serde_json::from_slice(&any.value).ok().map(Detail::Vertex),
+        SOLVE_URL => serde_json::from_slice(&any.value).ok().map(Detail::Solve),
         _ => None,
     };
     details.into_iter().filter_map(decode).collect()

@@ -12,9 +12,9 @@ use crate::error::{Error, Result};
 use crate::solver::progress::{Event, Status, VertexState, Warning};
 use crate::solver::{BuildRequest, CacheRecord, Exporter, Failure, Place};
 use crate::types::build::{
-    CacheOptions, DOCKERFILE, Detail, LOCAL_PREFIX, OWN_PREFIX, SolveRequest, SourceDetail, SourceFinding,
-    SourcePosition, SourceRange, SourceText, StatusResponse, UsageRecord, Vertex, VertexDetail, VertexLog,
-    VertexStatus, VertexWarning, encode_details, pb, timestamp,
+    CacheOptions, DOCKERFILE, Detail, KEEP_FAILED, LOCAL_PREFIX, OWN_PREFIX, SolveDetail, SolveRequest, SourceDetail,
+    SourceFinding, SourcePosition, SourceRange, SourceText, StatusResponse, UsageRecord, Vertex, VertexDetail,
+    VertexLog, VertexStatus, VertexWarning, encode_details, pb, timestamp,
 };
 
 /// Log bytes after which events go on in another message.
@@ -45,6 +45,7 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
     let dockerfile = attrs.remove(DOCKERFILE).map(|text| STANDARD.decode(text)).transpose();
     let dockerfile = dockerfile.map_err(|_| Error::invalid(format!("{DOCKERFILE} is not base64")))?;
     let locals = take_locals(&mut attrs)?;
+    let keep_failed = attrs.remove(KEEP_FAILED).is_some_and(|value| value == "true");
     if let Some(key) = attrs.keys().find(|key| key.starts_with(OWN_PREFIX)) {
         return Err(Error::invalid(format!("unknown attribute {key}")));
     }
@@ -62,6 +63,7 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
         locals,
         dockerfile,
         entitlements: request.entitlements,
+        keep_failed,
     })
 }
 
@@ -185,7 +187,8 @@ fn signed(number: u64) -> i64 {
 pub(super) fn failure(failure: &Failure) -> tonic::Status {
     let vertex = failure.vertex.map(|digest| Detail::Vertex(VertexDetail { digest: digest.to_string() }));
     let places = failure.places.iter().map(|place| Detail::Source(source(place)));
-    let details: Vec<Detail> = places.chain(vertex).collect();
+    let kept = failure.kept.iter().map(|id| Detail::Solve(SolveDetail { mount_ids: vec![id.clone()] }));
+    let details: Vec<Detail> = places.chain(vertex).chain(kept).collect();
     let (_, code, _) = failure.error.kind().codes();
     let message = failure.error.to_string();
     let encoded = Bytes::from(encode_details(code, &message, &details));
@@ -284,13 +287,20 @@ mod tests {
         let file = SourceFile::new("Dockerfile", "FROM x\nRUN false\n");
         let place = Place { file, lines: (2, 2), columns: None, finding: None };
         let vertex = Digest::of(b"v");
-        let status =
-            failure(&Failure { error: Error::invalid("exit code: 1"), vertex: Some(vertex), places: vec![place] });
+        let status = failure(&Failure {
+            error: Error::invalid("exit code: 1"),
+            vertex: Some(vertex),
+            places: vec![place],
+            kept: Some("failed-1".into()),
+        });
         assert_eq!((status.code(), status.message()), (tonic::Code::InvalidArgument, "exit code: 1"));
         let details = decode_details(status.details());
-        let [Detail::Source(source), Detail::Vertex(failed)] = details.as_slice() else { panic!("{details:?}") };
+        let [Detail::Source(source), Detail::Vertex(failed), Detail::Solve(kept)] = details.as_slice() else {
+            panic!("{details:?}")
+        };
         assert_eq!((source.ranges[0].start.line, &failed.digest), (2, &vertex.to_string()));
         assert_eq!(source.info.data, b"FROM x\nRUN false\n");
+        assert_eq!(kept.mount_ids, ["failed-1"]);
     }
 
     #[test]

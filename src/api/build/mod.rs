@@ -5,6 +5,7 @@
 
 mod control;
 mod convert;
+mod failed;
 mod running;
 pub(super) mod session;
 
@@ -13,7 +14,7 @@ use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Request, Response, Uri, header};
 use axum::response::IntoResponse as _;
-use axum::routing::post;
+use axum::routing::{delete, get, post};
 use hyper_util::service::TowerToHyperService;
 
 use self::control::Control;
@@ -31,6 +32,11 @@ pub(super) fn routes(engine: &Engine) -> Router<Engine> {
     services
         .route("/grpc", post(move |peer, state, request| grpc(upgraded.clone(), peer, state, request)))
         .route("/session", post(session::session))
+        .route("/failed-steps/{id}", delete(failed::release))
+        .route("/failed-steps/{id}/shell", post(failed::shell))
+        .route("/failed-steps/{id}/resize", post(failed::resize))
+        .route("/failed-steps/{id}/json", get(failed::inspect))
+        .route("/failed-steps/{id}/changes", get(failed::changes))
 }
 
 fn services(engine: &Engine) -> Router<Engine> {

@@ -5,7 +5,7 @@ mod exec;
 mod inspect;
 mod lifecycle;
 mod list;
-mod streams;
+pub(super) mod streams;
 mod top;
 
 use axum::Router;

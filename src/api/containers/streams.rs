@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::task::{self, Cancel};
 
 pub(super) const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
-pub(super) const RAW: &str = "application/vnd.docker.raw-stream";
+pub(in crate::api) const RAW: &str = "application/vnd.docker.raw-stream";
 
 /// How much is copied at a time.
 const CHUNK: usize = 32 << 10;
@@ -72,7 +72,7 @@ fn stream_type(record: &Record, version: ApiVersion) -> &'static str {
 }
 
 /// The answer after which the connection is a raw stream.
-pub(super) fn upgraded_to_tcp(content_type: &'static str) -> Response {
+pub(in crate::api) fn upgraded_to_tcp(content_type: &'static str) -> Response {
     Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::CONTENT_TYPE, content_type)
@@ -181,7 +181,7 @@ pub(super) async fn resize(State(engine): State<Engine>, Path(id): Path<String>,
 }
 
 /// Reads a terminal's size.
-pub(super) fn size(params: &Params) -> Result<(u16, u16)> {
+pub(in crate::api) fn size(params: &Params) -> Result<(u16, u16)> {
     let number = |name| {
         let text = params.text(name).unwrap_or_default();
         let number: u32 =

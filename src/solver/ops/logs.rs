@@ -1,6 +1,8 @@
 //! Passing on what a process prints.
-
-use std::os::fd::OwnedFd;
+//!
+//! Standard output and standard error come through one pipe, so that lines are shown in the order in which they were written,
+//! which two pipes cannot promise. What is lost is which of the two a line was for: all of it is reported as standard output.
+//! Nothing is cut: a client that does not keep up makes the step wait only as far as the engine's memory is concerned.
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncReadExt as _;
@@ -13,17 +15,15 @@ use crate::solver::reporter::Reporter;
 /// How much is read at a time, in bytes: what a pipe holds.
 const PIECE: usize = 64 << 10;
 
-/// Reports what comes from both streams until the last process that has them open has gone.
+/// The number of standard output.
+const OUTPUT: u8 = 1;
+
+/// Reports what is printed until the last process that has the pipe open has gone.
 ///
 /// # Errors
-/// When a stream cannot be read.
+/// When the pipe cannot be read.
 pub(super) async fn pass_on(streams: Streams, reporter: &Reporter) -> Result<()> {
-    let (out, err) = tokio::join!(follow(streams.stdout, 1, reporter), follow(streams.stderr, 2, reporter));
-    out.and(err)
-}
-
-async fn follow(stream: Option<OwnedFd>, number: u8, reporter: &Reporter) -> Result<()> {
-    let Some(stream) = stream else { return Ok(()) };
+    let Some(stream) = streams.stdout else { return Ok(()) };
     let context = || "read what a step prints";
     rustix::io::ioctl_fionbio(&stream, true).context(context)?;
     let mut stream = Receiver::from_owned_fd(stream).context(context)?;
@@ -36,6 +36,6 @@ async fn follow(stream: Option<OwnedFd>, number: u8, reporter: &Reporter) -> Res
             return Ok(());
         }
         let data: Bytes = buffer.split().freeze();
-        reporter.log(number, &data);
+        reporter.log(OUTPUT, &data);
     }
 }

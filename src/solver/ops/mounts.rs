@@ -19,24 +19,82 @@ use crate::solver::remote::{AgentSocket, SocketOwner};
 use crate::solver::settle::Made;
 use crate::solver::value::{FileSystem, Value};
 use crate::store::tree::{self, Time};
-use crate::store::{self, Active, SnapshotId};
+use crate::store::{self, Active, Lease, SnapshotId, Store};
 use crate::task;
 
-/// Mounts, and what must live as long as they are used.
+/// The mounts of a step, prepared: they can be mounted several times, one time after the other.
 #[derive(Debug, Default)]
-pub(super) struct Mounts {
-    pub(super) mounts: Vec<sandbox::Mount>,
-    /// Trees that take what is written to a bind mount, which nobody sees afterwards.
-    scratch: Vec<Active>,
-    caches: Vec<CacheMount>,
-    agents: Vec<AgentSocket>,
+pub(super) struct Mounts(Vec<Prepared>);
+
+#[derive(Debug)]
+struct Prepared {
+    target: String,
+    access: Access,
+    what: What,
+}
+
+/// What is mounted, and what must live as long as it is used.
+#[derive(Debug)]
+enum What {
+    /// A path of a snapshot; with a tree on top that takes what is written, which nobody sees afterwards.
+    Tree {
+        base: Option<SnapshotId>,
+        scratch: Option<Active>,
+        subpath: String,
+    },
+    Cache(CacheMount),
+    Agent(AgentSocket),
+    Memory(Tmpfs),
+    Secret {
+        secret: SecretFile,
+        content: Vec<u8>,
+    },
 }
 
 impl Mounts {
-    /// Gives everything back. Blocking. Nothing must be mounted any more.
-    pub(super) fn release(self) {
-        let Self { mounts, scratch, caches, agents } = self;
-        drop((mounts, scratch, caches, agents));
+    /// Mounts everything, detached. Blocking. What was mounted before must not be mounted any more.
+    pub(super) fn mount(&self, store: &Store) -> Result<Vec<sandbox::Mount>> {
+        let mount = |prepared: &Prepared| {
+            let source = prepared.what.mount(store).context(|| format!("mount {}", prepared.target))?;
+            Ok(sandbox::Mount { target: prepared.target.clone(), source, access: prepared.access })
+        };
+        self.0.iter().map(mount).collect()
+    }
+
+    /// Puts empty trees in the place of those that take what is written to bind mounts. Cache mounts stay as they are.
+    /// Blocking. Nothing must be mounted.
+    pub(super) fn renew(&mut self, store: &Store, lease: &Lease) -> Result<()> {
+        for prepared in &mut self.0 {
+            if let What::Tree { base, scratch: Some(scratch), .. } = &mut prepared.what {
+                *scratch = store.prepare(lease, *base)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl What {
+    fn mount(&self, store: &Store) -> Result<Source> {
+        Ok(match self {
+            Self::Tree { base, scratch, subpath } => {
+                let mount = match scratch {
+                    Some(scratch) => scratch.rootfs()?.mount(store::Access::Volatile)?,
+                    None => store.rootfs(*base)?.mount(store::Access::ReadOnly)?,
+                };
+                Source::Detached { mount, subpath: subpath.clone() }
+            }
+            Self::Cache(cache) => {
+                let source = cache.dir.try_clone().context(|| "open a cache mount")?;
+                Source::Bind { source, recursive: false, propagation: Propagation::Private }
+            }
+            Self::Agent(socket) => {
+                Source::Bind { source: socket.to_mount()?, recursive: false, propagation: Propagation::Private }
+            }
+            Self::Memory(tmpfs) => Source::Tmpfs(*tmpfs),
+            Self::Secret { secret, content } => {
+                Source::File { content: content.clone(), mode: secret.mode, uid: secret.uid, gid: secret.gid }
+            }
+        })
     }
 }
 
@@ -46,14 +104,13 @@ impl Job {
     /// # Errors
     /// `NotFound` for a secret, an SSH agent or a path that is not there.
     pub(super) async fn mounts(self: &Arc<Self>, id: VertexId, exec: &Exec) -> Result<Mounts> {
-        let mut prepared = Mounts::default();
         // In one order, so that two steps that lock the same directories do not wait for each other.
         let mut order: Vec<usize> = (0..exec.mounts.len()).collect();
         order.sort_by_key(|at| match &exec.mounts[*at].kind {
             MountKind::Cache { id, .. } => Some(id),
             _ => None,
         });
-        let mut mounts: Vec<Option<sandbox::Mount>> = Vec::new();
+        let mut mounts: Vec<Option<Prepared>> = Vec::new();
         mounts.resize_with(exec.mounts.len(), || None);
         // The uses of a step are its root, then those mounts that have an input.
         let mut number = 0;
@@ -65,30 +122,26 @@ impl Job {
             uses.push(number);
         }
         for at in order {
-            mounts[at] = self.one_mount(id, &exec.mounts[at], uses[at], &mut prepared).await?;
+            let mount = &exec.mounts[at];
+            let access = if mount.readonly { Access::ReadOnly } else { Access::ReadWrite };
+            let what = self.one_mount(id, mount, uses[at]).await?;
+            mounts[at] = what.map(|what| Prepared { target: mount.target.clone(), access, what });
         }
-        prepared.mounts = mounts.into_iter().flatten().collect();
-        Ok(prepared)
+        Ok(Mounts(mounts.into_iter().flatten().collect()))
     }
 
-    async fn one_mount(
-        self: &Arc<Self>,
-        id: VertexId,
-        mount: &Mount,
-        number: usize,
-        prepared: &mut Mounts,
-    ) -> Result<Option<sandbox::Mount>> {
-        let source = match &mount.kind {
+    /// `None` for what is optional and not there.
+    async fn one_mount(self: &Arc<Self>, id: VertexId, mount: &Mount, number: usize) -> Result<Option<What>> {
+        Ok(Some(match &mount.kind {
             MountKind::Bind { output: Some(_), .. } => {
                 return Err(Error::unsupported(format!("keeping what a step writes to {}", mount.target)));
             }
             MountKind::Bind { input, selector, output: None } => {
                 let base = self.mounted(id, (*input, selector), number).await?;
-                let writable = !mount.readonly;
-                let (job, scratch) = (Arc::clone(self), &mut prepared.scratch);
-                let (detached, active) = task::blocking(move || job.bind(base, writable)).await?;
-                scratch.extend(active);
-                Source::Detached { mount: detached, subpath: selector.trim_start_matches('/').to_owned() }
+                let (job, writable) = (Arc::clone(self), !mount.readonly);
+                let prepare = move || job.solver.deps().store.prepare(&job.lease, base);
+                let scratch = if writable { Some(task::blocking(prepare).await?) } else { None };
+                What::Tree { base, scratch, subpath: selector.trim_start_matches('/').to_owned() }
             }
             MountKind::Cache { id: name, sharing, input, selector } => {
                 let wanted = match input {
@@ -99,29 +152,20 @@ impl Job {
                         Wanted { name, sharing: *sharing, seed: Some(Arc::new(seed)) }
                     }
                 };
-                let cache = self.cache_mount(wanted).await?;
-                let dir = cache.dir.try_clone().context(|| "open a cache mount")?;
-                prepared.caches.push(cache);
-                Source::Bind { source: dir, recursive: false, propagation: Propagation::Private }
+                What::Cache(self.cache_mount(wanted).await?)
             }
             MountKind::Tmpfs { size_bytes } => {
-                Source::Tmpfs(Tmpfs { size_bytes: *size_bytes, noexec: false, nodev: false, ..Tmpfs::default() })
+                What::Memory(Tmpfs { size_bytes: *size_bytes, noexec: false, nodev: false, ..Tmpfs::default() })
             }
             MountKind::Secret(secret) => match self.secret(&secret.id, secret.optional).await? {
-                Some(content) => secret_source(secret, content),
+                Some(content) => What::Secret { secret: secret.clone(), content },
                 None => return Ok(None),
             },
             MountKind::Ssh(agent) => match self.agent(agent).await? {
-                Some(socket) => {
-                    let source = socket.to_mount()?;
-                    prepared.agents.push(socket);
-                    Source::Bind { source, recursive: false, propagation: Propagation::Private }
-                }
+                Some(socket) => What::Agent(socket),
                 None => return Ok(None),
             },
-        };
-        let access = if mount.readonly { Access::ReadOnly } else { Access::ReadWrite };
-        Ok(Some(sandbox::Mount { target: mount.target.clone(), source, access }))
+        }))
     }
 
     /// Opens a socket to an agent of the client; `None` when it forwards none of that name and the step runs without.
@@ -219,16 +263,6 @@ impl Job {
         active.commit()
     }
 
-    /// Mounts a snapshot, with a tree on top when it is to be written. Blocking.
-    fn bind(&self, base: Option<SnapshotId>, writable: bool) -> Result<(OwnedFd, Option<Active>)> {
-        let store = &self.solver.deps().store;
-        if !writable {
-            return Ok((store.rootfs(base)?.mount(store::Access::ReadOnly)?, None));
-        }
-        let active = store.prepare(&self.lease, base)?;
-        Ok((active.rootfs()?.mount(store::Access::Volatile)?, Some(active)))
-    }
-
     /// Opens the directory that a cache mount is filled from, and says what it is known by.
     async fn seed(
         self: &Arc<Self>,
@@ -257,8 +291,4 @@ impl Job {
         .await?;
         Ok((dir, known_by))
     }
-}
-
-fn secret_source(secret: &SecretFile, content: Vec<u8>) -> Source {
-    Source::File { content, mode: secret.mode, uid: secret.uid, gid: secret.gid }
 }

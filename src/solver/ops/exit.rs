@@ -1,0 +1,78 @@
+//! How a RUN ended, in words: BuildKit's for the code, and what the code alone does not say.
+
+use std::time::Duration;
+
+use kiln_graph::op::Exec;
+
+use crate::error::{Error, Kind, Result};
+use crate::sandbox::Exit;
+
+/// How a process ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) exit: Exit,
+    /// The time after which it was killed, if it took too long.
+    pub(super) timed_out: Option<Duration>,
+}
+
+/// Makes an error of an exit that is none of the valid ones.
+pub(super) fn judge(exec: &Exec, ended: &Ended) -> Result<()> {
+    let Ended { exit, timed_out } = ended;
+    let code = exit.code();
+    let succeeded = if exec.valid_exit_codes.is_empty() { code == 0 } else { exec.valid_exit_codes.contains(&code) };
+    if succeeded && timed_out.is_none() {
+        return Ok(());
+    }
+    let why = match timed_out {
+        Some(timeout) => Some(format!("killed because it took longer than {timeout:?} (RUN --timeout)")),
+        None => exit.explain().or_else(|| hint(code).map(str::to_owned)),
+    };
+    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+    let command = exec.args.join(" ");
+    let text = format!("process {command:?} did not complete successfully: exit code: {code}{why}");
+    let kind = match timed_out {
+        Some(_) => Kind::Timeout,
+        None if exit.is_oom_killed() => Kind::Exhausted,
+        None => Kind::Internal,
+    };
+    Err(Error::new(kind, text))
+}
+
+/// What shells mean by their own codes.
+fn hint(code: i32) -> Option<&'static str> {
+    match code {
+        126 => Some("a command was found but cannot be executed: it lacks the permission, or is for another platform"),
+        127 => Some("a command was not found: it is not installed in this stage, or not in PATH"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::Status;
+
+    fn error(status: Status, timed_out: Option<Duration>, valid: &[i32]) -> Option<Error> {
+        let exec = Exec { args: vec!["make".to_owned()], valid_exit_codes: valid.to_vec(), ..Exec::default() };
+        judge(&exec, &Ended { exit: Exit { status, usage: None, left_over: None }, timed_out }).err()
+    }
+
+    #[test]
+    fn a_code_that_is_valid_is_no_error_unless_the_time_was_up() {
+        assert!(error(Status::Code(0), None, &[]).is_none() && error(Status::Code(3), None, &[0, 3]).is_none());
+        let error = error(Status::Signal(9), Some(Duration::from_secs(90)), &[137]).unwrap();
+        assert_eq!(error.kind(), Kind::Timeout);
+        let expected = "process \"make\" did not complete successfully: exit code: 137: killed because it took longer than \
+                        90s (RUN --timeout)";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn codes_that_say_little_are_explained() {
+        for (code, words) in [(126, "permission"), (127, "not found"), (139, "SIGSEGV"), (137, "SIGKILL")] {
+            let text = error(Status::Code(code), None, &[]).unwrap().to_string();
+            assert!(text.contains(&format!("exit code: {code}: ")) && text.contains(words), "{text}");
+        }
+        assert!(error(Status::Code(2), None, &[]).unwrap().to_string().ends_with("exit code: 2"));
+    }
+}
