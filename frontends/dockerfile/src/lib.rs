@@ -25,7 +25,7 @@ pub use include::{IncludeError, include};
 pub use instruction::Dockerfile;
 pub use line::Word;
 pub use lower::{
-    Files, ImageKey, ImageName, Lowered, NamedContext, Need, NoCache, Outcome, Request, ResolvedImage, lower,
+    Files, ImageKey, ImageName, Lowered, NamedContext, Need, NoCache, Outcome, Remote, Request, ResolvedImage, lower,
 };
 pub use mount::{Mount, MountFlag, Permissions};
 pub use parse::parse;

@@ -1,11 +1,11 @@
 //! What stages begin with and copy from: images, contexts, nothing.
 
-use kiln_graph::graph::{Location, Meta};
+use kiln_graph::graph::Location;
 use kiln_graph::oci::{ContainerConfig, ImageConfig};
-use kiln_graph::op::{Copy, FileAction, FileOp, ImageSource, LocalSource, Op, Source};
+use kiln_graph::op::{ImageSource, Source};
 use kiln_graph::{Diagnostic, Platform, Span};
 
-use super::draft::{Inputs, Node};
+use super::draft::Node;
 use super::plan::Origin;
 use super::request::{Files, ImageKey, ImageName};
 use super::{Lowering, stage};
@@ -195,47 +195,23 @@ impl<'a> Lowering<'a> {
     /// Returns the main context.
     pub(super) fn main_context(&mut self, span: Span) -> Node {
         let request = self.request;
-        self.files(None, &request.context, "[internal] load build context", span)
+        self.context(None, &request.context, span)
     }
 
     fn named_context(&mut self, name: &str, files: &Files, span: Span) -> Node {
-        self.files(Some(name), files, &format!("[context {name}] load from client"), span)
+        self.context(Some(name), files, span)
     }
 
     /// Adds the files of a context, once.
-    fn files(&mut self, context: Option<&str>, files: &Files, title: &str, span: Span) -> Node {
+    fn context(&mut self, context: Option<&str>, files: &Files, span: Span) -> Node {
         let key = context.map(str::to_owned);
         if let Some(known) = self.context_nodes.get(&key) {
             return *known;
         }
         let platform = self.request.build_platform();
-        let mut add = |source, name: String| self.draft.add_source(source, platform.clone(), name, place(span));
-        let node = match files {
-            Files::Local { name, ignore } => {
-                let exclude = ignore.patterns().iter().map(crate::ignore::Pattern::text).collect();
-                let local = LocalSource { name: name.clone(), exclude, include: Vec::new(), follow: Vec::new() };
-                add(Source::Local(local), title.to_owned())
-            }
-            Files::Git(git) => {
-                let name = format!("{} {}", title.replace("load from client", "load git source"), git.remote);
-                add(Source::Git(git.clone()), name)
-            }
-            Files::Archive(http) => {
-                let archive = add(Source::Http(http.clone()), format!("{title} {}", http.url));
-                self.unpacked(archive, title, span)
-            }
-        };
+        let node = self.draft.add_files(context, files, &platform, Some(place(span)));
         self.context_nodes.insert(key, node);
         node
-    }
-
-    /// Adds a step that unpacks a fetched archive.
-    fn unpacked(&mut self, archive: Node, title: &str, span: Span) -> Node {
-        let mut inputs = Inputs::default();
-        let copy = Copy { from: Some(inputs.index(archive)), unpack: true, ..Copy::default() };
-        let op = Op::File(FileOp { base: None, actions: vec![FileAction::Copy(Box::new(copy))] });
-        let meta = Meta { name: format!("{title} (unpack)"), location: Some(place(span)), ..Meta::default() };
-        self.draft.add(op, inputs, self.request.build_platform(), meta)
     }
 
     /// Lowers a stage.

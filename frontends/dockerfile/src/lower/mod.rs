@@ -5,6 +5,7 @@
 
 mod base;
 mod draft;
+mod files;
 mod globals;
 mod owner;
 mod plan;
@@ -31,6 +32,7 @@ use base::Built;
 use draft::{Draft, Node};
 use globals::Globals;
 use plan::Plan;
+pub use remote::Remote;
 pub use request::{Files, ImageKey, ImageName, Lowered, NamedContext, Need, NoCache, Outcome, Request, ResolvedImage};
 
 /// Lowers a Dockerfile to a step graph and an image configuration.

@@ -1,16 +1,33 @@
-//! Sources of ADD that are fetched: git repositories and files by HTTP.
+//! What is fetched: git repositories and files by HTTP, as sources of ADD and as contexts.
 
 use kiln_graph::op::GitSource;
 
 use crate::path;
 
-/// What a source of ADD is, if it is no path of the context.
+/// What an address stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Remote {
+pub enum Remote {
     /// A repository. The second part says whether `.git` stays, as far as the address says so.
     Git(GitSource, Option<bool>),
-    /// A file, with the name it gets when the destination gives none.
-    Http { filename: String },
+    /// A file.
+    Http {
+        /// The name it gets when the destination gives none.
+        filename: String,
+    },
+}
+
+impl Remote {
+    /// Reads the address of a context; `None` when it is none of something that is fetched. Unlike a source of ADD, one that
+    /// begins with `github.com/` is a repository.
+    ///
+    /// # Errors
+    /// A repository's address with options that are unknown, repeated or contradict each other.
+    pub fn of_context(address: &str) -> Result<Option<Self>, String> {
+        if address.starts_with("github.com/") {
+            return parse(&format!("https://{address}"), true);
+        }
+        parse(address, false)
+    }
 }
 
 /// Tells remote sources from paths. `known_git` says that an HTTP address is a repository, whatever it looks like.
@@ -59,7 +76,15 @@ fn is_scp_style(source: &str) -> bool {
 /// Reads the fragment `#ref:subdir` and the query of a repository's address.
 fn git(remote: String, fragment: &str, query: &str) -> Result<Remote, String> {
     let (reference, subdir) = fragment.split_once(':').unwrap_or((fragment, ""));
-    let mut git = GitSource { remote, reference: decode(reference), subdir: decode(subdir), ..GitSource::default() };
+    // The time of a checkout says nothing about the commit, and two builds of it would differ.
+    let commit_mtime = true;
+    let mut git = GitSource {
+        remote,
+        reference: decode(reference),
+        subdir: decode(subdir),
+        commit_mtime,
+        ..GitSource::default()
+    };
     let mut keep_git_dir = None;
     let mut named = None;
     let mut seen: Vec<String> = Vec::new();
@@ -187,6 +212,7 @@ mod tests {
             ("git@a.b:c.git", "refs/tags/v1", "x")
         );
         assert!(git.skip_submodules && git.commit_mtime && git.checksum == "abc");
+        assert!(!git_of("https://a.b/c.git?mtime=checkout").commit_mtime);
         assert_eq!(git_of("https://a.b/c.git?commit=abc&fetch-by-commit").reference, "abc");
         let Ok(Some(Remote::Git(_, keep))) = parse("https://a.b/c.git?keep-git-dir", false) else { panic!("git") };
         assert_eq!(keep, Some(true));

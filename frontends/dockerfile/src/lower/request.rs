@@ -131,8 +131,12 @@ pub enum Files {
     },
     /// A git checkout.
     Git(GitSource),
-    /// An archive that is fetched and unpacked.
+    /// A file that is fetched.
+    File(HttpSource),
+    /// An archive that is fetched and unpacked; its source says how the file is named.
     Archive(HttpSource),
+    /// What is in a directory of other files.
+    Below(Box<Files>, String),
 }
 
 /// What a named context puts in the place of a stage or an image.
