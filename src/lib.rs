@@ -10,6 +10,7 @@ pub mod config;
 pub mod container;
 pub mod engine;
 pub mod error;
+pub mod filesync;
 pub mod image;
 pub mod network;
 pub mod registry;

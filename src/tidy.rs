@@ -16,6 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("state", &["error", "sys", "task"]),
     ("events", &["error", "state"]),
     ("store", &["error", "sys", "task", "state"]),
+    ("filesync", &["error", "task", "store", "kiln_dockerfile"]),
     ("registry", &["error", "task", "config", "store"]),
     ("image", &["error", "task", "state", "store", "registry"]),
     ("sandbox", &["error", "sys", "task"]),
@@ -30,6 +31,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "state",
             "events",
             "store",
+            "filesync",
             "registry",
             "image",
             "sandbox",
@@ -77,7 +79,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "kiln_llb",
         ],
     ),
-    ("client", &["error", "types", "task", "sys"]),
+    ("client", &["error", "types", "task", "sys", "filesync"]),
     ("cli", &["error", "types", "task", "config", "sys", "client", "kiln_compose", "kiln_dockerfile"]),
 ];
 
