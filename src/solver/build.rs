@@ -7,10 +7,11 @@ use tokio_util::task::TaskTracker;
 
 use super::Solver;
 use super::cache;
+use super::contexts::Locals;
 use super::export::{Export, Product, Variant};
 use super::failure::Failure;
 use super::frontend::{Frontend, Surroundings, Target};
-use super::job::{ClientSession, Entitlement, Job, Locals};
+use super::job::{ClientSession, Entitlement, Job};
 use super::options::Options;
 use super::progress::Progress;
 use super::request::{BuildRequest, Built};
@@ -44,10 +45,12 @@ impl Solver {
         let session = ClientSession { sessions: self.deps().sessions.clone(), id: request.session.clone() };
         let registry = self.registry(&session);
         let images = &self.deps().images;
-        let around = Surroundings { images, lease: &lease, registry: &registry, progress: &progress };
+        let around =
+            Surroundings { images, lease: &lease, session: &session, registry: &registry, progress: &progress };
         let Frontend { graph, targets, epoch_s, images, ignore } = around.lower(&request, &options).await?;
         let locals = Locals {
             paths: request.locals,
+            copies: Mutex::default(),
             context: options.context,
             ignore,
             memos: self.memos().to_owned(),
@@ -111,6 +114,7 @@ impl Job {
     ) -> Result<Built, Failure> {
         let roots: Vec<_> = targets.iter().filter_map(|target| target.root).map(|edge| edge.vertex).collect();
         self.pin_sources(&roots).await?;
+        self.bring_contexts(&roots).await?;
         let job = Arc::clone(self);
         let plan = task::blocking(move || Ok(job.plan(&roots))).await??;
         self.solver.carry_out(self, plan).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
@@ -16,8 +16,9 @@ use kiln_graph::{Diagnostic, Digest, Edge, Graph, Platform, SourceFile};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::contexts::Directory;
 use super::failure::{Failure, Place};
-use super::job::Begun;
+use super::job::{Begun, ClientSession};
 use super::options::{ContextSource, Options};
 use super::progress::{Event, Progress, Warning};
 use super::request::BuildRequest;
@@ -29,6 +30,9 @@ use crate::task;
 
 /// A Dockerfile or a list of patterns larger than this is refused.
 const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// Where the main context's rules are.
+const DOCKERIGNORE: &str = ".dockerignore";
 
 /// What the frontend made of a request: one graph for all platforms.
 pub(super) struct Frontend {
@@ -74,6 +78,7 @@ struct Found {
 pub(super) struct Surroundings<'a> {
     pub(super) images: &'a Images,
     pub(super) lease: &'a Lease,
+    pub(super) session: &'a ClientSession,
     pub(super) registry: &'a Client,
     pub(super) progress: &'a Progress,
 }
@@ -134,27 +139,87 @@ impl Surroundings<'_> {
 
     /// Reads the Dockerfile and the ignore files. Returns them with the vertex that stands for the Dockerfile.
     async fn read(&self, request: &BuildRequest, options: &Options) -> Result<(Digest, Inputs)> {
-        let (progress, options, request) = (self.progress.clone(), options.clone(), request.clone());
+        let name = &options.filename;
+        let reading = Begun::internal(self.progress, &format!("[internal] load build definition from {name}"))?;
+        let source = reading.digest();
+        let read = self.read_dockerfile(request, options).await;
+        if let Ok((file, _)) = &read {
+            reading.part("transferring dockerfile:", file.text().len() as u64).complete();
+        }
+        reading.end(read.as_ref().err());
+        let (file, dockerfile) = read?;
+        let reading = Begun::internal(self.progress, "[internal] load .dockerignore")?;
+        let read = self.read_ignores(request, options, dockerfile).await;
+        if let Ok((_, _, bytes)) = &read {
+            reading.part("transferring context:", *bytes).complete();
+        }
+        reading.end(read.as_ref().err());
+        let (ignore, ignores, _) = read?;
+        Ok((source, Inputs { file, ignore, ignores }))
+    }
+
+    async fn directory(&self, request: &BuildRequest, name: &str, paths: &[&str]) -> Result<Option<Directory>> {
+        let max_bytes = usize::try_from(MAX_FILE_BYTES).unwrap_or(usize::MAX);
+        Directory::find(request, self.session, name, paths, max_bytes).await
+    }
+
+    /// Returns the Dockerfile, and the directory it lies in.
+    async fn read_dockerfile(
+        &self,
+        request: &BuildRequest,
+        options: &Options,
+    ) -> Result<(SourceFile, Option<Directory>)> {
+        let (name, own) = (options.filename.clone(), format!("{}.dockerignore", options.filename));
+        let paths = [name.as_str(), own.as_str(), "dockerfile"];
+        let mut dir = self.directory(request, &options.dockerfile, &paths).await?;
+        if let Some(bytes) = &request.dockerfile {
+            return Ok((source_file(&name, bytes.clone())?, dir));
+        }
+        if dir.is_none() {
+            dir = self.directory(request, &options.context, &paths).await?;
+        }
+        let dir = dir.ok_or_else(|| Error::invalid("the client offers no directory with a Dockerfile"))?;
+        let usual = options.usual_filename;
         task::blocking(move || {
-            let reading =
-                Begun::internal(&progress, &format!("[internal] load build definition from {}", options.filename))?;
-            let source = reading.digest();
-            let file = read_dockerfile(&request, &options);
-            if let Ok(file) = &file {
-                reading.part("transferring dockerfile:", file.text().len() as u64).complete();
-            }
-            reading.end(file.as_ref().err());
-            let file = file?;
-            let reading = Begun::internal(&progress, "[internal] load .dockerignore")?;
-            let ignores = read_ignores(&request, &options);
-            if let Ok((_, _, bytes)) = &ignores {
-                reading.part("transferring context:", *bytes).complete();
-            }
-            reading.end(ignores.as_ref().err());
-            let (ignore, ignores, _) = ignores?;
-            Ok((source, Inputs { file, ignore, ignores }))
+            let bytes = match dir.read(&name, MAX_FILE_BYTES)? {
+                None if usual => dir.read("dockerfile", MAX_FILE_BYTES)?,
+                read => read,
+            };
+            let missing = format!("failed to read dockerfile: open {name}: no such file or directory");
+            let file = source_file(&name, bytes.ok_or_else(|| Error::not_found(missing))?)?;
+            Ok((file, Some(dir)))
         })
         .await
+    }
+
+    /// Reads the rules of all local contexts; returns how many bytes that were, too.
+    async fn read_ignores(
+        &self,
+        request: &BuildRequest,
+        options: &Options,
+        dockerfile: Option<Directory>,
+    ) -> Result<(Ignore, BTreeMap<String, Ignore>, u64)> {
+        let mut bytes = 0;
+        let mut ignore = None;
+        if let Some(dir) = dockerfile {
+            ignore = parse_ignore(dir, format!("{}.dockerignore", options.filename), &mut bytes).await?;
+        }
+        if ignore.is_none()
+            && let Some(dir) = self.directory(request, &options.context, &[DOCKERIGNORE]).await?
+        {
+            ignore = parse_ignore(dir, DOCKERIGNORE.to_owned(), &mut bytes).await?;
+        }
+        let mut others = BTreeMap::new();
+        for source in options.contexts.values() {
+            let ContextSource::Local(name) = source else { continue };
+            let Some(dir) = self.directory(request, name, &[DOCKERIGNORE]).await? else {
+                return Err(Error::invalid(format!("the client offers no local directory {name:?}")));
+            };
+            if let Some(ignore) = parse_ignore(dir, DOCKERIGNORE.to_owned(), &mut bytes).await? {
+                others.insert(name.clone(), ignore);
+            }
+        }
+        Ok((ignore.unwrap_or_default(), others, bytes))
     }
 
     async fn resolve(
@@ -248,56 +313,17 @@ fn lowering_request<'a>(
     }
 }
 
-fn read_dockerfile(request: &BuildRequest, options: &Options) -> Result<SourceFile> {
-    let name = &options.filename;
-    let bytes = if let Some(bytes) = &request.dockerfile {
-        Some(bytes.clone())
-    } else {
-        let dir = directory(request, &options.dockerfile).or_else(|| directory(request, &options.context));
-        let dir = dir.ok_or_else(|| Error::invalid("the client offers no directory with a Dockerfile"))?;
-        match read_beneath(dir, name)? {
-            None if options.usual_filename => read_beneath(dir, "dockerfile")?,
-            read => read,
-        }
-    };
-    let missing = || Error::not_found(format!("failed to read dockerfile: open {name}: no such file or directory"));
-    let text = String::from_utf8(bytes.ok_or_else(missing)?);
+fn source_file(name: &str, bytes: Vec<u8>) -> Result<SourceFile> {
+    let text = String::from_utf8(bytes);
     let text = text.map_err(|_| Error::invalid(format!("{name} is no text: it is not valid UTF-8")))?;
     Ok(SourceFile::new(name, &text))
 }
 
-/// Reads the rules of all local contexts; returns how many bytes that were, too.
-fn read_ignores(request: &BuildRequest, options: &Options) -> Result<(Ignore, BTreeMap<String, Ignore>, u64)> {
-    let mut bytes = 0;
-    let own = format!("{}.dockerignore", options.filename);
-    let mut ignore = None;
-    if let Some(dir) = directory(request, &options.dockerfile) {
-        ignore = parse_ignore(dir, &own, &mut bytes)?;
-    }
-    if let (None, Some(dir)) = (&ignore, directory(request, &options.context)) {
-        ignore = parse_ignore(dir, ".dockerignore", &mut bytes)?;
-    }
-    let mut others = BTreeMap::new();
-    for source in options.contexts.values() {
-        let ContextSource::Local(name) = source else { continue };
-        let Some(dir) = directory(request, name) else {
-            return Err(Error::invalid(format!("the client offers no local directory {name:?}")));
-        };
-        if let Some(ignore) = parse_ignore(dir, ".dockerignore", &mut bytes)? {
-            others.insert(name.clone(), ignore);
-        }
-    }
-    Ok((ignore.unwrap_or_default(), others, bytes))
-}
-
-fn directory<'a>(request: &'a BuildRequest, name: &str) -> Option<&'a Path> {
-    request.locals.get(name).map(PathBuf::as_path)
-}
-
-fn parse_ignore(dir: &Path, name: &str, bytes: &mut u64) -> Result<Option<Ignore>> {
-    let Some(read) = read_beneath(dir, name)? else { return Ok(None) };
+async fn parse_ignore(dir: Directory, name: String, bytes: &mut u64) -> Result<Option<Ignore>> {
+    let read = task::blocking(move || Ok((dir.read(&name, MAX_FILE_BYTES)?, name))).await?;
+    let (Some(read), name) = read else { return Ok(None) };
     *bytes += read.len() as u64;
-    let file = SourceFile::new(name, &String::from_utf8_lossy(&read));
+    let file = SourceFile::new(&name, &String::from_utf8_lossy(&read));
     Ignore::parse(&file).map(Some).map_err(|error| {
         let line = error.span.map(|span| format!(", line {}", file.lines(span).0)).unwrap_or_default();
         Error::invalid(format!("{name}{line}: {error}"))
@@ -305,7 +331,7 @@ fn parse_ignore(dir: &Path, name: &str, bytes: &mut u64) -> Result<Option<Ignore
 }
 
 /// Reads a file of a client's directory; symbolic links stay within. `None` when there is no such file.
-fn read_beneath(dir: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+pub(super) fn read_beneath(dir: &Path, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
     let context = || format!("read {name} in {}", dir.display());
     let root = tree::open_root(dir).context(context)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -318,10 +344,10 @@ fn read_beneath(dir: &Path, name: &str) -> Result<Option<Vec<u8>>> {
     if !metadata.is_file() {
         return Err(Error::invalid("it is no file").context(context()));
     }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(Error::invalid(format!("it is larger than {} MiB", MAX_FILE_BYTES >> 20)).context(context()));
+    if metadata.len() > max_bytes {
+        return Err(Error::invalid(format!("it is larger than {} MiB", max_bytes >> 20)).context(context()));
     }
     let mut bytes = Vec::new();
-    opened.take(MAX_FILE_BYTES).read_to_end(&mut bytes).context(context)?;
+    opened.take(max_bytes).read_to_end(&mut bytes).context(context)?;
     Ok(Some(bytes))
 }

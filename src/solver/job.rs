@@ -1,23 +1,22 @@
 //! One build at work: what its steps share, and bringing file systems here that they need.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use kiln_dockerfile::Ignore;
 use kiln_graph::op::Source;
 use kiln_graph::{Digest, Graph, Vertex, VertexId};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::copy::{Memo, Owners, Selection, Tree};
+use super::contexts::Locals;
+use super::copy::{Owners, Selection, Tree};
 use super::progress::{Event, Part, Progress, VertexState};
 use super::remote::Pins;
 use super::session::{Session, Sessions};
-use super::value::{FileSystem, LocalDir, Value};
+use super::value::{FileSystem, Value};
 use super::{Solver, lock};
-use crate::error::{Error, Result, ResultExt as _};
+use crate::error::{Error, Result};
 use crate::image::{LayerStage, Report, Resolved};
 use crate::registry::Client;
 use crate::sandbox::Limits;
@@ -229,7 +228,7 @@ impl Job {
                 let image = Arc::clone(resolved);
                 Ok(Value::FileSystem(FileSystem::Image { vertex: vertex.digest(), image, chain }))
             }
-            Source::Local(local) => Ok(Value::Local(self.locals.open(&local.name, &local.exclude)?)),
+            Source::Local(local) => Ok(Value::Local(self.locals.open(local)?)),
             Source::Git(_) | Source::Http(_) => Err(Error::internal("a source that is fetched was taken as it is")),
             Source::OciLayout(layout) => {
                 Err(Error::unsupported(format!("the OCI layout {} of the client is not supported yet", layout.name)))
@@ -320,62 +319,6 @@ impl Job {
         let now = self.progress.now_ns();
         let state = VertexState { cached: true, started_ns: Some(now), completed_ns: Some(now), ..self.state(id) };
         self.progress.report(Event::Vertex(state));
-    }
-}
-
-/// The client's directories, opened when a step needs them first.
-#[derive(Debug)]
-pub(super) struct Locals {
-    /// Where they are, by name.
-    pub(super) paths: BTreeMap<String, PathBuf>,
-    /// The name of the main context.
-    pub(super) context: String,
-    /// The rules of the main context.
-    pub(super) ignore: Arc<Ignore>,
-    /// Where digests are remembered.
-    pub(super) memos: PathBuf,
-    /// When the build began, in nanoseconds since 1970.
-    pub(super) now_ns: i64,
-    pub(super) opened: Mutex<HashMap<String, Arc<LocalDir>>>,
-}
-
-/// The usual name of the main context.
-pub(super) const CONTEXT: &str = "context";
-
-impl Locals {
-    /// Finds the path of a local directory.
-    ///
-    /// # Errors
-    /// `InvalidArgument` when the client did not offer it.
-    pub(super) fn path(&self, name: &str) -> Result<&PathBuf> {
-        self.paths.get(name).ok_or_else(|| Error::invalid(format!("the client offers no local directory {name:?}")))
-    }
-
-    /// Opens a directory. Blocking.
-    fn open(&self, name: &str, exclude: &[String]) -> Result<Arc<LocalDir>> {
-        if let Some(known) = lock(&self.opened).get(name) {
-            return Ok(Arc::clone(known));
-        }
-        let path = self.path(name)?;
-        let root = tree::open_root(path).context(|| format!("open the local directory {name:?}"))?;
-        let (shown, ignore) = if name == self.context {
-            ("the build context".to_owned(), Arc::clone(&self.ignore))
-        } else {
-            let patterns = Ignore::from_patterns(exclude.iter().map(String::as_str));
-            let patterns = patterns.map_err(|error| Error::invalid(error.to_string()))?;
-            (format!("the context {name}"), Arc::new(patterns))
-        };
-        let memo = Arc::new(Memo::open(&self.memos, path, self.now_ns));
-        let dir = Arc::new(LocalDir { name: shown, root: Arc::new(root), ignore, memo });
-        lock(&self.opened).insert(name.to_owned(), Arc::clone(&dir));
-        Ok(dir)
-    }
-
-    /// Writes down what was learnt about files. Blocking; losing it costs time only.
-    pub(super) fn save(&self) {
-        for dir in lock(&self.opened).values() {
-            let _ = dir.memo.save();
-        }
     }
 }
 

@@ -8,6 +8,7 @@
 mod build;
 pub mod cache;
 pub mod changes;
+mod contexts;
 pub mod copy;
 mod driver;
 mod export;

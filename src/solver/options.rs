@@ -68,7 +68,7 @@ impl Default for Options {
             ulimits: Vec::new(),
             cgroup_parent: String::new(),
             limits: Limits::default(),
-            context: super::job::CONTEXT.to_owned(),
+            context: super::contexts::CONTEXT.to_owned(),
             dockerfile: "dockerfile".to_owned(),
         }
     }

@@ -1,4 +1,4 @@
-//! Sessions: what a client offers to its builds while they run: secrets, credentials, SSH agents, and files on their way.
+//! Sessions: what a client offers to its builds while they run: files, secrets, credentials, SSH agents, and uploads.
 //!
 //! The client is the gRPC server here. It opens a session under an id of its choice, says which methods it serves, and names
 //! the id in its build request; either may come first.
@@ -7,10 +7,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
+use bollard_buildkit_proto::health::HealthCheckRequest;
+use bollard_buildkit_proto::health::health_client::HealthClient;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::{GetSecretRequest, GetSecretResponse};
 use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
+use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
 use bollard_buildkit_proto::moby::sshforward::v1::ssh_client::SshClient;
 use bollard_buildkit_proto::moby::sshforward::v1::{BytesMessage as AgentBytes, CheckAgentRequest};
 use bollard_buildkit_proto::moby::upload::v1::BytesMessage as UploadBytes;
@@ -18,15 +21,23 @@ use bollard_buildkit_proto::moby::upload::v1::upload_client::UploadClient;
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::io::ReaderStream;
-use tonic::Code;
-use tonic::metadata::MetadataValue;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
 
 use crate::error::{Error, Kind, Result};
+use crate::filesync::{self, Filter, Sink};
 
 /// How long a build waits for the session it names.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a client is asked whether it is still there, how long it may take to answer, and how often it may fail to.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+const CHECK_PATIENCE: Duration = Duration::from_secs(15);
+const CHECK_FAILURES: u32 = 2;
 
 /// The largest secret; BuildKit's limit.
 const MAX_SECRET: usize = 500 << 10;
@@ -56,20 +67,51 @@ struct Inner {
 #[derive(Clone, Debug)]
 pub struct Session {
     channel: Channel,
-    methods: Arc<HashSet<String>>,
+    announced: Arc<Announced>,
+    /// Set when the session has ended.
+    ended: CancellationToken,
+}
+
+/// What a client says of a session when it opens it.
+#[derive(Clone, Debug, Default)]
+pub struct Announced {
+    /// Its id.
+    pub id: String,
+    /// Names the directory that is built from, so that what is transferred of it can be kept.
+    pub shared_key: String,
+    /// The gRPC methods the client serves, as `/package.Service/Method`.
+    pub methods: HashSet<String>,
 }
 
 /// Keeps a session open; dropping it closes the session.
 #[derive(Debug)]
 pub struct Registration {
     sessions: Sessions,
-    id: String,
+    session: Session,
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.sessions.open().remove(&self.id);
+        self.sessions.open().remove(&self.session.announced.id);
         self.sessions.0.changed.notify_waiters();
+        self.session.ended.cancel();
+    }
+}
+
+impl Registration {
+    /// Resolves when the client no longer answers, if it said that it would.
+    pub async fn silent(&self) {
+        let check = "/grpc.health.v1.Health/Check";
+        if !self.session.offers(check) {
+            return std::future::pending().await;
+        }
+        let mut failures = 0;
+        while failures < CHECK_FAILURES {
+            tokio::time::sleep(CHECK_EVERY).await;
+            let mut health = HealthClient::new(self.session.channel.clone());
+            let asked = tokio::time::timeout(CHECK_PATIENCE, health.check(HealthCheckRequest::default())).await;
+            failures = if matches!(asked, Ok(Ok(_))) { 0 } else { failures + 1 };
+        }
     }
 }
 
@@ -78,12 +120,14 @@ impl Sessions {
         self.0.open.lock().expect("no panic happens while the lock is held")
     }
 
-    /// Opens a session. `methods` are the gRPC methods the client serves, as `/package.Service/Method`.
+    /// Opens a session.
     #[must_use]
-    pub fn register(&self, id: &str, channel: Channel, methods: HashSet<String>) -> Registration {
-        self.open().insert(id.to_owned(), Session { channel, methods: Arc::new(methods) });
+    pub fn register(&self, channel: Channel, announced: Announced) -> Registration {
+        let id = announced.id.clone();
+        let session = Session { channel, announced: Arc::new(announced), ended: CancellationToken::new() };
+        self.open().insert(id, session.clone());
         self.0.changed.notify_waiters();
-        Registration { sessions: self.clone(), id: id.to_owned() }
+        Registration { sessions: self.clone(), session }
     }
 
     /// Waits for a session.
@@ -125,7 +169,48 @@ impl Sessions {
 
 impl Session {
     fn offers(&self, method: &str) -> bool {
-        self.methods.contains(method)
+        self.announced.methods.contains(method)
+    }
+
+    /// Says whether the client sends files.
+    #[must_use]
+    pub fn offers_files(&self) -> bool {
+        self.offers("/moby.filesync.v1.FileSync/DiffCopy")
+    }
+
+    /// Returns what the client calls the directory that is built from.
+    #[must_use]
+    pub fn shared_key(&self) -> &str {
+        &self.announced.shared_key
+    }
+
+    /// Waits for a call of the client, or for the end of its session.
+    async fn call<T>(&self, call: impl Future<Output = Result<Response<T>, Status>> + Send) -> Result<T, Status> {
+        tokio::select! {
+            answer = call => answer.map(Response::into_inner),
+            () = self.ended.cancelled() => Err(Status::unavailable(ENDED)),
+        }
+    }
+
+    /// Receives files of a directory that the client offers under a name.
+    ///
+    /// # Errors
+    /// `NotFound` when the client offers no such directory; `Unavailable` when the session ends meanwhile; those of
+    /// [`filesync::receive`].
+    pub async fn files<S: Sink>(&self, dir: &str, filter: &Filter, sink: S) -> Result<S> {
+        let (outgoing, said) = filesync::answers();
+        let mut request = Request::new(ReceiverStream::new(said));
+        let Filter { include, exclude, follow } = filter;
+        describe(request.metadata_mut(), "dir-name", &[dir.to_owned()])?;
+        describe(request.metadata_mut(), "include-patterns", include)?;
+        describe(request.metadata_mut(), "exclude-patterns", exclude)?;
+        describe(request.metadata_mut(), "followpaths", follow)?;
+        let mut client = FileSyncClient::new(self.channel.clone());
+        let incoming = self.call(client.diff_copy(request)).await.map_err(|status| from_status(&status))?;
+        tokio::select! {
+            received = filesync::receive(incoming, outgoing, sink) => received,
+            () = self.ended.cancelled() => Err(Error::unavailable(ENDED)),
+        }
     }
 
     /// Asks for a secret; `None` when the client has none of that name.
@@ -137,9 +222,8 @@ impl Session {
             return Ok(None);
         }
         let request = GetSecretRequest { id: id.to_owned(), annotations: HashMap::new() };
-        match SecretsClient::new(self.channel.clone()).get_secret(request).await {
-            Ok(response) => {
-                let data = response.into_inner().data;
+        match self.call(SecretsClient::new(self.channel.clone()).get_secret(request)).await {
+            Ok(GetSecretResponse { data }) => {
                 if data.len() > MAX_SECRET {
                     return Err(Error::invalid(format!("secret {id} is larger than {} KiB", MAX_SECRET >> 10)));
                 }
@@ -169,11 +253,8 @@ impl Session {
             return Ok(None);
         }
         let request = CredentialsRequest { host: host.to_owned() };
-        match AuthClient::new(self.channel.clone()).credentials(request).await {
-            Ok(response) => {
-                let found = response.into_inner();
-                Ok((!found.secret.is_empty()).then_some((found.username, found.secret)))
-            }
+        match self.call(AuthClient::new(self.channel.clone()).credentials(request)).await {
+            Ok(found) => Ok((!found.secret.is_empty()).then_some((found.username, found.secret))),
             Err(status) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => Ok(None),
             Err(status) => Err(from_status(&status).context(format!("get credentials for {host}"))),
         }
@@ -200,12 +281,12 @@ impl Session {
     /// # Errors
     /// When the client ends the session or breaks off.
     pub async fn forward_agent(&self, id: &str, io: impl AsyncRead + AsyncWrite + Send + 'static) -> Result<()> {
-        let broken = |status: tonic::Status| from_status(&status).context(format!("forward the SSH agent {id}"));
+        let broken = |status: Status| from_status(&status).context(format!("forward the SSH agent {id}"));
         let (read, mut write) = tokio::io::split(io);
         let sent = ReaderStream::with_capacity(read, AGENT_BYTES)
             .take_while(|data| std::future::ready(data.is_ok()))
             .map(|data| AgentBytes { data: data.unwrap_or_default().into() });
-        let mut request = tonic::Request::new(sent);
+        let mut request = Request::new(sent);
         request.metadata_mut().insert("buildkit.ssh.id", metadata(id)?);
         let mut received =
             SshClient::new(self.channel.clone()).forward_agent(request).await.map_err(broken)?.into_inner();
@@ -224,7 +305,7 @@ impl Session {
         if !self.offers("/moby.upload.v1.Upload/Pull") {
             return Err(Error::unsupported(format!("the client does not upload http://{host}{path}")));
         }
-        let mut request = tonic::Request::new(tokio_stream::empty::<UploadBytes>());
+        let mut request = Request::new(tokio_stream::empty::<UploadBytes>());
         request.metadata_mut().insert("urlhost", metadata(host)?);
         request.metadata_mut().insert("urlpath", metadata(path)?);
         let mut client = UploadClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
@@ -260,6 +341,34 @@ fn no_agent(id: &str) -> Error {
     Error::not_found(format!("no SSH key {id:?} forwarded from the client (build with --ssh {id})"))
 }
 
-fn from_status(status: &tonic::Status) -> Error {
+const ENDED: &str = "the client's session has ended: its connection broke, or it no longer answers";
+
+/// Adds values to what a call is told. Where one cannot stand in a header, all of its key are escaped, and a flag says so.
+fn describe(metadata: &mut MetadataMap, key: &'static str, values: &[String]) -> Result<()> {
+    let plain = |value: &String| value.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    let escaped = !values.iter().all(plain);
+    if escaped {
+        let flag = format!("{key}-encoded");
+        let flag = tonic::metadata::AsciiMetadataKey::from_bytes(flag.as_bytes());
+        metadata.insert(flag.expect("the keys are words"), AsciiMetadataValue::from_static("1"));
+    }
+    for value in values {
+        let value = if escaped { escape(value) } else { value.clone() };
+        let value = value.parse().map_err(|_| Error::invalid(format!("{value:?} cannot be sent to the client")))?;
+        metadata.append(key, value);
+    }
+    Ok(())
+}
+
+/// Escapes as queries are escaped.
+fn escape(value: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    value.bytes().map(byte).collect()
+}
+
+fn from_status(status: &Status) -> Error {
     Error::new(Kind::from_grpc(status.code().into()), status.message())
 }

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use super::contexts::KEPT;
 use super::{Solver, cache};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::{Roots, SnapshotId};
 
 /// One record of the build cache.
@@ -39,9 +40,26 @@ pub enum CacheKind {
     CacheMount,
     /// A repository that builds fetch from.
     Git,
+    /// What was transferred of a client's directory.
+    Local,
 }
 
 impl CacheKind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Regular, Self::CacheMount, Self::Git, Self::Local];
+
+    /// Reads BuildKit's word.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for others.
+    pub fn parse(text: &str) -> Result<Self> {
+        let known = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
+        known.ok_or_else(|| {
+            let all = Self::ALL.map(Self::as_str).join(", ");
+            Error::invalid(format!("no record of the build cache has type {text:?}, only {all}"))
+        })
+    }
+
     /// Returns BuildKit's word.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -49,6 +67,7 @@ impl CacheKind {
             Self::Regular => "regular",
             Self::CacheMount => "exec.cachemount",
             Self::Git => "source.git.checkout",
+            Self::Local => "source.local",
         }
     }
 }
@@ -102,7 +121,7 @@ impl Solver {
             total -= found.record.size_bytes;
             self.deps().store.root().db().write(|tx| match found.record.kind {
                 CacheKind::Regular => cache::forget(tx, found.row),
-                CacheKind::CacheMount | CacheKind::Git => cache::forget_mount(tx, found.row),
+                CacheKind::CacheMount | CacheKind::Git | CacheKind::Local => cache::forget_mount(tx, found.row),
             })?;
             pruned.push(found.record);
         }
@@ -135,9 +154,10 @@ impl Solver {
         let lease = store.lease("list the build cache")?;
         for mount in mounts {
             let Some(active) = store.active(&lease, mount.active)? else { continue };
-            let (kind, description) = match mount.number {
-                ..0 => (CacheKind::Git, mount.name),
-                0.. => (CacheKind::CacheMount, format!("cache mount {}", mount.name)),
+            let (kind, description) = match (mount.number, mount.name.strip_prefix(KEPT)) {
+                (..0, _) => (CacheKind::Git, mount.name),
+                (_, Some(key)) => (CacheKind::Local, format!("local source {}", key.get(..12).unwrap_or(key))),
+                (_, None) => (CacheKind::CacheMount, format!("cache mount {}", mount.name)),
             };
             let record = CacheRecord {
                 id: format!("mount{}", mount.id),

@@ -195,15 +195,7 @@ impl Selection {
             let (key, value) = (key.trim_end_matches('~'), value.trim_start_matches('='));
             match (key, value) {
                 ("id", id) => selection.ids.push(id.to_owned()),
-                ("type", "regular") => selection.kinds.push(CacheKind::Regular),
-                ("type", "exec.cachemount") => selection.kinds.push(CacheKind::CacheMount),
-                ("type", "source.git.checkout") => selection.kinds.push(CacheKind::Git),
-                ("type", other) => {
-                    let known = "regular, exec.cachemount and source.git.checkout";
-                    return Err(Error::invalid(format!(
-                        "no record of the build cache has type {other:?}, only {known}"
-                    )));
-                }
+                ("type", kind) => selection.kinds.push(CacheKind::parse(kind)?),
                 _ => return Err(Error::unsupported(format!("the build cache cannot be filtered by {key:?}"))),
             }
         }

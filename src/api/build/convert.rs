@@ -31,16 +31,11 @@ const MAX_SOURCE_BYTES: usize = 256 << 10;
 pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRequest> {
     refuse_unsupported(&request)?;
     let mut attrs: BTreeMap<String, String> = request.frontend_attrs.into_iter().collect();
-    let own = attrs.keys().any(|key| key.starts_with(OWN_PREFIX));
-    if own && peer != Peer::Parent {
+    let places = attrs.keys().any(|key| key.starts_with(LOCAL_PREFIX));
+    if places && peer != Peer::Parent {
         return Err(Error::forbidden(format!(
-            "attributes that begin with {OWN_PREFIX} are for the command that started the engine"
+            "attributes that begin with {LOCAL_PREFIX} are for the command that started the engine"
         )));
-    }
-    if peer != Peer::Parent {
-        return Err(Error::unsupported(
-            "builds of other clients are not there yet: the engine cannot fetch their files (FileSync)",
-        ));
     }
     let dockerfile = attrs.remove(DOCKERFILE).map(|text| STANDARD.decode(text)).transpose();
     let dockerfile = dockerfile.map_err(|_| Error::invalid(format!("{DOCKERFILE} is not base64")))?;
@@ -257,8 +252,6 @@ mod tests {
         assert_eq!(built.dockerfile.as_deref(), Some(&b"FROM x"[..]));
         let refused = build_request(request(&attrs), Peer::Client).unwrap_err();
         assert_eq!(refused.kind(), Kind::Forbidden);
-        let refused = build_request(request(&[]), Peer::Client).unwrap_err();
-        assert!(refused.to_string().contains("FileSync"), "{refused}");
     }
 
     #[test]

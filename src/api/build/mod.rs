@@ -140,10 +140,10 @@ mod tests {
         let mut control = world.control(Peer::Client).await;
         let workers = control.list_workers(ListWorkersRequest::default()).await.unwrap().into_inner();
         assert_eq!(workers.record[0].platforms[0].os, "linux");
-        let request = SolveRequest { r#ref: "r".into(), frontend: "dockerfile.v0".into(), ..SolveRequest::default() };
+        let request = SolveRequest { r#ref: "r".into(), frontend: "other.v1".into(), ..SolveRequest::default() };
         let refused = control.solve(request).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::Unimplemented, "{refused}");
-        assert!(refused.message().contains("FileSync"), "{refused}");
+        assert!(refused.message().contains("other.v1"), "{refused}");
     }
 
     #[tokio::test]

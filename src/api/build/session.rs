@@ -1,7 +1,6 @@
 //! Sessions: the client becomes a gRPC server, and this engine its client, over one connection (`POST /session`) or one stream
 //! of messages (`Control.Session`).
 
-use std::collections::HashSet;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -16,12 +15,14 @@ use tokio_util::io::ReaderStream;
 use crate::api::Answer;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::solver::session::Announced;
 use crate::types::build::BytesMessage;
 
 const ID: &str = "X-Docker-Expose-Session-Uuid";
 
 /// What is on its way in a session over messages, in each direction.
 const PIPE_BYTES: usize = 64 << 10;
+const SHARED_KEY: &str = "X-Docker-Expose-Session-Sharedkey";
 const METHOD: &str = "X-Docker-Expose-Session-Grpc-Method";
 
 /// `POST /session`.
@@ -77,15 +78,16 @@ pub(super) fn over_messages(
 }
 
 /// Keeps a session open until its connection ends.
-async fn keep<T>(engine: &Engine, io: T, (id, methods): (String, HashSet<String>))
+async fn keep<T>(engine: &Engine, io: T, announced: Announced)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Ok((channel, closed)) = channel(io).await else { return };
-    let _open = engine.sessions().register(&id, channel, methods);
+    let open = engine.sessions().register(channel, announced);
     let stopping = engine.tasks().stopping();
     tokio::select! {
         _ = closed => {}
+        () = open.silent() => {}
         () = stopping.cancelled() => {}
     }
 }
@@ -100,11 +102,12 @@ pub(in crate::api) fn switching_protocols(protocol: &'static str) -> Response<Bo
         .expect("the response is well formed")
 }
 
-fn announced(headers: &HeaderMap) -> Result<(String, HashSet<String>)> {
+fn announced(headers: &HeaderMap) -> Result<Announced> {
     let text = |value: &HeaderValue| value.to_str().map(str::to_owned).ok();
     let id = headers.get(ID).and_then(text).filter(|id| !id.is_empty());
     let id = id.ok_or_else(|| Error::invalid(format!("the header {ID} is missing")))?;
-    Ok((id, headers.get_all(METHOD).iter().filter_map(text).collect()))
+    let shared_key = headers.get(SHARED_KEY).and_then(text).unwrap_or_default();
+    Ok(Announced { id, shared_key, methods: headers.get_all(METHOD).iter().filter_map(text).collect() })
 }
 
 /// Makes a gRPC channel of one connection; the receiver resolves when the connection ends.

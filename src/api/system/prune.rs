@@ -33,12 +33,7 @@ pub(in crate::api) async fn build_prune(State(engine): State<Engine>, params: Pa
 }
 
 fn filter(filters: &Filters, all: bool, keep: Option<&str>, now_ns: i64) -> Result<PruneFilter> {
-    let kind = |text: &String| match text.as_str() {
-        "regular" => Ok(CacheKind::Regular),
-        "exec.cachemount" => Ok(CacheKind::CacheMount),
-        "source.git.checkout" => Ok(CacheKind::Git),
-        other => Err(Error::invalid(format!("unknown type of cache records {other:?}: regular or exec.cachemount"))),
-    };
+    let kind = |text: &String| CacheKind::parse(text);
     let times = filters.all("until").iter().chain(filters.all("unused-for"));
     let times = times.map(|text| Ok(now_ns.saturating_sub(point_in_time(text, now_ns)?)));
     let unused_ns = times.collect::<Result<Vec<i64>>>()?.into_iter().max();

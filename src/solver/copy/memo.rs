@@ -82,9 +82,14 @@ impl Memo {
     pub fn put(&self, metadata: &Metadata, remembered: &Remembered) {
         let ns = |time: crate::store::tree::Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
         if ns(metadata.mtime).max(ns(metadata.ctime)) + RACY_NS < self.now_ns {
-            let record = record(metadata, remembered);
-            self.fresh.lock().expect("no panic happens while the lock is held").push(record);
+            self.put_trusted(metadata, remembered);
         }
+    }
+
+    /// Remembers a file that nobody else writes to, however recently it changed.
+    pub fn put_trusted(&self, metadata: &Metadata, remembered: &Remembered) {
+        let record = record(metadata, remembered);
+        self.fresh.lock().expect("no panic happens while the lock is held").push(record);
     }
 
     /// Writes what is new. Blocking.

@@ -13,7 +13,7 @@ mod write;
 
 pub use entry::{Entry, Match, Selection};
 pub use listing::Listing;
-pub use memo::Memo;
+pub use memo::{Memo, Remembered};
 pub use mode::apply_mode;
 pub use select::{Owners, Tree, select};
 pub use write::{Ownership, Target, Writer};

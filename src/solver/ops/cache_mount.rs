@@ -44,12 +44,12 @@ impl CacheMount {
 
 /// Which directory is wanted.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted {
+pub(in crate::solver) struct Wanted {
     /// Names it.
-    pub(super) name: String,
-    pub(super) sharing: Sharing,
+    pub(in crate::solver) name: String,
+    pub(in crate::solver) sharing: Sharing,
     /// Its initial content: a directory.
-    pub(super) seed: Option<Arc<OwnedFd>>,
+    pub(in crate::solver) seed: Option<Arc<OwnedFd>>,
 }
 
 impl Job {
@@ -57,7 +57,7 @@ impl Job {
     ///
     /// # Errors
     /// `Exhausted` on a full disk.
-    pub(super) async fn cache_mount(self: &Arc<Self>, wanted: Wanted) -> Result<CacheMount> {
+    pub(in crate::solver) async fn cache_mount(self: &Arc<Self>, wanted: Wanted) -> Result<CacheMount> {
         let mut number = 0;
         loop {
             let (job, ask) = (Arc::clone(self), wanted.clone());

@@ -10,6 +10,8 @@ mod merge;
 mod mounts;
 mod step;
 
+pub(super) use cache_mount::{CacheMount, Wanted};
+
 use std::sync::Arc;
 
 use kiln_graph::VertexId;

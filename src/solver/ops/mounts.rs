@@ -143,6 +143,10 @@ impl Job {
                 let scratch = if writable { Some(task::blocking(prepare).await?) } else { None };
                 What::Tree { base, scratch, subpath: selector.trim_start_matches('/').to_owned() }
             }
+            // No name that a build chooses is that of something else that is kept.
+            MountKind::Cache { id: name, .. } if name.contains('\0') => {
+                return Err(Error::invalid(format!("the id of the cache mount at {} holds a NUL", mount.target)));
+            }
             MountKind::Cache { id: name, sharing, input, selector } => {
                 let wanted = match input {
                     None => Wanted { name: name.clone(), sharing: *sharing, seed: None },

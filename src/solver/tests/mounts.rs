@@ -131,7 +131,8 @@ async fn session(world: &World, id: &str, secrets: &[(&str, &str)]) -> Registrat
     let endpoint = tonic::transport::Endpoint::from_static("http://session");
     let channel = endpoint.connect_with_connector(connect).await.unwrap();
     let methods = HashSet::from(["/moby.buildkit.secrets.v1.Secrets/GetSecret".to_owned()]);
-    world.sessions.register(id, channel, methods)
+    let announced = crate::solver::session::Announced { id: id.to_owned(), methods, ..Default::default() };
+    world.sessions.register(channel, announced)
 }
 
 #[test]

@@ -1,0 +1,219 @@
+//! Directories of clients: read in place where the engine sees them, transferred from the client's session otherwise.
+//!
+//! What is transferred is kept, in a tree of the store like a cache mount's, by the key the client gives its directory, so that
+//! the next build transfers what has changed only. Two builds at a time that use one directory have a copy each.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use futures_util::future::try_join_all;
+use kiln_dockerfile::Ignore;
+use kiln_graph::VertexId;
+use kiln_graph::op::{LocalSource, Op, Sharing, Source};
+
+use super::copy::{Memo, Remembered};
+use super::job::{Begun, ClientSession, Job};
+use super::lock;
+use super::ops::{CacheMount, Wanted};
+use super::progress::Part;
+use super::request::BuildRequest;
+use super::session::Session;
+use super::value::LocalDir;
+use crate::error::{Error, Kind, Result, ResultExt as _};
+use crate::filesync::{Files, Filter, Kept};
+use crate::store::tree;
+use crate::task;
+
+/// What the names of kept copies begin with among cache mounts; no step can give its cache such a name.
+pub(super) const KEPT: &str = "\0local ";
+
+/// Files of a client's directory that the frontend reads.
+#[derive(Debug)]
+pub(super) enum Directory {
+    /// A directory this engine sees.
+    InPlace(PathBuf),
+    /// What the client sent of it.
+    Sent(Box<Files>),
+}
+
+impl Directory {
+    /// Finds a directory of the client; `paths` are those that will be read. `None` when the client does not offer it.
+    ///
+    /// # Errors
+    /// When the client cannot send them; `InvalidArgument` when they are larger than `max_bytes` together.
+    pub(super) async fn find(
+        request: &BuildRequest,
+        session: &ClientSession,
+        name: &str,
+        paths: &[&str],
+        max_bytes: usize,
+    ) -> Result<Option<Self>> {
+        if let Some(path) = request.locals.get(name) {
+            return Ok(Some(Self::InPlace(path.clone())));
+        }
+        let Some(session) = session.get().await?.filter(Session::offers_files) else { return Ok(None) };
+        let follow = paths.iter().map(|&path| path.to_owned()).collect();
+        let filter = Filter { follow, ..Filter::default() };
+        match session.files(name, &filter, Files::new(max_bytes)).await {
+            Ok(files) => Ok(Some(Self::Sent(Box::new(files)))),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads a file; symbolic links stay within the directory. `None` when there is none. Blocking.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it is no file or larger than `max_bytes`.
+    pub(super) fn read(&self, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+        match self {
+            Self::InPlace(dir) => super::frontend::read_beneath(dir, name, max_bytes),
+            Self::Sent(files) => Ok(files.read(name)?.map(<[u8]>::to_vec)),
+        }
+    }
+}
+
+/// A copy of a client's directory that a build uses.
+#[derive(Debug)]
+pub(super) struct Copy {
+    mount: CacheMount,
+}
+
+impl Copy {
+    /// Returns the tree.
+    pub(super) fn path(&self) -> PathBuf {
+        Kept::tree(self.mount.path())
+    }
+}
+
+/// The client's directories, opened when a step needs them first.
+#[derive(Debug)]
+pub(super) struct Locals {
+    /// Where those are that are read in place, by name.
+    pub(super) paths: BTreeMap<String, PathBuf>,
+    /// What was transferred.
+    pub(super) copies: Mutex<HashMap<LocalSource, Copy>>,
+    /// The name of the main context.
+    pub(super) context: String,
+    /// The rules of the main context.
+    pub(super) ignore: Arc<Ignore>,
+    /// Where digests are remembered.
+    pub(super) memos: PathBuf,
+    /// When the build began, in nanoseconds since 1970.
+    pub(super) now_ns: i64,
+    pub(super) opened: Mutex<HashMap<LocalSource, Arc<LocalDir>>>,
+}
+
+/// The usual name of the main context.
+pub(super) const CONTEXT: &str = "context";
+
+impl Locals {
+    /// Says whether a directory must be transferred to be read.
+    fn is_elsewhere(&self, local: &LocalSource) -> bool {
+        !self.paths.contains_key(&local.name) && !lock(&self.copies).contains_key(local)
+    }
+
+    /// Finds the path of a local directory.
+    fn path(&self, local: &LocalSource) -> Result<PathBuf> {
+        let name = &local.name;
+        let copied = || lock(&self.copies).get(local).map(Copy::path);
+        let path = self.paths.get(name).cloned().or_else(copied);
+        path.ok_or_else(|| Error::invalid(format!("the client offers no local directory {name:?}")))
+    }
+
+    /// Opens a directory. Blocking.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the client did not offer it.
+    pub(super) fn open(&self, local: &LocalSource) -> Result<Arc<LocalDir>> {
+        if let Some(known) = lock(&self.opened).get(local) {
+            return Ok(Arc::clone(known));
+        }
+        let (path, name) = (self.path(local)?, &local.name);
+        let root = tree::open_root(&path).context(|| format!("open the local directory {name:?}"))?;
+        let (shown, ignore) = if *name == self.context {
+            ("the build context".to_owned(), Arc::clone(&self.ignore))
+        } else {
+            let patterns = Ignore::from_patterns(local.exclude.iter().map(String::as_str));
+            let patterns = patterns.map_err(|error| Error::invalid(error.to_string()))?;
+            (format!("the context {name}"), Arc::new(patterns))
+        };
+        let memo = Arc::new(Memo::open(&self.memos, &path, self.now_ns));
+        let dir = Arc::new(LocalDir { name: shown, root: Arc::new(root), ignore, memo });
+        lock(&self.opened).insert(local.clone(), Arc::clone(&dir));
+        Ok(dir)
+    }
+
+    /// Writes down what was learnt about files. Blocking; losing it costs time only.
+    pub(super) fn save(&self) {
+        for dir in lock(&self.opened).values() {
+            let _ = dir.memo.save();
+        }
+    }
+}
+
+impl Job {
+    /// Transfers the client's directories that the roots need and that cannot be read in place.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a directory the client does not offer, and for what it sends that no directory can hold.
+    pub(super) async fn bring_contexts(self: &Arc<Self>, roots: &[VertexId]) -> Result<()> {
+        let needed = self.graph.reachable(roots.iter().copied());
+        let missing = needed.into_iter().filter_map(|id| match &self.graph.vertex(id).op {
+            Op::Source(Source::Local(local)) if self.locals.is_elsewhere(local) => Some(self.bring(id, local)),
+            _ => None,
+        });
+        try_join_all(missing).await.map(drop)
+    }
+
+    async fn bring(self: &Arc<Self>, id: VertexId, local: &LocalSource) -> Result<()> {
+        let Some(session) = self.session.get().await?.filter(Session::offers_files) else {
+            return Err(Error::invalid(format!("the client offers no local directory {:?}", local.name)));
+        };
+        self.first_use(id);
+        let begun = Begun::new(self.progress.clone(), self.state(id));
+        let part = Arc::new(begun.part("transferring context:", 0));
+        let brought = self.transfer(&session, local, Arc::clone(&part)).await;
+        if let Some(part) = Arc::into_inner(part) {
+            part.complete();
+        }
+        begun.end(brought.as_ref().err());
+        lock(&self.locals.copies).insert(local.clone(), brought?);
+        Ok(())
+    }
+
+    async fn transfer(self: &Arc<Self>, session: &Session, local: &LocalSource, part: Arc<Part>) -> Result<Copy> {
+        let key = blake3::hash(format!("{:?}", (&local.name, session.shared_key())).as_bytes()).to_hex();
+        let wanted = Wanted { name: format!("{KEPT}{key}"), sharing: Sharing::Private, seed: None };
+        let mount = self.cache_mount(wanted).await?;
+        let (job, dir) = (Arc::clone(self), mount.path().to_owned());
+        let memo = Arc::new(Memo::open(&self.locals.memos, &Kept::tree(&dir), self.locals.now_ns));
+        let learnt = Arc::clone(&memo);
+        let sink = task::blocking(move || {
+            let learn = move |(metadata, hash, has_xattrs): crate::filesync::Learnt| {
+                // Nobody else writes to the copy, so its times can be trusted.
+                learnt.put_trusted(&metadata, &Remembered { hash, has_xattrs });
+            };
+            let boot_id = job.solver.deps().store.root().boot_id();
+            Kept::open(&dir, boot_id, learn, move |bytes| part.update(bytes))
+        })
+        .await?;
+        let LocalSource { include, exclude, follow, .. } = local;
+        let filter = Filter { include: include.clone(), exclude: exclude.clone(), follow: follow.clone() };
+        let sink = session.files(&local.name, &filter, sink).await;
+        let sink = sink.map_err(|error| match error.kind() {
+            Kind::NotFound => error.with_kind(Kind::InvalidArgument),
+            _ => error,
+        });
+        let sink = sink.context(|| format!("transfer the directory {:?} of the client", local.name))?;
+        task::blocking(move || {
+            drop(sink);
+            // Losing it costs time only.
+            let _ = memo.save();
+            Ok(())
+        })
+        .await?;
+        Ok(Copy { mount })
+    }
+}
