@@ -1,9 +1,8 @@
 //! One build from request to answer.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use kiln_graph::Edge;
-use tokio_util::task::TaskTracker;
+use kiln_graph::{Edge, VertexId};
 
 use super::Solver;
 use super::cache;
@@ -11,7 +10,7 @@ use super::contexts::Locals;
 use super::export::{Export, Product, Variant};
 use super::failure::Failure;
 use super::frontend::{Frontend, Surroundings, Target};
-use super::job::{ClientSession, Entitlement, Job};
+use super::job::{ClientSession, Entitlement, Job, Shared};
 use super::options::Options;
 use super::progress::Progress;
 use super::request::{BuildRequest, Built};
@@ -44,41 +43,28 @@ impl Solver {
         let lease = task::blocking(move || store.lease("build")).await?;
         let session = ClientSession { sessions: self.deps().sessions.clone(), id: request.session.clone() };
         let registry = self.registry(&session);
-        let images = &self.deps().images;
-        let around =
-            Surroundings { images, lease: &lease, session: &session, registry: &registry, progress: &progress };
-        let Frontend { graph, targets, epoch_s, images, ignore } = around.lower(&request, &options).await?;
-        let locals = Locals {
-            paths: request.locals,
-            copies: Mutex::default(),
-            context: options.context,
-            ignore,
-            memos: self.memos().to_owned(),
-            now_ns: progress.now_ns(),
-            opened: Mutex::default(),
-        };
-        let cancel = Cancel::new();
-        let _given_up = cancel.on_drop();
-        let job = Arc::new(Job {
+        let shared = Shared {
             solver: self.clone(),
-            values: Mutex::new(vec![None; graph.vertices().len()]),
-            graph,
             lease,
             session,
             registry,
             progress,
-            images,
             pins: Arc::default(),
-            locals,
             entitlements,
-            request_limits: options.limits,
+            request_limits: options.limits.clone(),
             keep_failed: request.keep_failed,
-            taken: Mutex::default(),
-            read: Mutex::default(),
-            hits: Mutex::default(),
-            cancel: cancel.clone(),
-            pending: TaskTracker::new(),
-        });
+        };
+        let Frontend { graph, targets, epoch_s, images, ignore } =
+            Box::pin(Surroundings::of(&shared).lower(&request, &options)).await?;
+        let locals = Locals {
+            paths: request.locals,
+            context: options.context,
+            ignore,
+            ..Locals::none(self.memos(), shared.progress.now_ns())
+        };
+        let cancel = Cancel::new();
+        let _given_up = cancel.on_drop();
+        let job = Job::of(&shared, graph, images, locals, cancel.clone());
         let epoch_ns = epoch_s.map(|seconds| seconds.saturating_mul(1_000_000_000));
         let result = job.solve(targets, &exports, options.multi_platform, epoch_ns).await;
         let finished = job.finish().await;
@@ -104,6 +90,18 @@ impl Solver {
 }
 
 impl Job {
+    /// Does what is not known yet of what these vertices need.
+    ///
+    /// # Errors
+    /// That of the first step that fails.
+    pub(super) async fn carry_out(self: &Arc<Self>, roots: Vec<VertexId>) -> Result<(), Failure> {
+        self.pin_sources(&roots).await?;
+        self.bring_contexts(&roots).await?;
+        let job = Arc::clone(self);
+        let plan = task::blocking(move || Ok(job.plan(&roots))).await??;
+        self.solver.carry_out(self, plan).await
+    }
+
     /// Does what is not known yet, and exports the result.
     async fn solve(
         self: &Arc<Self>,
@@ -113,11 +111,7 @@ impl Job {
         epoch_ns: Option<i64>,
     ) -> Result<Built, Failure> {
         let roots: Vec<_> = targets.iter().filter_map(|target| target.root).map(|edge| edge.vertex).collect();
-        self.pin_sources(&roots).await?;
-        self.bring_contexts(&roots).await?;
-        let job = Arc::clone(self);
-        let plan = task::blocking(move || Ok(job.plan(&roots))).await??;
-        self.solver.carry_out(self, plan).await?;
+        self.carry_out(roots).await?;
         let mut built = Built::default();
         if exports.is_empty() {
             return Ok(built);
@@ -146,7 +140,7 @@ impl Job {
     }
 
     /// Waits for what is identified in the background, and writes down what was used and learnt.
-    async fn finish(self: Arc<Self>) -> Result<()> {
+    pub(super) async fn finish(self: Arc<Self>) -> Result<()> {
         self.pending.close();
         self.pending.wait().await;
         task::blocking(move || {

@@ -4,7 +4,7 @@
 //! the next build transfers what has changed only. Two builds at a time that use one directory have a copy each.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::try_join_all;
@@ -109,6 +109,19 @@ pub(super) struct Locals {
 pub(super) const CONTEXT: &str = "context";
 
 impl Locals {
+    /// No directories.
+    pub(super) fn none(memos: &Path, now_ns: i64) -> Self {
+        Self {
+            paths: BTreeMap::new(),
+            copies: Mutex::default(),
+            context: CONTEXT.to_owned(),
+            ignore: Arc::default(),
+            memos: memos.to_owned(),
+            now_ns,
+            opened: Mutex::default(),
+        }
+    }
+
     /// Says whether a directory must be transferred to be read.
     fn is_elsewhere(&self, local: &LocalSource) -> bool {
         !self.paths.contains_key(&local.name) && !lock(&self.copies).contains_key(local)

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use rustix::io::Errno;
 
 use super::contexts::Directory;
 use super::failure::{Failure, Place};
-use super::job::{Begun, ClientSession};
+use super::job::{Begun, ClientSession, Shared};
 use super::options::{ContextSource, Options};
 use super::progress::{Event, Progress, Warning};
 use super::request::BuildRequest;
@@ -62,6 +63,9 @@ pub(super) struct Target {
 /// What is read before lowering.
 struct Inputs {
     file: SourceFile,
+    /// The main context.
+    context: Files,
+    /// The rules of the main context.
     ignore: Ignore,
     /// The rules of the other local contexts, by the directories' names.
     ignores: BTreeMap<String, Ignore>,
@@ -76,6 +80,7 @@ struct Found {
 
 /// What the frontend works with.
 pub(super) struct Surroundings<'a> {
+    pub(super) shared: &'a Shared,
     pub(super) images: &'a Images,
     pub(super) lease: &'a Lease,
     pub(super) session: &'a ClientSession,
@@ -83,7 +88,13 @@ pub(super) struct Surroundings<'a> {
     pub(super) progress: &'a Progress,
 }
 
-impl Surroundings<'_> {
+impl<'a> Surroundings<'a> {
+    /// Takes what a frontend needs of what the graphs of a build share.
+    pub(super) fn of(shared: &'a Shared) -> Self {
+        let Shared { solver, lease, session, registry, progress, .. } = shared;
+        Self { shared, images: &solver.deps().images, lease, session, registry, progress }
+    }
+
     /// Reads and lowers the Dockerfile of a request.
     ///
     /// # Errors
@@ -117,8 +128,8 @@ impl Surroundings<'_> {
         inputs: &Inputs,
         found: &mut Found,
     ) -> Result<Lowered, Failure> {
-        let Inputs { file, ignore, ignores } = inputs;
-        let asked = Request { target_platform: platform.cloned(), ..lowering_request(file, options, ignore, ignores) };
+        let file = &inputs.file;
+        let asked = Request { target_platform: platform.cloned(), ..lowering_request(options, inputs) };
         loop {
             let outcome = lower(&asked, &found.known).map_err(|refused| {
                 self.warn(source, file, &refused.warnings);
@@ -138,11 +149,23 @@ impl Surroundings<'_> {
     }
 
     /// Reads the Dockerfile and the ignore files. Returns them with the vertex that stands for the Dockerfile.
-    async fn read(&self, request: &BuildRequest, options: &Options) -> Result<(Digest, Inputs)> {
+    async fn read(&self, request: &BuildRequest, options: &Options) -> Result<(Digest, Inputs), Failure> {
+        let fetched = Box::pin(self.fetch_context(options)).await?;
+        let by_address = match &request.dockerfile {
+            None if is_address(&options.filename) => Some(Box::pin(self.fetch_file(&options.filename)).await?),
+            _ => None,
+        };
         let name = &options.filename;
         let reading = Begun::internal(self.progress, &format!("[internal] load build definition from {name}"))?;
         let source = reading.digest();
-        let read = self.read_dockerfile(request, options).await;
+        let read = match (by_address, &fetched) {
+            (Some(found), _) => read_fetched(found, name.clone(), false).await.map(|file| (file, None)),
+            (None, Some(fetched)) if request.dockerfile.is_none() => {
+                let found = (Arc::clone(&fetched.root), fetched.only.unwrap_or(name).to_owned());
+                read_fetched(found, name.clone(), options.usual_filename).await.map(|file| (file, None))
+            }
+            _ => self.read_dockerfile(request, options).await,
+        };
         if let Ok((file, _)) = &read {
             reading.part("transferring dockerfile:", file.text().len() as u64).complete();
         }
@@ -155,7 +178,11 @@ impl Surroundings<'_> {
         }
         reading.end(read.as_ref().err());
         let (ignore, ignores, _) = read?;
-        Ok((source, Inputs { file, ignore, ignores }))
+        let context = match fetched {
+            Some(fetched) => fetched.files,
+            None => Files::Local { name: options.context.clone(), ignore: ignore.clone() },
+        };
+        Ok((source, Inputs { file, context, ignore, ignores }))
     }
 
     async fn directory(&self, request: &BuildRequest, name: &str, paths: &[&str]) -> Result<Option<Directory>> {
@@ -201,10 +228,13 @@ impl Surroundings<'_> {
     ) -> Result<(Ignore, BTreeMap<String, Ignore>, u64)> {
         let mut bytes = 0;
         let mut ignore = None;
-        if let Some(dir) = dockerfile {
+        // As with BuildKit, rules are for directories of clients: what is fetched has none.
+        let has_rules = options.elsewhere.is_none();
+        if let Some(dir) = dockerfile.filter(|_| has_rules) {
             ignore = parse_ignore(dir, format!("{}.dockerignore", options.filename), &mut bytes).await?;
         }
         if ignore.is_none()
+            && has_rules
             && let Some(dir) = self.directory(request, &options.context, &[DOCKERIGNORE]).await?
         {
             ignore = parse_ignore(dir, DOCKERIGNORE.to_owned(), &mut bytes).await?;
@@ -280,25 +310,23 @@ impl Surroundings<'_> {
     }
 }
 
-fn lowering_request<'a>(
-    file: &'a SourceFile,
-    options: &'a Options,
-    ignore: &Ignore,
-    ignores: &BTreeMap<String, Ignore>,
-) -> Request<'a> {
-    let context = |name: &ContextSource| match name {
+fn lowering_request<'a>(options: &'a Options, inputs: &'a Inputs) -> Request<'a> {
+    let Inputs { file, context, ignores, .. } = inputs;
+    let named = |source: &ContextSource| match source {
         ContextSource::Image(reference) => NamedContext::Image(reference.clone()),
         ContextSource::Local(local) => {
             let ignore = ignores.get(local).cloned().unwrap_or_default();
             NamedContext::Files(Files::Local { name: local.clone(), ignore })
         }
+        ContextSource::Git(git) => NamedContext::Files(Files::Git(git.clone())),
+        ContextSource::Http(http) => NamedContext::Files(Files::File(http.clone())),
     };
     Request {
         target: options.target.as_deref(),
         build_args: options.build_args.clone(),
         labels: options.labels.clone(),
-        context: Files::Local { name: options.context.clone(), ignore: ignore.clone() },
-        contexts: options.contexts.iter().map(|(name, source)| (name.clone(), context(source))).collect(),
+        context: context.clone(),
+        contexts: options.contexts.iter().map(|(name, source)| (name.clone(), named(source))).collect(),
         multi_platform: options.multi_platform,
         build_platforms: vec![Platform::host()],
         no_cache: options.no_cache.clone(),
@@ -311,6 +339,25 @@ fn lowering_request<'a>(
         cgroup_parent: options.cgroup_parent.clone(),
         ..Request::new(file)
     }
+}
+
+/// Whether a Dockerfile is named by an address.
+fn is_address(name: &str) -> bool {
+    name.starts_with("http://") || name.starts_with("https://")
+}
+
+/// Reads a Dockerfile of what was fetched; `shown` is its name in messages.
+async fn read_fetched((dir, name): (Arc<OwnedFd>, String), shown: String, usual: bool) -> Result<SourceFile> {
+    task::blocking(move || {
+        let read = |name: &str| read_in(&dir, name, "the build context", MAX_FILE_BYTES);
+        let bytes = match read(&name)? {
+            None if usual => read("dockerfile")?,
+            found => found,
+        };
+        let missing = format!("failed to read dockerfile: open {shown}: no such file or directory");
+        source_file(&shown, bytes.ok_or_else(|| Error::not_found(missing))?)
+    })
+    .await
 }
 
 fn source_file(name: &str, bytes: Vec<u8>) -> Result<SourceFile> {
@@ -332,11 +379,15 @@ async fn parse_ignore(dir: Directory, name: String, bytes: &mut u64) -> Result<O
 
 /// Reads a file of a client's directory; symbolic links stay within. `None` when there is no such file.
 pub(super) fn read_beneath(dir: &Path, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
-    let context = || format!("read {name} in {}", dir.display());
-    let root = tree::open_root(dir).context(context)?;
+    let shown = dir.display().to_string();
+    read_in(&tree::open_root(dir).context(|| format!("read {name} in {shown}"))?, name, &shown, max_bytes)
+}
+
+fn read_in(root: &OwnedFd, name: &str, shown: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+    let context = || format!("read {name} in {shown}");
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let opened = match tree::openat2(&root, name, flags, Mode::empty(), resolve) {
+    let opened = match tree::openat2(root, name, flags, Mode::empty(), resolve) {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
         opened => std::fs::File::from(opened.context(context)?),
     };

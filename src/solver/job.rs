@@ -124,7 +124,21 @@ pub(super) struct Taken {
 /// Names what one use of an input takes: the vertex's position and the number among its uses.
 pub(super) type UseId = (usize, usize);
 
-/// What all steps of one build share.
+/// What all graphs of one build share.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) solver: Solver,
+    pub(super) lease: Lease,
+    pub(super) session: ClientSession,
+    pub(super) registry: Client,
+    pub(super) progress: Progress,
+    pub(super) pins: Arc<Pins>,
+    pub(super) entitlements: BTreeSet<Entitlement>,
+    pub(super) request_limits: Limits,
+    pub(super) keep_failed: bool,
+}
+
+/// What all steps of one graph share.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) solver: Solver,
@@ -165,6 +179,38 @@ pub(super) struct Job {
 }
 
 impl Job {
+    /// Makes the job of a graph. `cancel` is set when the build is given up.
+    pub(super) fn of(
+        shared: &Shared,
+        graph: Graph,
+        images: HashMap<Digest, Arc<Resolved>>,
+        locals: Locals,
+        cancel: Cancel,
+    ) -> Arc<Self> {
+        let Shared { solver, lease, session, registry, progress, pins, entitlements, request_limits, keep_failed } =
+            shared.clone();
+        Arc::new(Self {
+            values: Mutex::new(vec![None; graph.vertices().len()]),
+            solver,
+            graph,
+            lease,
+            session,
+            registry,
+            progress,
+            images,
+            pins,
+            locals,
+            entitlements,
+            request_limits,
+            keep_failed,
+            taken: Mutex::default(),
+            read: Mutex::default(),
+            hits: Mutex::default(),
+            cancel,
+            pending: TaskTracker::new(),
+        })
+    }
+
     /// Returns the value of a vertex's input.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ pub mod changes;
 mod contexts;
 pub mod copy;
 mod driver;
+mod elsewhere;
 mod export;
 pub mod failed;
 mod failure;

@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use kiln_dockerfile::NoCache;
-use kiln_graph::op::{NetworkMode, ResolveMode, Ulimit};
+use kiln_dockerfile::{NoCache, Remote};
+use kiln_graph::op::{GitSource, HttpSource, NetworkMode, ResolveMode, Ulimit};
 use kiln_graph::{Platform, Reference};
 
-use crate::error::{Error, Result};
+use super::elsewhere::Elsewhere;
+use crate::error::{Error, Result, ResultExt as _};
 use crate::sandbox::{Limits, Swap};
+
+/// The build argument that says that `.git` stays in a context from a repository.
+const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 
 /// The options of the Dockerfile frontend.
 #[derive(Clone, Debug)]
@@ -35,6 +39,10 @@ pub(super) struct Options {
     pub(super) cgroup_parent: String,
     /// What each step may use at most.
     pub(super) limits: Limits,
+    /// The main context, when it is no directory of the client.
+    pub(super) elsewhere: Option<Elsewhere>,
+    /// The directory of a fetched context that is built from.
+    pub(super) context_subdir: String,
     /// The names of the local directories that hold the context and the Dockerfile.
     pub(super) context: String,
     pub(super) dockerfile: String,
@@ -46,6 +54,10 @@ pub(super) enum ContextSource {
     Image(Reference),
     /// A local directory of this name.
     Local(String),
+    /// A repository.
+    Git(GitSource),
+    /// A file by HTTP.
+    Http(HttpSource),
 }
 
 impl Default for Options {
@@ -68,6 +80,8 @@ impl Default for Options {
             ulimits: Vec::new(),
             cgroup_parent: String::new(),
             limits: Limits::default(),
+            elsewhere: None,
+            context_subdir: String::new(),
             context: super::contexts::CONTEXT.to_owned(),
             dockerfile: "dockerfile".to_owned(),
         }
@@ -85,6 +99,14 @@ impl Options {
             options.set(key, value)?;
         }
         options.multi_platform |= options.platforms.len() > 1;
+        if let Some(Elsewhere::Git(git)) = &mut options.elsewhere
+            && let Some(keep) = options.build_args.get(KEEP_GIT_DIR)
+        {
+            git.keep_git_dir |= flag(KEEP_GIT_DIR, keep)?;
+        }
+        if options.elsewhere.is_none() && !options.context_subdir.is_empty() {
+            return Err(Error::unsupported("contextsubdir is for contexts that are fetched only"));
+        }
         Ok(options)
     }
 
@@ -113,11 +135,8 @@ impl Options {
             }
             "contextkey" if !value.is_empty() => value.clone_into(&mut self.context),
             "dockerfilekey" if !value.is_empty() => value.clone_into(&mut self.dockerfile),
-            "context" if !value.is_empty() => {
-                return Err(Error::unsupported(format!(
-                    "the build context {value}: only local directories are supported yet"
-                )));
-            }
+            "context" if !value.is_empty() => self.elsewhere = Some(elsewhere(value)?),
+            "contextsubdir" => value.clone_into(&mut self.context_subdir),
             "frontend.caps" => check_capabilities(value)?,
             // What says nothing, or names the frontend that is built in.
             "filename" | "shm-size" | "contextkey" | "dockerfilekey" | "context" | "source" | "cmdline" => {}
@@ -240,14 +259,38 @@ fn limit(limits: &mut Limits, key: &str, value: &str) -> Result<()> {
     Ok(())
 }
 
+/// Reads the address of a main context.
+fn elsewhere(value: &str) -> Result<Elsewhere> {
+    match remote(value).context(|| "the build context")? {
+        Some(Remote::Git(git, keep)) => {
+            Ok(Elsewhere::Git(GitSource { keep_git_dir: keep.unwrap_or(git.keep_git_dir), ..git }))
+        }
+        Some(Remote::Http { .. }) => Ok(Elsewhere::file(value)),
+        None => Err(Error::invalid(format!("the build context {value} is no address of something to fetch"))),
+    }
+}
+
+fn remote(value: &str) -> Result<Option<Remote>> {
+    Remote::of_context(value).map_err(|why| Error::invalid(format!("{value}: {why}")))
+}
+
 fn context_source(name: &str, value: &str) -> Result<ContextSource> {
     if let Some(reference) = value.strip_prefix("docker-image://") {
         let reference = reference.parse().map_err(|error| Error::invalid(format!("context {name}: {error}")))?;
         return Ok(ContextSource::Image(reference));
     }
-    match value.strip_prefix("local:") {
-        Some(local) => Ok(ContextSource::Local(local.to_owned())),
-        None => Err(Error::unsupported(format!("the context {name}={value} is of a sort that is not supported yet"))),
+    if let Some(local) = value.strip_prefix("local:") {
+        return Ok(ContextSource::Local(local.to_owned()));
+    }
+    match remote(value).context(|| format!("context {name}"))? {
+        // As with BuildKit, `.git` stays in a named context, unlike in the main one.
+        Some(Remote::Git(git, keep)) => Ok(ContextSource::Git(GitSource { keep_git_dir: keep.unwrap_or(true), ..git })),
+        // It is not unpacked, as with BuildKit.
+        Some(Remote::Http { .. }) => {
+            let (url, filename) = (value.to_owned(), String::new());
+            Ok(ContextSource::Http(HttpSource { url, checksum: None, filename, mode: None, uid: 0, gid: 0 }))
+        }
+        None => Err(Error::unsupported(format!("the context {name}={value} is of a sort that is not supported"))),
     }
 }
 
@@ -306,12 +349,7 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
-        for (key, value) in [
-            ("attest:sbom", ""),
-            ("context", "https://example.com/x.git"),
-            ("context:x", "https://example.com/x.git"),
-            ("requestid", "frontend.lint"),
-        ] {
+        for (key, value) in [("attest:sbom", ""), ("context:x", "target:x"), ("requestid", "frontend.lint")] {
             let error = parse(&[(key, value)]).unwrap_err();
             assert_eq!(error.kind(), crate::error::Kind::Unsupported, "{key}");
             assert!(error.to_string().contains(if value.is_empty() { key } else { value }), "{error}");

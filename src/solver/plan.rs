@@ -150,7 +150,8 @@ impl Job {
                 self.value(*id),
                 Some(Value::FileSystem(FileSystem::Image { image, .. })) if image.is_remote()
             );
-            if !is_local && !is_remote && self.value(*id).is_some() {
+            let is_new = !self.pins.is_reported(&self.graph.vertex(*id).digest());
+            if !is_local && !is_remote && is_new && self.value(*id).is_some() {
                 self.report_cached(*id);
             }
         }

@@ -16,7 +16,7 @@ pub use listing::Listing;
 pub use memo::{Memo, Remembered};
 pub use mode::apply_mode;
 pub use select::{Owners, Tree, select};
-pub use write::{Ownership, Target, Writer};
+pub use write::{Ownership, Target, Writer, is_archive};
 
 #[cfg(test)]
 mod tests;

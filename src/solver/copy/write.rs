@@ -485,8 +485,9 @@ fn kind_at(root: &OwnedFd, path: &[u8]) -> Result<Option<Kind>> {
     }
 }
 
-/// Says whether a file is a tar archive, compressed or not: whether its first block is a header.
-fn is_archive(file: std::fs::File) -> bool {
+/// Says whether a file is a tar archive, compressed or not: whether its first block is a header. Blocking.
+#[must_use]
+pub fn is_archive(file: std::fs::File) -> bool {
     use std::io::Read as _;
     let mut block = [0; 512];
     let Ok(mut input) = Decoder::new(file) else { return false };

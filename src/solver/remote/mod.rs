@@ -12,7 +12,7 @@ mod mirror;
 mod program;
 mod records;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::try_join_all;
@@ -35,7 +35,11 @@ use crate::task::Cancel;
 
 /// What sources of one build turned out to be: all graphs of the build see the same.
 #[derive(Debug, Default)]
-pub(super) struct Pins(Mutex<HashMap<Source, Pin>>);
+pub(super) struct Pins {
+    known: Mutex<HashMap<Source, Pin>>,
+    /// Vertices that an earlier graph of the build reported.
+    reported: Mutex<HashSet<Digest>>,
+}
 
 /// What a source turned out to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,11 +59,21 @@ pub struct Material {
 
 impl Pins {
     fn get(&self, source: &Source) -> Option<Pin> {
-        lock(&self.0).get(source).cloned()
+        lock(&self.known).get(source).cloned()
     }
 
     fn set(&self, source: &Source, pin: Pin) {
-        lock(&self.0).insert(source.clone(), pin);
+        lock(&self.known).insert(source.clone(), pin);
+    }
+
+    /// Notes that watchers have seen vertices, which a later graph has, too.
+    pub(super) fn was_reported(&self, vertices: impl IntoIterator<Item = Digest>) {
+        lock(&self.reported).extend(vertices);
+    }
+
+    /// Whether watchers have seen a vertex in an earlier graph.
+    pub(super) fn is_reported(&self, vertex: &Digest) -> bool {
+        lock(&self.reported).contains(vertex)
     }
 }
 

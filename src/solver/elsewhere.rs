@@ -1,0 +1,125 @@
+//! Contexts that are elsewhere: fetched before there is a graph, because their Dockerfile says what is built.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use kiln_dockerfile::Files;
+use kiln_graph::op::{GitSource, HttpSource};
+use kiln_graph::{Platform, VertexId};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use super::contexts::Locals;
+use super::copy::is_archive;
+use super::failure::Failure;
+use super::frontend::Surroundings;
+use super::job::Job;
+use super::options::Options;
+use super::value::{FileSystem, Value};
+use crate::error::{Error, Result, ResultExt as _};
+use crate::store::tree;
+use crate::task::{self, Cancel};
+
+/// What BuildKit calls a context that is one file.
+const FILE: &str = "context";
+
+/// A main context that is no directory of the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Elsewhere {
+    /// A repository.
+    Git(GitSource),
+    /// An archive by HTTP, or a Dockerfile.
+    File(HttpSource),
+}
+
+impl Elsewhere {
+    /// A file by HTTP, or what the client uploads under an address.
+    pub(super) fn file(url: &str) -> Self {
+        let (url, filename) = (url.to_owned(), FILE.to_owned());
+        Self::File(HttpSource { url, checksum: None, filename, mode: None, uid: 0, gid: 0 })
+    }
+}
+
+/// A context that was fetched.
+pub(super) struct Fetched {
+    /// What steps copy from.
+    pub(super) files: Files,
+    /// Where its Dockerfile is.
+    pub(super) root: Arc<OwnedFd>,
+    /// What its Dockerfile is called, when the context is nothing but that.
+    pub(super) only: Option<&'static str>,
+}
+
+impl Surroundings<'_> {
+    /// Fetches the main context; `None` when it is a directory of the client.
+    ///
+    /// # Errors
+    /// As the failure of the step that fetches it.
+    pub(super) async fn fetch_context(&self, options: &Options) -> Result<Option<Fetched>, Failure> {
+        let fetched = match &options.elsewhere {
+            None => return Ok(None),
+            Some(Elsewhere::Git(git)) => {
+                let files = Files::Git(git.clone());
+                Fetched { root: self.open(&files).await?, files, only: None }
+            }
+            Some(Elsewhere::File(http)) => {
+                let files = Files::File(http.clone());
+                let root = self.open(&files).await?;
+                let file = Arc::clone(&root);
+                if task::blocking(move || Ok(is_archive(open_file(&file)?))).await? {
+                    let files = Files::Archive(http.clone());
+                    Fetched { root: self.open(&files).await?, files, only: None }
+                } else {
+                    Fetched { files, root, only: Some(FILE) }
+                }
+            }
+        };
+        Ok(Some(match options.context_subdir.trim_matches('/') {
+            "" => fetched,
+            dir => Fetched { files: Files::Below(Box::new(fetched.files), dir.to_owned()), ..fetched },
+        }))
+    }
+
+    /// Fetches a file by HTTP; returns the directory that holds it under [`FILE`]'s name.
+    pub(super) async fn fetch_file(&self, url: &str) -> Result<(Arc<OwnedFd>, String), Failure> {
+        match Elsewhere::file(url) {
+            Elsewhere::File(http) => Ok((self.open(&Files::File(http)).await?, FILE.to_owned())),
+            Elsewhere::Git(_) => Err(Error::internal("a file was taken for a repository").into()),
+        }
+    }
+
+    /// Brings files here and opens them.
+    async fn open(&self, files: &Files) -> Result<Arc<OwnedFd>, Failure> {
+        let (graph, root) = files.graph(&Platform::host());
+        let cancel = Cancel::new();
+        let _given_up = cancel.on_drop();
+        let locals = Locals::none(self.shared.solver.memos(), self.progress.now_ns());
+        let job = Job::of(self.shared, graph, HashMap::new(), locals, cancel.clone());
+        let opened = job.bring_files(root).await;
+        let finished = job.finish().await;
+        let opened = opened?;
+        finished?;
+        Ok(opened)
+    }
+}
+
+impl Job {
+    async fn bring_files(self: &Arc<Self>, root: VertexId) -> Result<Arc<OwnedFd>, Failure> {
+        self.carry_out(vec![root]).await?;
+        let Some(Value::FileSystem(file_system)) = self.value(root) else {
+            return Err(Error::internal("a context has no result").into());
+        };
+        // Recorded when the graph of the Dockerfile asks for it.
+        if let FileSystem::Layer(layer) = &file_system {
+            layer.settled().await?;
+        }
+        self.pins.was_reported(self.graph.vertices().iter().map(kiln_graph::Vertex::digest));
+        Ok(self.tree(&file_system, "the build context".to_owned()).await?.root)
+    }
+}
+
+fn open_file(dir: &OwnedFd) -> Result<std::fs::File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = tree::openat2(dir, FILE, flags, Mode::empty(), ResolveFlags::BENEATH);
+    Ok(file.context(|| "open what was fetched")?.into())
+}
