@@ -1,7 +1,8 @@
 //! The `kiln` binary: chooses the role it plays before any thread exists.
 //!
 //! The command line is the usual role. The others are this binary started by itself: an engine child serves the command that
-//! started it, a shim looks after one container and outlives the engine that started it, a daemon serves a socket.
+//! started it, a shim looks after one container and outlives the engine that started it, a daemon serves a socket, and in a
+//! failed build step it can be a small shell.
 
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
@@ -19,6 +20,7 @@ use kiln::config::{Config, Environment, Flags};
 use kiln::container::SHIM_ROLE;
 use kiln::engine::{Control, Engine};
 use kiln::error::{Error, Result, ResultExt as _};
+use kiln::solver::failed::SHELL_ROLE;
 use kiln::task::Tasks;
 
 fn main() -> ExitCode {
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
     match (args.get(1).and_then(|arg| arg.to_str()), args.get(2)) {
         (Some(ENGINE_ROLE), Some(root)) => exit(engine(Path::new(root), args.get(3).map(Path::new))),
         (Some(SHIM_ROLE), Some(root)) => exit(shim(Path::new(root), args.get(3))),
+        (Some(SHELL_ROLE), _) => kiln::cli::small_shell(&args[2..]),
         (Some("daemon"), _) => match Daemon::try_parse_from(&args[1..]) {
             Ok(arguments) => exit(daemon(arguments)),
             Err(error) => error.exit(),

@@ -12,6 +12,7 @@ pub mod format;
 mod image;
 mod inspect;
 mod registry;
+mod shell;
 mod system;
 mod transfer;
 mod upload;
@@ -26,6 +27,12 @@ use clap::Parser as _;
 use args::{Cli, Context};
 
 use crate::error::{Error, Result, ResultExt as _};
+
+/// Is a small shell: what `--on-failure=shell` runs in a sandbox whose image has none. `args` are what follows the role.
+#[must_use]
+pub fn small_shell(args: &[OsString]) -> ExitCode {
+    shell::main(args)
+}
 
 /// Runs the command line and returns the exit code.
 #[must_use]

@@ -3,9 +3,11 @@
 mod context;
 mod failure;
 mod offer;
+mod on_failure;
 mod options;
 mod progress;
 mod request;
+mod resources;
 mod result;
 mod screen;
 mod secret;
@@ -18,6 +20,7 @@ use clap::Subcommand;
 use futures_util::StreamExt as _;
 
 use self::context::Sources;
+use self::on_failure::OnFailure;
 pub(super) use self::options::BuildArgs;
 use self::progress::{Display, Mode, Outcome};
 use self::request::Surroundings;
@@ -26,7 +29,7 @@ use self::secret::Secrets;
 pub(super) use self::unsupported::explain;
 use super::args::Context;
 use super::print;
-use crate::client::{Endpoint, Offer, Refused};
+use crate::client::{Endpoint, Refused};
 use crate::config::docker::DockerConfig;
 use crate::error::{Error, Result};
 use crate::types::build::{SolveRequest, SolveResponse};
@@ -67,6 +70,7 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
     if mode == Mode::Tty && !screen.is_terminal() {
         return Err(Error::invalid("--progress=tty: standard error is not a terminal"));
     }
+    args.on_failure.iter().try_for_each(OnFailure::check)?;
     let secrets = Secrets::parse(&args.secrets, |name| std::env::var_os(name).is_some())?;
     let docker = DockerConfig::load(&context.environment)?;
     let sources = Sources::find(&args.context, args.file.as_deref(), &mut std::io::stdin().lock())?;
@@ -80,10 +84,14 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
     request.session = identifier()?;
     let mut display = Display::new(mode, screen.is_terminal(), screen.colors(), screen.now());
     let offer = offer::offer(secrets, docker);
-    match follow(context, request, offer, &mut display, &mut screen).await? {
+    let session = context.client.session(&request.session, offer).await?;
+    match follow(context, request, &mut display, &mut screen).await? {
         End::Built(response) => finish(args, &response, &reference),
         End::Failed(refused) => {
             screen.report(&failure::report(&refused, display.trace()));
+            on_failure::deal(&context.client, &args.on_failure, &refused, &mut screen).await?;
+            // The engine keeps a failed step as long as the session is open.
+            drop(session);
             Ok(ExitCode::from(refused.error.kind().codes().2.max(1)))
         }
         End::Interrupted(signal) => Ok(ExitCode::from(128 + signal)),
@@ -101,16 +109,9 @@ fn refuse_daemon(context: &Context) -> Result<()> {
 }
 
 /// Sends the build and shows how it goes until it has ended. Leaving early cancels the build.
-async fn follow(
-    context: &Context,
-    request: SolveRequest,
-    offer: Offer,
-    display: &mut Display,
-    screen: &mut Screen,
-) -> Result<End> {
+async fn follow(context: &Context, request: SolveRequest, display: &mut Display, screen: &mut Screen) -> Result<End> {
     let mut signals = Signals::new()?;
-    let client = &context.client;
-    let (builder, _session) = tokio::try_join!(client.builder(), client.session(&request.session, offer))?;
+    let builder = context.client.builder().await?;
     let mut reports = builder.status(&request.r#ref).boxed();
     let mut solve = Box::pin(builder.solve(request));
     let mut frames = tokio::time::interval_at(tokio::time::Instant::now() + FRAME, FRAME);

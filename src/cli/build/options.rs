@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::on_failure::OnFailure;
 use super::progress::Mode;
+use super::resources::ResourceArgs;
 
 /// Arguments of `build`.
 #[derive(Debug, Args)]
@@ -52,7 +54,15 @@ pub(in crate::cli) struct BuildArgs {
     /// Limit of RUN steps' processes: name=soft[:hard]
     #[arg(long = "ulimit", value_name = "LIMIT")]
     pub(super) ulimits: Vec<String>,
-    /// Allow steps more than usual: network.host, security.insecure
+    /// Control group above those of RUN steps
+    #[arg(long, value_name = "PATH")]
+    pub(super) cgroup_parent: Option<String>,
+    #[command(flatten)]
+    pub(super) resources: ResourceArgs,
+    /// When a RUN step fails: open a shell in its sandbox, or save its changed files to a directory; may be repeated
+    #[arg(long, value_name = "shell|export=DIR")]
+    pub(super) on_failure: Vec<OnFailure>,
+    /// Allow steps more than usual: network.host, security.insecure, device[=NAME]
     #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
     pub(super) allow: Vec<String>,
     /// What becomes of the result: type=image[,name=..][,push=true] or type=cacheonly

@@ -10,7 +10,7 @@ use super::context::Sources;
 use super::options::BuildArgs;
 use crate::cli::value;
 use crate::error::{Error, Result, ResultExt as _};
-use crate::types::build::{DOCKERFILE, Exporter, LOCAL_PREFIX, SolveRequest};
+use crate::types::build::{DOCKERFILE, Exporter, KEEP_FAILED, LOCAL_PREFIX, SolveRequest};
 
 /// The entitlements that exist.
 const ENTITLEMENTS: &[&str] = &["network.host", "security.insecure"];
@@ -169,6 +169,13 @@ fn attributes(args: &BuildArgs, sources: Sources, surroundings: Surroundings) ->
     if let Some(size) = &args.shm_size {
         set("shm-size", value::bytes(size).context(|| "--shm-size")?.to_string());
     }
+    args.cgroup_parent.iter().for_each(|parent| set("cgroup-parent", parent.clone()));
+    for (key, value) in args.resources.attributes()? {
+        set(key, value);
+    }
+    if !args.on_failure.is_empty() {
+        set(KEEP_FAILED, "true".to_owned());
+    }
     if !args.ulimits.is_empty() {
         args.ulimits.iter().try_for_each(|limit| check_ulimit(limit))?;
         set("ulimit", args.ulimits.join(","));
@@ -212,7 +219,7 @@ fn hosts(entries: &[String]) -> Result<String> {
             .filter(|(host, _)| !host.is_empty())
             .ok_or_else(|| invalid("expected host:ip"))?;
         if ip == "host-gateway" {
-            return Err(Error::unsupported(format!("--add-host {entry}: host-gateway is not supported yet")));
+            return Ok(format!("{host}={ip}"));
         }
         let ip = ip.trim_start_matches('[').trim_end_matches(']');
         ip.parse::<std::net::IpAddr>().map_err(|_| invalid(&format!("{ip:?} is not an IP address")))?;
@@ -270,6 +277,10 @@ mod tests {
             "--network=host",
             "--add-host=db:10.0.0.1",
             "--add-host=v6=[::1]",
+            "--add-host=host:host-gateway",
+            "--cgroup-parent=/ci",
+            "--resource=memory=64m",
+            "--on-failure=export=x",
             "--shm-size=64m",
             "--ulimit=nofile=1024:2048",
         ])
@@ -286,7 +297,10 @@ mod tests {
             ("image-resolve-mode", "pull"),
             ("platform", "linux/amd64"),
             ("force-network-mode", "host"),
-            ("add-hosts", "db=10.0.0.1,v6=::1"),
+            ("add-hosts", "db=10.0.0.1,v6=::1,host=host-gateway"),
+            ("cgroup-parent", "/ci"),
+            ("memory", "67108864"),
+            ("kiln.keep-failed", "true"),
             ("shm-size", "67108864"),
             ("ulimit", "nofile=1024:2048"),
         ] {
@@ -324,7 +338,6 @@ mod tests {
             (&["--platform=nonsense/arch/a/b"], Invalid, "--platform"),
             (&["--add-host=db"], Invalid, "host:ip"),
             (&["--add-host=db:x"], Invalid, "not an IP address"),
-            (&["--add-host=h:host-gateway"], Unsupported, "host-gateway"),
             (&["--ulimit=nofile"], Invalid, "--ulimit nofile"),
             (&["--allow=everything"], Invalid, "--allow everything"),
             (&["--provenance"], Unsupported, "--provenance"),

@@ -91,7 +91,7 @@ pub(super) async fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode>
     }
 
     let stream = open(client, &created.id, &start).await?;
-    let settings = Settings { input, output: true, tty: args.tty, keys };
+    let settings = Settings { input, output: true, tty: args.tty, keys: Some(keys) };
     let ends = Ends::new(args.tty, input, Resizing::new("exec", &created.id));
     let work = async {
         match session::converse(stream, settings).await? {

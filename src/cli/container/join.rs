@@ -95,7 +95,7 @@ impl Joined {
         let Self { join, stream, waiting, signals } = self;
         let Join { id, streams, tty, keys, first_size, .. } = join;
         let ends = Ends::new(tty, streams.input, Resizing::new("containers", &id));
-        let settings = Settings { input: streams.input, output: streams.shows(), tty, keys };
+        let settings = Settings { input: streams.input, output: streams.shows(), tty, keys: Some(keys) };
         let work = async {
             if let (Some(resizing), Some(size)) = (&ends.resizing, terminal::size()) {
                 set_size(client, resizing, size, first_size).await;

@@ -7,6 +7,7 @@ mod create;
 mod detach;
 mod exec;
 mod exit;
+pub(super) mod failed_step;
 mod frames;
 mod join;
 mod list;

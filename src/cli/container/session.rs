@@ -23,8 +23,8 @@ pub(super) struct Settings {
     pub(super) output: bool,
     /// Whether there is a terminal inside: then nothing is framed, and the keys detach.
     pub(super) tty: bool,
-    /// The keys that detach.
-    pub(super) keys: Keys,
+    /// The keys that detach; `None` when nothing does.
+    pub(super) keys: Option<Keys>,
 }
 
 /// How a conversation ended.
@@ -43,7 +43,7 @@ pub(super) enum End {
 pub(super) async fn converse(stream: Hijacked, settings: Settings) -> Result<End> {
     let (reader, writer) = tokio::io::split(stream.io);
     // Only a terminal can be left by keys: to a program that reads a pipe they are data.
-    let detector = (settings.tty && settings.input).then(|| Detector::new(settings.keys));
+    let detector = settings.keys.filter(|_| settings.tty && settings.input).map(Detector::new);
     let input = async {
         if settings.input {
             send(writer, Input::open()?, detector).await

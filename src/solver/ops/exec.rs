@@ -7,11 +7,11 @@ use kiln_graph::VertexId;
 use kiln_graph::op::{Exec, NetworkMode, SecurityMode};
 use rustix::process::Signal;
 
-use super::exit::{Ended, judge};
+use super::exit::{Ended, Unsuccessful, judge};
 use super::logs;
 use super::step::Step;
 use crate::error::{Error, Kind, Result};
-use crate::sandbox::{Limits, NotStarted, Sandbox, Stdio};
+use crate::sandbox::{Limits, Sandbox, Stdio};
 use crate::solver::job::{Entitlement, Job, Stop, cancelled};
 use crate::solver::reporter::Reporter;
 use crate::solver::settle::Made;
@@ -111,33 +111,29 @@ async fn attempts(mut step: Step, reporter: &Reporter, stop: &Stop) -> Result<(S
     loop {
         let (back, outcome) = attempt(step, reporter, stop).await?;
         step = back;
-        let Err(error) = outcome else { return Ok((step, Ok(()))) };
-        if number == tries || !may_pass(&error) {
+        let Err(Unsuccessful { error, reason }) = outcome else { return Ok((step, Ok(()))) };
+        // Trying again what did not even start would end the same way.
+        let Some(reason) = reason.filter(|_| number < tries) else {
             let error =
                 if number > 1 { Error::new(error.kind(), format!("{error} (try {number} of {tries})")) } else { error };
             return Ok((step, Err(error)));
-        }
+        };
         number += 1;
-        reporter.note(&format!("{error}; try {number} of {tries} begins with clean files"));
+        reporter.note(&format!("{reason}; try {number} of {tries} begins with clean files"));
         let renewed = async { task::blocking(move || step.renew().map(|()| step)).await };
         step = renewed.await?;
     }
 }
 
-/// Whether trying again may end otherwise: not when nothing was started.
-fn may_pass(error: &Error) -> bool {
-    error.kind() != Kind::Cancelled && error.cause::<NotStarted>().is_none()
-}
-
 /// Runs a step once.
-async fn attempt(step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, Result<()>)> {
+async fn attempt(step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, Result<(), Unsuccessful>)> {
     let begin = move || {
         let started = step.start(Stdio::OnePipe, |_| {});
         Ok((step, started))
     };
     let (step, mut sandbox) = match task::blocking(begin).await? {
         (step, Ok(sandbox)) => (step, sandbox),
-        (step, Err(error)) => return Ok((step, Err(error))),
+        (step, Err(error)) => return Ok((step, Err(error.into()))),
     };
     let timeout = step.exec.timeout_ns.map(Duration::from_nanos);
     let ended = follow(&mut sandbox, timeout, reporter, stop).await;
@@ -147,8 +143,8 @@ async fn attempt(step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, 
     };
     let (step, left) = task::blocking(end).await?;
     let outcome = match ended {
-        Ok(ended) => left.and_then(|()| judge(&step.exec, &ended)),
-        Err(error) => Err(error.and_cleanup(left)),
+        Ok(ended) => left.map_err(Unsuccessful::from).and_then(|()| judge(&step.exec, &ended)),
+        Err(error) => Err(error.and_cleanup(left).into()),
     };
     Ok((step, outcome))
 }

@@ -15,8 +15,22 @@ pub(super) struct Ended {
     pub(super) timed_out: Option<Duration>,
 }
 
+/// A process that did not do what it should.
+#[derive(Debug)]
+pub(super) struct Unsuccessful {
+    pub(super) error: Error,
+    /// The exit code and what is known about it; `None` when the process did not even start or end.
+    pub(super) reason: Option<String>,
+}
+
+impl From<Error> for Unsuccessful {
+    fn from(error: Error) -> Self {
+        Self { error, reason: None }
+    }
+}
+
 /// Makes an error of an exit that is none of the valid ones.
-pub(super) fn judge(exec: &Exec, ended: &Ended) -> Result<()> {
+pub(super) fn judge(exec: &Exec, ended: &Ended) -> Result<(), Unsuccessful> {
     let Ended { exit, timed_out } = ended;
     let code = exit.code();
     let succeeded = if exec.valid_exit_codes.is_empty() { code == 0 } else { exec.valid_exit_codes.contains(&code) };
@@ -29,13 +43,14 @@ pub(super) fn judge(exec: &Exec, ended: &Ended) -> Result<()> {
     };
     let why = why.map(|why| format!(": {why}")).unwrap_or_default();
     let command = exec.args.join(" ");
-    let text = format!("process {command:?} did not complete successfully: exit code: {code}{why}");
+    let reason = format!("exit code: {code}{why}");
+    let text = format!("process {command:?} did not complete successfully: {reason}");
     let kind = match timed_out {
         Some(_) => Kind::Timeout,
         None if exit.is_oom_killed() => Kind::Exhausted,
         None => Kind::Internal,
     };
-    Err(Error::new(kind, text))
+    Err(Unsuccessful { error: Error::new(kind, text), reason: Some(reason) })
 }
 
 /// What shells mean by their own codes.
@@ -54,7 +69,9 @@ mod tests {
 
     fn error(status: Status, timed_out: Option<Duration>, valid: &[i32]) -> Option<Error> {
         let exec = Exec { args: vec!["make".to_owned()], valid_exit_codes: valid.to_vec(), ..Exec::default() };
-        judge(&exec, &Ended { exit: Exit { status, usage: None, left_over: None }, timed_out }).err()
+        judge(&exec, &Ended { exit: Exit { status, usage: None, left_over: None }, timed_out })
+            .err()
+            .map(|bad| bad.error)
     }
 
     #[test]
