@@ -8,6 +8,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod container;
+pub mod daemon;
 pub mod engine;
 pub mod error;
 pub mod filesync;
@@ -21,6 +22,7 @@ pub mod state;
 pub mod store;
 pub mod sys;
 pub mod task;
+pub mod tls;
 pub mod types;
 
 #[cfg(test)]

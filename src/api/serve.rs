@@ -93,20 +93,6 @@ impl Server {
         }
         Ok(())
     }
-
-    /// Serves connections to a daemon's unix socket until the engine stops.
-    ///
-    /// # Errors
-    /// When the listener fails.
-    pub async fn serve_unix(&self, listener: tokio::net::UnixListener) -> Result<()> {
-        let stopping = self.tasks.stopping();
-        loop {
-            tokio::select! {
-                () = stopping.cancelled() => return Ok(()),
-                accepted = listener.accept() => self.connect(accepted?.0, Peer::Client),
-            }
-        }
-    }
 }
 
 /// An error in the form that the request expects.

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::client::{Client, Dialer, ENGINE_ROLE, Endpoint};
-use crate::config::{Config, Environment, Flags};
-use crate::error::Result;
+use crate::client::{Client, Dialer, ENGINE_ROLE, Endpoint, TlsFiles};
+use crate::config::{self, Config, Environment, Flags};
+use crate::error::{Error, Result};
 
 use super::{build, builder, container, image, inspect, registry, system};
 
@@ -38,6 +38,31 @@ pub(super) struct Global {
     /// Engine to talk to: unix:///path or tcp://host:port
     #[arg(short = 'H', long, value_name = "HOST", help_heading = "Global options")]
     pub(super) host: Option<String>,
+    /// Secure the connection to tcp://host:port with certificates of both sides
+    #[arg(long, help_heading = "Global options")]
+    tlsverify: bool,
+    /// Certificates of the authority that vouches for the engine
+    #[arg(long, value_name = "FILE", help_heading = "Global options")]
+    tlscacert: Option<PathBuf>,
+    /// Certificate to show to the engine
+    #[arg(long, value_name = "FILE", help_heading = "Global options")]
+    tlscert: Option<PathBuf>,
+    /// Private key of the certificate
+    #[arg(long, value_name = "FILE", help_heading = "Global options")]
+    tlskey: Option<PathBuf>,
+}
+
+impl Global {
+    fn flags(&self) -> Flags {
+        let tls = config::TlsFiles { ca: self.tlscacert.clone(), cert: self.tlscert.clone(), key: self.tlskey.clone() };
+        Flags {
+            config: self.config.clone(),
+            root: self.root.clone(),
+            host: self.host.clone(),
+            tlsverify: self.tlsverify,
+            tls,
+        }
+    }
 }
 
 /// All commands. A noun takes two lines here and two in [`Command::run`].
@@ -60,6 +85,9 @@ pub(super) enum Command {
     Image(image::Grouped),
     #[command(flatten)]
     ImageFlat(image::Flat),
+    /// Serve the Engine API on a socket
+    #[command(disable_help_flag = true)]
+    Daemon(DaemonArgs),
     #[command(flatten)]
     Registry(registry::Flat),
     /// Show all about containers, images and other objects
@@ -82,10 +110,26 @@ impl Command {
             Self::Image(command) => command.run(context).await,
             Self::ImageFlat(command) => command.run(context).await,
             Self::Inspect(args) => inspect::inspect(context, &args).await,
+            Self::Daemon(args) => Err(args.misplaced()),
             Self::Registry(command) => command.run(context).await,
             Self::System(command) => command.run(context).await,
             Self::SystemFlat(command) => command.run(context).await,
         }
+    }
+}
+
+/// What stands after `daemon` when something stands before it. `main` starts daemons, before any thread exists, and knows them
+/// by their first word.
+#[derive(Debug, Args)]
+pub(super) struct DaemonArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    options: Vec<String>,
+}
+
+impl DaemonArgs {
+    fn misplaced(&self) -> Error {
+        let options = self.options.iter().map(|option| format!(" {option}")).collect::<String>();
+        Error::invalid(format!("options of a daemon come after the word: kiln daemon{options} [OPTIONS]"))
     }
 }
 
@@ -101,10 +145,9 @@ impl Context {
     /// else an engine child.
     pub(super) fn new(global: &Global) -> Result<Self> {
         let environment = Environment::of_process();
-        let flags = Flags { config: global.config.clone(), root: global.root.clone(), host: global.host.clone() };
-        let config = Config::load(&flags, &environment)?;
+        let config = Config::load(&global.flags(), &environment)?;
         let endpoint = match &config.host {
-            Some(host) => host.parse()?,
+            Some(host) => named_endpoint(host, config.tls.as_ref())?,
             None => default_endpoint(global, &config, &environment),
         };
         Ok(Self { client: Client::new(Dialer::new(endpoint)?), environment })
@@ -114,6 +157,12 @@ impl Context {
     pub(super) fn close(&self) {
         self.client.dialer().close(Duration::from_secs(10));
     }
+}
+
+fn named_endpoint(host: &str, tls: Option<&config::TlsFiles>) -> Result<Endpoint> {
+    let endpoint: Endpoint = host.parse()?;
+    let Some(config::TlsFiles { ca: Some(ca), cert, key }) = tls.cloned() else { return Ok(endpoint) };
+    Ok(endpoint.with_tls(TlsFiles { ca, pair: cert.zip(key) }))
 }
 
 /// A daemon is asked only when nothing says where things are to be kept: it may keep them elsewhere.

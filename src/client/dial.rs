@@ -6,15 +6,20 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::error::{Error, Result, ResultExt as _};
 use crate::sys::socket;
+use crate::tls;
 
 /// The first argument that makes this binary an engine child; no command has such a name.
 pub const ENGINE_ROLE: &str = "-engine";
@@ -26,8 +31,30 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// A daemon's TCP address, `host:port`.
     Tcp(String),
+    /// The same, over TLS.
+    Tls(String, TlsFiles),
     /// No daemon: this binary, started as an engine child with these arguments.
     Child(Vec<OsString>),
+}
+
+/// Certificates and a key, PEM files, that make a connection over TCP trusted on both sides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The authority that vouches for the daemon.
+    pub ca: PathBuf,
+    /// The certificate to show, and its key.
+    pub pair: Option<(PathBuf, PathBuf)>,
+}
+
+impl Endpoint {
+    /// Makes a TCP address one that is spoken to over TLS; others stay as they are.
+    #[must_use]
+    pub fn with_tls(self, files: TlsFiles) -> Self {
+        match self {
+            Self::Tcp(address) => Self::Tls(address, files),
+            other => other,
+        }
+    }
 }
 
 impl std::str::FromStr for Endpoint {
@@ -53,7 +80,7 @@ impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Tcp(address) => write!(f, "tcp://{address}"),
+            Self::Tcp(address) | Self::Tls(address, _) => write!(f, "tcp://{address}"),
             Self::Child(_) => f.write_str("an engine of this command's own"),
         }
     }
@@ -63,6 +90,7 @@ impl std::fmt::Display for Endpoint {
 #[derive(Debug)]
 pub struct Dialer {
     endpoint: Endpoint,
+    tls: Option<Arc<ClientConfig>>,
     child: Option<Mutex<EngineChild>>,
 }
 
@@ -76,13 +104,15 @@ impl Dialer {
     /// Prepares to open streams; starts the engine child, if that is the endpoint. Needs no runtime.
     ///
     /// # Errors
-    /// When the child cannot be started.
+    /// When the child cannot be started; `InvalidArgument` for certificates that cannot be read.
     pub fn new(endpoint: Endpoint) -> Result<Self> {
-        let child = match &endpoint {
-            Endpoint::Child(args) => Some(Mutex::new(EngineChild::start(args)?)),
-            Endpoint::Unix(_) | Endpoint::Tcp(_) => None,
-        };
-        Ok(Self { endpoint, child })
+        let (mut child, mut tls) = (None, None);
+        match &endpoint {
+            Endpoint::Child(args) => child = Some(Mutex::new(EngineChild::start(args)?)),
+            Endpoint::Tls(_, files) => tls = Some(client_config(files)?),
+            Endpoint::Unix(_) | Endpoint::Tcp(_) => {}
+        }
+        Ok(Self { endpoint, tls, child })
     }
 
     /// Returns where streams lead.
@@ -98,13 +128,11 @@ impl Dialer {
     pub async fn open(&self) -> Result<Stream> {
         match &self.endpoint {
             Endpoint::Unix(path) => connect_unix(path).await,
-            Endpoint::Tcp(address) => match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    Ok(Stream::Tcp(stream))
-                }
-                Err(error) => Err(unavailable(&format!("tcp://{address}"), error)),
-            },
+            Endpoint::Tcp(address) => connect_tcp(address).await.map(Stream::Tcp),
+            Endpoint::Tls(address, _) => {
+                let config = self.tls.as_ref().expect("the certificates were read with the dialer");
+                connect_tls(address, config).await
+            }
             Endpoint::Child(_) => {
                 let child = self.child.as_ref().expect("the child was started with the dialer");
                 let stream = child.lock().expect("no panic happens while the lock is held").open()?;
@@ -127,6 +155,40 @@ async fn connect_unix(path: &Path) -> Result<Stream> {
         Ok(stream) => Ok(Stream::Unix(stream)),
         Err(error) => Err(unavailable(&format!("unix://{}", path.display()), error)),
     }
+}
+
+async fn connect_tcp(address: &str) -> Result<TcpStream> {
+    match TcpStream::connect(address).await {
+        Ok(stream) => {
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        }
+        Err(error) => Err(unavailable(&format!("tcp://{address}"), error)),
+    }
+}
+
+async fn connect_tls(address: &str, config: &Arc<ClientConfig>) -> Result<Stream> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
+        .map_err(|error| Error::invalid(format!("invalid host name in tcp://{address}")).with_source(error))?;
+    let stream = connect_tcp(address).await?;
+    let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await.map_err(|error| {
+        Error::unavailable(format!("cannot connect to the engine at tcp://{address} over TLS")).with_source(error)
+    })?;
+    Ok(Stream::Tls(Box::new(stream)))
+}
+
+fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
+    let builder = ClientConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()
+        .expect("ring supports the default TLS versions")
+        .with_root_certificates(tls::read_authorities(&files.ca)?);
+    let Some((cert, key)) = &files.pair else { return Ok(Arc::new(builder.with_no_client_auth())) };
+    let (chain, private) = tls::read_pair(cert, key)?;
+    let config = builder.with_client_auth_cert(chain, private).map_err(|error| {
+        Error::invalid(format!("certificate {} and key {}", cert.display(), key.display())).with_source(error)
+    })?;
+    Ok(Arc::new(config))
 }
 
 fn unavailable(address: &str, error: std::io::Error) -> Error {
@@ -187,6 +249,8 @@ pub enum Stream {
     Unix(UnixStream),
     /// Over TCP.
     Tcp(TcpStream),
+    /// Over TLS.
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl AsyncRead for Stream {
@@ -194,6 +258,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -203,6 +268,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -210,6 +276,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -217,6 +284,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -10,7 +10,7 @@ mod query;
 mod session;
 
 pub use build::{Builder, Refused};
-pub use dial::{Dialer, ENGINE_ROLE, Endpoint};
+pub use dial::{Dialer, ENGINE_ROLE, Endpoint, TlsFiles};
 pub use http::{Client, Hijacked, Lines, newest_api};
 pub use query::Query;
 pub use session::{Lookup, Offer, Session};

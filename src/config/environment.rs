@@ -11,14 +11,19 @@ use crate::error::{Error, Result};
 /// Every variable that is looked at. Others are not even copied: they may hold secrets.
 const NAMES: &[&str] = &[
     "ALL_PROXY",
+    "DOCKER_CERT_PATH",
     "DOCKER_CONFIG",
     "DOCKER_HOST",
+    "DOCKER_TLS_VERIFY",
     "HOME",
     "HTTPS_PROXY",
     "HTTP_PROXY",
     "KILN_CONFIG",
     "KILN_HOST",
     "KILN_ROOT",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "NOTIFY_SOCKET",
     "NO_PROXY",
     "PATH",
     "REGISTRY_AUTH_FILE",
@@ -103,13 +108,13 @@ impl Environment {
         self.path("XDG_CONFIG_HOME").or_else(|| Some(self.path("HOME")?.join(".config")))
     }
 
-    /// Returns the socket a daemon listens on unless told otherwise: `/run/kiln.sock`, or one in an ordinary user's runtime
+    /// Returns the socket a daemon listens on unless told otherwise: `/run/kiln/kiln.sock`, or one in an ordinary user's runtime
     /// directory.
     #[must_use]
     pub fn default_socket(&self) -> PathBuf {
         match (self.user, self.path("XDG_RUNTIME_DIR")) {
-            (User::Ordinary, Some(dir)) => dir.join("kiln.sock"),
-            _ => PathBuf::from("/run/kiln.sock"),
+            (User::Ordinary, Some(dir)) => dir.join("kiln/kiln.sock"),
+            _ => PathBuf::from("/run/kiln/kiln.sock"),
         }
     }
 

@@ -8,7 +8,12 @@
 //!
 //! ```toml
 //! root = "/srv/kiln"                       # --root, KILN_ROOT
-//! host = "unix:///run/kiln.sock"           # --host, KILN_HOST, DOCKER_HOST
+//! host = "unix:///run/kiln/kiln.sock"      # --host, KILN_HOST, DOCKER_HOST
+//!
+//! [daemon]                                 # where `kiln daemon` listens
+//! hosts = ["unix:///run/kiln/kiln.sock", "tcp://0.0.0.0:2376"]
+//! group = "kiln"                           # who may use the unix socket
+//! tls = { ca = "ca.pem", cert = "cert.pem", key = "key.pem" }
 //!
 //! [registry."docker.io"]                   # the keys of buildkitd.toml
 //! mirrors = ["mirror.example.com", "http://cache.example.com:5000/hub"]
@@ -37,6 +42,7 @@
 //! ```
 
 mod credentials;
+mod daemon;
 pub mod docker;
 mod document;
 mod environment;
@@ -48,6 +54,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 pub use credentials::{AuthConfig, Credentials, Secret};
+pub use daemon::{Daemon, TlsFiles};
 pub use environment::{Environment, User};
 pub use proxy::Proxies;
 pub use registries::{HostConfig, KeyPair, Mirror, Registries, Scheme, Transfer, domain_of};
@@ -71,6 +78,10 @@ pub struct Flags {
     pub root: Option<PathBuf>,
     /// `--host`.
     pub host: Option<String>,
+    /// `--tlsverify`.
+    pub tlsverify: bool,
+    /// `--tlscacert`, `--tlscert` and `--tlskey`.
+    pub tls: TlsFiles,
 }
 
 /// How container logs are kept.
@@ -98,8 +109,12 @@ pub struct Dns {
 pub struct Config {
     /// The directory everything is kept under; absolute.
     pub root: PathBuf,
-    /// The daemon to speak to, such as `unix:///run/kiln.sock`, when one was named.
+    /// The daemon to speak to, such as `unix:///run/kiln/kiln.sock`, when one was named.
     pub host: Option<String>,
+    /// What a TCP connection to a daemon is secured with; `None` for plain TCP.
+    pub tls: Option<TlsFiles>,
+    /// What a daemon needs.
+    pub daemon: Daemon,
     /// What the registry client needs.
     pub registries: Registries,
     /// Container logs.
@@ -137,10 +152,34 @@ impl Config {
         Ok(Self {
             root,
             host: flags.host.clone().or(named).or(file.host),
+            tls: client_tls(flags, environment)?,
+            daemon: file.daemon,
             registries: Registries::new(file.registries, certs_dirs, proxies, file.transfer.finish()),
             log: file.log,
             dns: file.dns,
         })
+    }
+}
+
+/// Reads docker's flags and variables: `--tlsverify` or `DOCKER_TLS_VERIFY` (anything but empty) asks for TLS, and files that are
+/// not named are `ca.pem`, `cert.pem` and `key.pem` of `DOCKER_CERT_PATH`, else of docker's directory. The key pair may be absent.
+fn client_tls(flags: &Flags, environment: &Environment) -> Result<Option<TlsFiles>> {
+    let asked = environment.text(&["DOCKER_TLS_VERIFY"])?.is_some_and(|value| !value.is_empty());
+    if !flags.tlsverify && !asked && flags.tls.is_empty() {
+        return Ok(None);
+    }
+    let dir = environment.path("DOCKER_CERT_PATH").or_else(|| environment.path("DOCKER_CONFIG"));
+    let dir = dir.or_else(|| Some(environment.path("HOME")?.join(".docker")));
+    let file = |name: &str| dir.as_ref().map(|dir| dir.join(name));
+    let existing = |name: &str| file(name).filter(|path| path.exists());
+    let usual = TlsFiles { ca: file("ca.pem"), cert: existing("cert.pem"), key: existing("key.pem") };
+    let files = flags.tls.clone().or(usual);
+    match (&files.ca, &files.cert, &files.key) {
+        (Some(_), Some(_), Some(_)) | (Some(_), None, None) => Ok(Some(files)),
+        (None, _, _) => {
+            Err(Error::invalid("TLS needs an authority to trust: give --tlscacert or set DOCKER_CERT_PATH"))
+        }
+        _ => Err(Error::invalid("a client certificate and its key go together: give both --tlscert and --tlskey")),
     }
 }
 
@@ -185,6 +224,7 @@ fn certs_dirs(environment: &Environment) -> Vec<PathBuf> {
 struct File {
     root: Option<PathBuf>,
     host: Option<String>,
+    daemon: Daemon,
     registries: Hosts,
     transfer: TransferFile,
     log: Log,
@@ -207,6 +247,7 @@ impl File {
         let file = Self {
             root: top.take("root").map(|v| v.path()).transpose()?,
             host: top.take("host").map(|v| v.string()).transpose()?,
+            daemon: top.take("daemon").map(|v| Daemon::read(v.table()?)).transpose()?.unwrap_or_default(),
             registries: top.take("registry").map(|v| Hosts::read(v.table()?)).transpose()?.unwrap_or_default(),
             transfer: top.take("transfer").map(|v| TransferFile::read(v.table()?)).transpose()?.unwrap_or_default(),
             log: top.take("log").map(|v| Log::read(v.table()?)).transpose()?.unwrap_or_default(),
@@ -220,6 +261,7 @@ impl File {
     fn overlay(&mut self, over: Self) {
         self.root = over.root.or(self.root.take());
         self.host = over.host.or(self.host.take());
+        self.daemon.overlay(over.daemon);
         self.registries.overlay(over.registries);
         self.transfer = over.transfer.or(self.transfer);
         self.log.max_size_bytes = over.log.max_size_bytes.or(self.log.max_size_bytes);

@@ -45,6 +45,9 @@ fn every_key_reaches_the_configuration() {
     assert_eq!(config.registries.host("registry.example.com:5000"), expected);
     assert_eq!(config.registries.transfer, Transfer { downloads: 3, uploads: 2, attempts: 9 });
     assert_eq!(config.log, Log { max_size_bytes: Some(10_000_000), max_files: Some(3) });
+    assert_eq!((config.daemon.hosts.len(), config.daemon.group.as_deref()), (2, Some("kiln")));
+    assert_eq!(config.daemon.tls.ca, Some(testdata("ca.pem")));
+    assert_eq!(config.daemon.tls.cert.as_deref(), Some(Path::new("/etc/kiln/cert.pem")));
     assert_eq!(config.dns.nameservers.len(), 2);
     assert_eq!((config.dns.search.len(), config.dns.options.len()), (1, 1));
 }
@@ -58,6 +61,7 @@ fn flags_win_over_the_environment_and_the_environment_over_files() {
         config: Some(testdata("full.toml")),
         root: Some(PathBuf::from("/flag")),
         host: Some("tcp://flag".to_owned()),
+        ..Flags::default()
     };
     let config = Config::load(&flags, &Environment::of(User::Root, &environment)).unwrap();
     assert_eq!((config.root.as_path(), config.host.as_deref()), (Path::new("/flag"), Some("tcp://flag")));
@@ -98,4 +102,27 @@ fn a_file_that_was_named_must_exist() {
     let environment = Environment::of(User::Root, &[("KILN_CONFIG", "/does/not/exist.toml")]);
     let error = Config::load(&Flags::default(), &environment).unwrap_err();
     assert!(error.to_string().contains("/does/not/exist.toml"), "{error}");
+}
+
+#[test]
+fn tls_is_asked_for_as_docker_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let tls = |flags: &Flags, variables: &[(&str, &str)]| {
+        let config = Config::load(flags, &Environment::of(User::Root, variables));
+        config.map(|config| config.tls)
+    };
+    let flags = Flags { config: Some(testdata("full.toml")), ..Flags::default() };
+    let path = dir.path().to_str().unwrap();
+    assert_eq!(tls(&flags, &[("DOCKER_CERT_PATH", path)]).unwrap(), None, "nothing asks for it");
+    let asked = [("DOCKER_TLS_VERIFY", "1"), ("DOCKER_CERT_PATH", path)];
+    let without_pair = TlsFiles { ca: Some(dir.path().join("ca.pem")), ..TlsFiles::default() };
+    assert_eq!(tls(&flags, &asked).unwrap(), Some(without_pair));
+    for name in ["cert.pem", "key.pem"] {
+        std::fs::write(dir.path().join(name), "").unwrap();
+    }
+    let files = tls(&flags, &asked).unwrap().unwrap();
+    assert_eq!((files.cert, files.key), (Some(dir.path().join("cert.pem")), Some(dir.path().join("key.pem"))));
+    let half = TlsFiles { ca: Some("ca".into()), cert: Some("cert".into()), key: None };
+    let half = Flags { tls: half, ..flags };
+    assert!(tls(&half, &[("HOME", "/nonexistent")]).unwrap_err().to_string().contains("both --tlscert and --tlskey"));
 }

@@ -1,21 +1,20 @@
 //! TLS towards registries: whom to trust and which certificate to show.
 //!
-//! rustls with ring, set up explicitly: nothing depends on a process-wide provider. The system's authorities are read once,
-//! when the first connection needs them; a host that has none gets Mozilla's list, compiled in.
+//! The system's authorities are read once, when the first connection needs them; a host that has none gets Mozilla's list,
+//! compiled in.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use crate::config::{HostConfig, KeyPair};
+use crate::config::HostConfig;
 use crate::error::{Error, Result};
+use crate::tls::{bad_file, provider, read_certificates, read_pair};
 
 /// Reads the authorities the system trusts, or those `SSL_CERT_FILE` and `SSL_CERT_DIR` name, as programs with OpenSSL do.
 /// Blocking, 2 to 45 ms.
@@ -46,7 +45,7 @@ pub(super) fn client_config(host: &HostConfig, roots: &Arc<RootCertStore>) -> Re
     let mut config = match host.keypairs.as_slice() {
         [] => builder.with_no_client_auth(),
         [pair] => {
-            let (chain, key) = read_pair(pair)?;
+            let (chain, key) = read_pair(&pair.cert, &pair.key)?;
             builder.with_client_auth_cert(chain, key).map_err(|error| {
                 Error::invalid(format!("client certificate {} and key {}", pair.cert.display(), pair.key.display()))
                     .with_source(error)
@@ -64,34 +63,10 @@ pub(super) fn client_config(host: &HostConfig, roots: &Arc<RootCertStore>) -> Re
     Ok(config)
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
 fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
     ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("ring supports the default TLS versions")
-}
-
-fn bad_file(file: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::invalid(format!("read certificates from {}", file.display())).with_source(error)
-}
-
-fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let certificates = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let certificates = certificates.map_err(|error| bad_file(file, error))?;
-    if certificates.is_empty() {
-        return Err(Error::invalid(format!("{}: the file holds no certificate in PEM form", file.display())));
-    }
-    Ok(certificates)
-}
-
-fn read_pair(pair: &KeyPair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
-    let key = PrivateKeyDer::from_pem_file(&pair.key).map_err(|error| {
-        Error::invalid(format!("read a private key from {}", pair.key.display())).with_source(error)
-    })?;
-    Ok((read_certificates(&pair.cert)?, key))
 }
 
 /// Which servers are trusted.

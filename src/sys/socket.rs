@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -43,6 +43,18 @@ pub fn recv_fd(socket: impl AsFd) -> std::io::Result<Option<OwnedFd>> {
     });
     let missing = || std::io::Error::new(std::io::ErrorKind::InvalidData, "expected a file descriptor");
     rights.map(Some).ok_or_else(missing)
+}
+
+/// Takes over a descriptor that this process was started with, and keeps it from programs it starts.
+///
+/// # Errors
+/// When there is no such descriptor.
+pub fn inherit(fd: RawFd) -> Result<OwnedFd> {
+    // SAFETY: the call only looks whether the number is an open descriptor, and fails otherwise.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
+    // A copy, so that nobody else can own the same number: the original stays open until the process ends.
+    Ok(rustix::io::fcntl_dupfd_cloexec(borrowed, fd)?)
 }
 
 #[cfg(test)]

@@ -1,0 +1,65 @@
+//! A daemon: the Engine API on unix and TCP sockets, until it is told to stop.
+
+mod address;
+mod arguments;
+mod listen;
+mod notify;
+mod tls;
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use arguments::Arguments;
+
+use crate::api::Server;
+use crate::config::{Config, Environment};
+use crate::engine::Engine;
+use crate::error::Result;
+use address::Address;
+use arguments::Settings;
+use listen::Listener;
+use notify::Supervisor;
+
+/// How long running work has to be cancelled in, once the daemon is told to stop.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Serves until SIGTERM or SIGINT; a second signal ends the process at once. Blocking.
+///
+/// # Errors
+/// When the settings are wrong, the root cannot be opened or an address cannot be listened on.
+pub fn run(arguments: Arguments, environment: &Environment) -> Result<()> {
+    let config = Config::load(&arguments.flags(), environment)?;
+    let settings = Settings::merge(arguments, &config.daemon, environment)?;
+    // Before the engine is opened: a wrong address or certificate is the likelier mistake, and costs nothing to find.
+    let tls = settings.tls.as_ref().map(tls::config).transpose()?;
+    let supervisor = Supervisor::from_environment(environment)?;
+    let engine = Engine::open(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        engine.keep_durable();
+        let mut listeners = Vec::new();
+        for address in &settings.hosts {
+            listeners.extend(Listener::open(address, &settings, tls.as_ref(), environment)?);
+        }
+        let server = Server::new(engine.clone());
+        for listener in &listeners {
+            eprintln!("kiln: listening on {listener}");
+            listener.serve(server.clone(), engine.tasks());
+        }
+        supervisor.ready();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        supervisor.stopping();
+        tokio::select! {
+            () = engine.shutdown(GRACE) => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,177 @@
+//! End-to-end tests of the daemon: where it listens, who may speak to it, and how it stops.
+
+mod support;
+
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::{Kiln, PATIENCE, Run, Running, eventually, is_installed, is_root};
+
+/// A daemon on sockets of its own.
+struct Daemon {
+    process: Running,
+    kiln: Kiln,
+}
+
+impl Daemon {
+    /// Starts one and waits until it says that it listens.
+    fn start(args: &[&str]) -> Option<Self> {
+        is_root().then(|| {
+            let kiln = Kiln::new();
+            let mut process = run(&kiln, args).within(Duration::from_secs(600)).spawn();
+            process.until_it_says("listening on");
+            Self { process, kiln }
+        })
+    }
+
+    /// Where it says that it listens.
+    fn host(&self) -> String {
+        let line = self.process.said();
+        let at = line.find("listening on ").expect("the daemon listens") + "listening on ".len();
+        line[at..].lines().next().expect("a line").to_owned()
+    }
+}
+
+fn run(kiln: &Kiln, args: &[&str]) -> Run {
+    Run::new(support::KILN).arg("daemon").arg("--root").arg(kiln.root()).args(args).env("HOME", kiln.home())
+}
+
+/// An authority, and a certificate with its key for the daemon and for clients, as `openssl` makes them.
+struct Certificates(PathBuf);
+
+impl Certificates {
+    fn make(dir: &Path) -> Self {
+        let openssl = |args: &str| {
+            let args = args.replace("DIR", dir.to_str().expect("a path of letters"));
+            Run::new("openssl").args(args.split_whitespace()).ok();
+        };
+        openssl(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=ca -keyout DIR/ca.key -out DIR/ca.pem",
+        );
+        std::fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1").expect("write a file");
+        for name in ["server", "client"] {
+            openssl(&format!(
+                "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout DIR/{name}.key -out DIR/{name}.csr"
+            ));
+            openssl(&format!(
+                "x509 -req -days 2 -in DIR/{name}.csr -CA DIR/ca.pem -CAkey DIR/ca.key -CAcreateserial -extfile DIR/names -out DIR/{name}.pem"
+            ));
+        }
+        Self(dir.to_owned())
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+#[test]
+fn privileged_the_socket_is_for_its_owner_and_group_and_goes_with_the_daemon() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("deep/er/kiln.sock");
+    let host = format!("unix://{}", socket.display());
+    let daemon = Daemon::start(&["-H", &host, "--group", "12345"]).unwrap();
+    let metadata = socket.metadata().unwrap();
+    assert_eq!((metadata.permissions().mode() & 0o7777, metadata.gid()), (0o660, 12345));
+    let version = Run::new(support::KILN).args(["-H", &host, "version"]).ok();
+    assert!(version.contains("Server"), "{version}");
+    let second = run(&daemon.kiln, &["-H", &host]).fails();
+    assert!(second.stderr.contains("another daemon listens"), "{}", second.stderr);
+    daemon.process.signal(Signal::TERM);
+    assert_eq!(daemon.process.wait().code, 0);
+    assert!(!socket.exists(), "the socket stayed behind");
+}
+
+#[test]
+fn privileged_a_socket_that_a_killed_daemon_left_is_taken_over() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = format!("unix://{}", dir.path().join("kiln.sock").display());
+    let killed = Daemon::start(&["-H", &host]).unwrap();
+    killed.process.kill();
+    let _next = Daemon::start(&["-H", &host]).unwrap();
+    Run::new(support::KILN).args(["-H", &host, "version"]).ok();
+}
+
+#[test]
+fn tcp_without_certificates_is_refused_unless_the_user_insists() {
+    let kiln = Kiln::new();
+    let refused = run(&kiln, &["-H", "tcp://127.0.0.1:0"]).fails();
+    assert!(refused.stderr.contains("--tlsverify=false"), "{}", refused.stderr);
+    let Some(daemon) = Daemon::start(&["-H", "tcp://127.0.0.1:0", "--tlsverify=false"]) else { return };
+    Run::new(support::KILN).args(["-H", &daemon.host(), "version"]).ok();
+}
+
+#[test]
+fn privileged_over_tls_only_clients_with_a_certificate_are_served() {
+    if !is_root() || !is_installed("openssl", "openssl") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let certificates = Certificates::make(dir.path());
+    let path = |name: &str| certificates.path(name);
+    let (ca, cert, key) = (path("ca.pem"), path("server.pem"), path("server.key"));
+    let args = ["-H", "tcp://127.0.0.1:0", "--tlscacert", &ca, "--tlscert", &cert, "--tlskey", &key];
+    let daemon = Daemon::start(&args).unwrap();
+    let host = daemon.host();
+    let client = || Run::new(support::KILN).args(["-H", &host]).env("HOME", daemon.kiln.home());
+    let (cert, key) = (path("client.pem"), path("client.key"));
+    client().args(["--tlscacert", &ca, "--tlscert", &cert, "--tlskey", &key, "version"]).ok();
+    client().args(["--tlscacert", &ca, "version"]).fails();
+    client().arg("version").fails();
+    if is_installed("docker", "docker.io") {
+        let docker = Run::new("docker").args(["-H", &host, "--tlsverify", "--tlscacert", &ca]);
+        let version = docker.args(["--tlscert", &cert, "--tlskey", &key, "version"]).ok();
+        assert!(version.contains("Server"), "{version}");
+    }
+}
+
+#[test]
+fn privileged_a_supervisor_may_pass_sockets_and_hears_of_the_start() {
+    if !is_root() {
+        return;
+    }
+    let kiln = Kiln::new();
+    let (path, told) = (kiln.scratch().join("kiln.sock"), kiln.scratch().join("notify"));
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let supervisor = std::os::unix::net::UnixDatagram::bind(&told).unwrap();
+    supervisor.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut process = activated(&kiln, &listener, &told);
+    let mut word = [0; 64];
+    let length = supervisor.recv(&mut word).unwrap();
+    assert_eq!(&word[..length], b"READY=1");
+    let host = format!("unix://{}", path.display());
+    Run::new(support::KILN).args(["-H", &host, "version"]).ok();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&process), Signal::TERM).unwrap();
+    let status = eventually("the daemon's end", PATIENCE, || process.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+    assert!(path.exists(), "the socket belongs to the supervisor");
+}
+
+/// Starts a daemon the way a supervisor does, with the listener as descriptor 3.
+fn activated(kiln: &Kiln, listener: &std::os::unix::net::UnixListener, notify: &Path) -> Child {
+    let inherited = rustix::io::fcntl_dupfd_cloexec(listener, 10).unwrap();
+    // A shell does what a test may not do between fork and exec: it moves the descriptor.
+    let script = format!("exec 3<&{fd} \"$@\"", fd = inherited.as_raw_fd());
+    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty()).unwrap();
+    let mut command = Command::new("bash");
+    command.args(["-c", &script, "sh", support::KILN, "daemon", "-H", "fd://", "--root"]).arg(kiln.root());
+    command.env("LISTEN_FDS", "1").env_remove("LISTEN_PID").env("NOTIFY_SOCKET", notify).env("HOME", kiln.home());
+    command.stdout(Stdio::null()).process_group(0).spawn().unwrap()
+}
+
+#[test]
+fn fd_without_a_supervisor_says_what_is_missing() {
+    let refused = run(&Kiln::new(), &["-H", "fd://"]).without_env("LISTEN_FDS").fails();
+    assert!(refused.stderr.contains("LISTEN_FDS"), "{}", refused.stderr);
+}
