@@ -70,6 +70,15 @@ impl Resolved {
     pub fn is_remote(&self) -> bool {
         matches!(self.origin, Origin::Remote(_))
     }
+
+    /// Returns the digest of the image's manifest, or its id when it never had one.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        match &self.origin {
+            Origin::Local(image) => image.record.manifest.unwrap_or(self.id),
+            Origin::Remote(remote) => remote.manifest.digest,
+        }
+    }
 }
 
 impl Images {

@@ -1,10 +1,13 @@
 //! One build from request to answer.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use kiln_graph::{Edge, VertexId};
 
-use super::Solver;
+use super::attest::{Attest, Facts, Survey};
 use super::cache;
 use super::contexts::Locals;
 use super::export::{Export, Product, Variant};
@@ -15,6 +18,7 @@ use super::options::Options;
 use super::progress::Progress;
 use super::request::{BuildRequest, Built};
 use super::value::{FileSystem, Value};
+use super::{ProvenanceMode, Solver};
 use crate::error::{Error, Result};
 use crate::registry::{Client, Credentials, Notes, Provider};
 use crate::store::SnapshotId;
@@ -54,8 +58,27 @@ impl Solver {
             request_limits: options.limits.clone(),
             keep_failed: request.keep_failed,
         };
-        let Frontend { graph, targets, epoch_s, images, ignore } =
-            Box::pin(Surroundings::of(&shared).lower(&request, &options)).await?;
+        let around = Surroundings::of(&shared);
+        let Frontend { mut graph, targets, epoch_s, mut images, ignore } =
+            Box::pin(around.lower(&request, &options)).await?;
+        let (surveys, scanner) =
+            around.surveys(options.attest.sbom.as_ref(), options.resolve, &mut graph, &targets).await?;
+        images.extend(scanner.map(|image| (image.id, image)));
+        let facts = Facts {
+            frontend: request.frontend,
+            attrs: request.attrs,
+            filename: options.filename,
+            local_file: request.dockerfile.is_none() && options.elsewhere.is_none(),
+            started_ns: shared.progress.now_ns(),
+            epoch_ns: epoch_s.map(|seconds| seconds.saturating_mul(1_000_000_000)),
+        };
+        let order = Order {
+            targets: targets.into_iter().zip(surveys).collect(),
+            attest: options.attest,
+            facts,
+            record: request.record_provenance,
+            multi_platform: options.multi_platform,
+        };
         let locals = Locals {
             paths: request.locals,
             context: options.context,
@@ -65,8 +88,7 @@ impl Solver {
         let cancel = Cancel::new();
         let _given_up = cancel.on_drop();
         let job = Job::of(&shared, graph, images, locals, cancel.clone());
-        let epoch_ns = epoch_s.map(|seconds| seconds.saturating_mul(1_000_000_000));
-        let result = job.solve(targets, &exports, options.multi_platform, epoch_ns).await;
+        let result = job.solve(order, &exports).await;
         let finished = job.finish().await;
         let built = result?;
         finished?;
@@ -89,6 +111,18 @@ impl Solver {
     }
 }
 
+/// What is to be made of a job's graph.
+struct Order {
+    /// One for each platform, with what is scanned of it.
+    targets: Vec<(Target, Survey)>,
+    attest: Attest,
+    facts: Facts,
+    /// Whether provenance is part of the answer.
+    record: Option<ProvenanceMode>,
+    /// Whether it is exported as one for several platforms.
+    multi_platform: bool,
+}
+
 impl Job {
     /// Does what is not known yet of what these vertices need.
     ///
@@ -103,29 +137,46 @@ impl Job {
     }
 
     /// Does what is not known yet, and exports the result.
-    async fn solve(
-        self: &Arc<Self>,
-        targets: Vec<Target>,
-        exports: &[Export],
-        multi_platform: bool,
-        epoch_ns: Option<i64>,
-    ) -> Result<Built, Failure> {
-        let roots: Vec<_> = targets.iter().filter_map(|target| target.root).map(|edge| edge.vertex).collect();
-        self.carry_out(roots).await?;
+    async fn solve(self: &Arc<Self>, order: Order, exports: &[Export]) -> Result<Built, Failure> {
+        let Order { targets, attest, facts, record, multi_platform } = order;
+        let edges = targets.iter().flat_map(|(target, survey)| target.root.into_iter().chain(survey.roots()));
+        self.carry_out(edges.map(|edge| edge.vertex).collect()).await?;
         let mut built = Built::default();
+        if let Some(mode) = record {
+            built.response = self.record(mode, &facts, &targets, multi_platform).await?;
+        }
         if exports.is_empty() {
             return Ok(built);
         }
         let mut variants = Vec::new();
-        for Target { platform, root, config } in targets {
-            let snapshot = self.result(root).await?;
-            variants.push(Variant { platform, config, snapshot, attestations: Vec::new() });
+        for (target, survey) in targets {
+            let snapshot = self.result(target.root).await?;
+            let attestations = self.attest(&attest, &facts, &target, &survey, snapshot).await?;
+            let Target { platform, config, .. } = target;
+            variants.push(Variant { platform, config, snapshot, attestations });
         }
-        let product = Arc::new(Product { variants, multi_platform, epoch_ns });
+        let product = Arc::new(Product { variants, multi_platform, epoch_ns: facts.epoch_ns });
         for export in exports {
             built.response.extend(self.export(export, &product).await?);
         }
         Ok(built)
+    }
+
+    /// Writes what buildx's metadata file says about where the result is from.
+    async fn record(
+        self: &Arc<Self>,
+        mode: ProvenanceMode,
+        facts: &Facts,
+        targets: &[(Target, Survey)],
+        multi_platform: bool,
+    ) -> Result<BTreeMap<String, String>> {
+        let mut response = BTreeMap::new();
+        for (target, _) in targets {
+            let made = self.recorded_provenance(mode, facts, target).await?;
+            let platform = if multi_platform { format!("/{}", target.platform) } else { String::new() };
+            response.insert(format!("buildx.build.provenance{platform}"), STANDARD.encode(&made.predicate));
+        }
+        Ok(response)
     }
 
     /// Returns the snapshot of a target, identified.

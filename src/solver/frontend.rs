@@ -58,6 +58,8 @@ pub(super) struct Target {
     pub(super) root: Option<Edge>,
     /// The image's configuration, without `rootfs` and `created`.
     pub(super) config: ImageConfig,
+    /// What an SBOM is asked for besides: names and file systems.
+    pub(super) scan: Vec<(String, Edge)>,
 }
 
 /// What is read before lowering.
@@ -112,8 +114,10 @@ impl<'a> Surroundings<'a> {
                 self.warn(source, &inputs.file, &lowered.warnings);
             }
             let ids = graph.absorb(lowered.graph);
-            let root = lowered.root.map(|edge| Edge { vertex: ids[edge.vertex.index()], ..edge });
-            targets.push(Target { platform: lowered.platform, root, config: lowered.config });
+            let here = |edge: Edge| Edge { vertex: ids[edge.vertex.index()], ..edge };
+            let (root, scan) =
+                (lowered.root.map(here), lowered.scan.into_iter().map(|(name, edge)| (name, here(edge))));
+            targets.push(Target { platform: lowered.platform, root, config: lowered.config, scan: scan.collect() });
             epoch_s = lowered.epoch_s;
         }
         Ok(Frontend { graph, targets, epoch_s, images: found.images, ignore: Arc::new(inputs.ignore) })

@@ -3,8 +3,10 @@
 //! A build goes through these files: [`request`] is what is asked for, `options` reads its attributes, `frontend` makes a graph
 //! of a Dockerfile, `plan` finds what is known of it (`identify` computes keys, `cache` keeps records), `driver` carries out
 //! what the `scheduler` decides about the rest, `ops` holds what steps do, `settle` gives their layers an identity and a record,
-//! and `export` makes the image. `remote` fetches repositories and files. `progress` is what watchers see meanwhile.
+//! `export` makes the image, and `attest` what is said about it. `remote` fetches repositories and files. `progress` is what
+//! watchers see meanwhile.
 
+mod attest;
 mod build;
 pub mod cache;
 pub mod changes;
@@ -43,6 +45,7 @@ use kiln_graph::Digest;
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub use attest::Mode as ProvenanceMode;
 pub use cache::SCHEMA;
 pub use failure::{Failure, Place};
 pub use remote::Material;

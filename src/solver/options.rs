@@ -6,6 +6,7 @@ use kiln_dockerfile::{NoCache, Remote};
 use kiln_graph::op::{GitSource, HttpSource, NetworkMode, ResolveMode, Ulimit};
 use kiln_graph::{Platform, Reference};
 
+use super::attest::{self, Attest};
 use super::elsewhere::Elsewhere;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::sandbox::{Limits, Swap};
@@ -43,6 +44,8 @@ pub(super) struct Options {
     pub(super) elsewhere: Option<Elsewhere>,
     /// The directory of a fetched context that is built from.
     pub(super) context_subdir: String,
+    /// What is to be said about the result.
+    pub(super) attest: Attest,
     /// The names of the local directories that hold the context and the Dockerfile.
     pub(super) context: String,
     pub(super) dockerfile: String,
@@ -82,6 +85,7 @@ impl Default for Options {
             limits: Limits::default(),
             elsewhere: None,
             context_subdir: String::new(),
+            attest: Attest::default(),
             context: super::contexts::CONTEXT.to_owned(),
             dockerfile: "dockerfile".to_owned(),
         }
@@ -150,6 +154,9 @@ impl Options {
     fn set_member(&mut self, family: &str, name: &str, value: &str, key: &str) -> Result<()> {
         match family {
             "build-arg" => {
+                if let Some(kind) = name.strip_prefix(attest::ARGUMENT) {
+                    self.attest.set(&kind.to_lowercase(), value)?;
+                }
                 self.build_args.insert(name.to_owned(), value.to_owned());
             }
             "label" => {
@@ -158,11 +165,9 @@ impl Options {
             "context" => {
                 self.contexts.insert(name.to_owned(), context_source(name, value)?);
             }
-            // Where sources are from is told to histories and provenance only, which there are none of yet; sessions and keys
-            // matter for directories that are transferred.
+            // Where sources are from is told by provenance only; sessions and keys matter for directories that are transferred.
             "vcs" | "local-sessionid" | "sharedkey" | "input-metadata" => {}
-            "attest" if value.split(',').any(|field| field == "disabled=true") => {}
-            "attest" => return Err(Error::unsupported(format!("attestations ({key}) are not supported yet"))),
+            "attest" => self.attest.set(name, value)?,
             _ => return Err(Error::unsupported(format!("the build option {key}={value} is not supported yet"))),
         }
         Ok(())
@@ -349,7 +354,7 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
-        for (key, value) in [("attest:sbom", ""), ("context:x", "target:x"), ("requestid", "frontend.lint")] {
+        for (key, value) in [("context:x", "target:x"), ("requestid", "frontend.lint")] {
             let error = parse(&[(key, value)]).unwrap_err();
             assert_eq!(error.kind(), crate::error::Kind::Unsupported, "{key}");
             assert!(error.to_string().contains(if value.is_empty() { key } else { value }), "{error}");

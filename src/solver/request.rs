@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::ProvenanceMode;
+
 /// One build.
 #[derive(Clone, Debug, Default)]
 pub struct BuildRequest {
@@ -22,6 +24,8 @@ pub struct BuildRequest {
     pub entitlements: Vec<String>,
     /// Whether a step that fails is kept as it stands; [`super::Failure::kept`] names it.
     pub keep_failed: bool,
+    /// Whether the answer holds provenance, whatever becomes of the result.
+    pub record_provenance: Option<ProvenanceMode>,
 }
 
 /// What becomes of a result.

@@ -20,6 +20,9 @@ pub const DOCKERFILE: &str = "kiln.dockerfile";
 /// The frontend attribute that asks with `true` to keep a step that fails as it stands: [`SolveDetail`] names it.
 pub const KEEP_FAILED: &str = "kiln.keep-failed";
 
+/// The frontend attribute that asks for provenance in the answer: `min` or `max`.
+pub const RECORD_PROVENANCE: &str = "kiln.record-provenance";
+
 /// What all attributes of Kiln's own begin with.
 pub const OWN_PREFIX: &str = "kiln.";
 

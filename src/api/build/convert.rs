@@ -10,9 +10,9 @@ use bytes::Bytes;
 use crate::api::serve::Peer;
 use crate::error::{Error, Result};
 use crate::solver::progress::{Event, Status, VertexState, Warning};
-use crate::solver::{BuildRequest, CacheRecord, Exporter, Failure, Place};
+use crate::solver::{BuildRequest, CacheRecord, Exporter, Failure, Place, ProvenanceMode};
 use crate::types::build::{
-    CacheOptions, DOCKERFILE, Detail, KEEP_FAILED, LOCAL_PREFIX, OWN_PREFIX, SolveDetail, SolveRequest, SourceDetail,
+    CacheOptions, DOCKERFILE, Detail, KEEP_FAILED, LOCAL_PREFIX, OWN_PREFIX, RECORD_PROVENANCE, SolveDetail, SolveRequest, SourceDetail,
     SourceFinding, SourcePosition, SourceRange, SourceText, StatusResponse, UsageRecord, Vertex, VertexDetail,
     VertexLog, VertexStatus, VertexWarning, encode_details, pb, timestamp,
 };
@@ -41,6 +41,12 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
     let dockerfile = dockerfile.map_err(|_| Error::invalid(format!("{DOCKERFILE} is not base64")))?;
     let locals = take_locals(&mut attrs)?;
     let keep_failed = attrs.remove(KEEP_FAILED).is_some_and(|value| value == "true");
+    let record_provenance = match attrs.remove(RECORD_PROVENANCE).as_deref() {
+        None => None,
+        Some("min") => Some(ProvenanceMode::Min),
+        Some("max") => Some(ProvenanceMode::Max),
+        Some(other) => return Err(Error::invalid(format!("{RECORD_PROVENANCE}={other}: expected min or max"))),
+    };
     if let Some(key) = attrs.keys().find(|key| key.starts_with(OWN_PREFIX)) {
         return Err(Error::invalid(format!("unknown attribute {key}")));
     }
@@ -59,6 +65,7 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
         dockerfile,
         entitlements: request.entitlements,
         keep_failed,
+        record_provenance,
     })
 }
 

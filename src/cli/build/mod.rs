@@ -1,5 +1,6 @@
 //! `build`: sends the build to the engine, offers it secrets and credentials meanwhile, and shows how it goes.
 
+mod attest;
 mod context;
 mod failure;
 mod offer;
@@ -77,6 +78,7 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
     let surroundings = Surroundings {
         proxies: docker.proxy_args(&context.client.endpoint().to_string()),
         epoch: std::env::var("SOURCE_DATE_EPOCH").ok().filter(|epoch| !epoch.is_empty()),
+        metadata_provenance: std::env::var("BUILDX_METADATA_PROVENANCE").ok().filter(|mode| !mode.is_empty()),
     };
     let mut request = request::request(args, sources, surroundings)?;
     let reference = identifier()?;

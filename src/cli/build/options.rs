@@ -86,12 +86,15 @@ pub(in crate::cli) struct BuildArgs {
     /// How progress is shown
     #[arg(long, value_enum, env = "BUILDKIT_PROGRESS", default_value_t, value_name = "MODE")]
     pub(super) progress: Mode,
-    /// Provenance attestations, which are not made; only false is accepted
-    #[arg(long, value_name = "false", hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    /// Store provenance beside the image: true, mode=min or mode=max[,version=v1|v0.2][,builder-id=..]
+    #[arg(long, value_name = "KEY=VALUE,..", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(super) provenance: Option<String>,
-    /// Bills of material, which are not made; only false is accepted
-    #[arg(long, value_name = "false", hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    /// Store a list of the image's packages beside it: true or generator=IMAGE
+    #[arg(long, value_name = "KEY=VALUE,..", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(super) sbom: Option<String>,
+    /// Store an attestation beside the image: type=provenance|sbom[,KEY=VALUE,..]; may be repeated
+    #[arg(long = "attest", value_name = "KEY=VALUE,..")]
+    pub(super) attestations: Vec<String>,
     /// Directory that steps copy from, or - for a Dockerfile on standard input
     pub(super) context: PathBuf,
 }

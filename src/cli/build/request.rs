@@ -6,11 +6,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_graph::{Platform, Reference};
 
+use super::attest;
 use super::context::Sources;
 use super::options::BuildArgs;
 use crate::cli::value;
 use crate::error::{Error, Result, ResultExt as _};
-use crate::types::build::{DOCKERFILE, Exporter, KEEP_FAILED, LOCAL_PREFIX, SolveRequest};
+use crate::types::build::{DOCKERFILE, Exporter, KEEP_FAILED, LOCAL_PREFIX, RECORD_PROVENANCE, SolveRequest};
 
 /// The entitlements that exist.
 const ENTITLEMENTS: &[&str] = &["network.host", "security.insecure"];
@@ -22,6 +23,8 @@ pub(super) struct Surroundings {
     pub(super) proxies: BTreeMap<String, String>,
     /// `SOURCE_DATE_EPOCH`.
     pub(super) epoch: Option<String>,
+    /// `BUILDX_METADATA_PROVENANCE`: how much of it the metadata file holds.
+    pub(super) metadata_provenance: Option<String>,
 }
 
 /// Makes the request; its reference and session are the caller's to choose.
@@ -29,7 +32,6 @@ pub(super) struct Surroundings {
 /// # Errors
 /// `InvalidArgument` naming the option that is wrong, `Unsupported` naming the one that is not there yet.
 pub(super) fn request(args: &BuildArgs, sources: Sources, surroundings: Surroundings) -> Result<SolveRequest> {
-    refuse_attestations(args)?;
     let names = tags(&args.tags)?;
     let exporters = exporters(args, &names)?;
     Ok(SolveRequest {
@@ -39,15 +41,6 @@ pub(super) fn request(args: &BuildArgs, sources: Sources, surroundings: Surround
         entitlements: entitlements(args)?,
         ..SolveRequest::default()
     })
-}
-
-fn refuse_attestations(args: &BuildArgs) -> Result<()> {
-    let given = [("--provenance", &args.provenance), ("--sbom", &args.sbom)];
-    let wanted = given.iter().find(|(_, value)| value.as_ref().is_some_and(|value| value != "false" && value != "0"));
-    match wanted {
-        Some((flag, _)) => Err(Error::unsupported(format!("{flag}: attestations are not supported yet"))),
-        None => Ok(()),
-    }
 }
 
 /// Checks names and completes them with the domain and the tag.
@@ -130,7 +123,11 @@ fn entitlements(args: &BuildArgs) -> Result<Vec<String>> {
 }
 
 fn attributes(args: &BuildArgs, sources: Sources, surroundings: Surroundings) -> Result<HashMap<String, String>> {
-    let mut attrs = HashMap::new();
+    let mut attrs = attest::attributes(args)?;
+    if args.metadata_file.is_some() {
+        let mode = attest::recorded(surroundings.metadata_provenance.as_deref())?;
+        attrs.extend(mode.map(|mode| (RECORD_PROVENANCE.to_owned(), mode.to_owned())));
+    }
     let mut set = |key: &str, value: String| drop(attrs.insert(key.to_owned(), value));
     for (name, dir) in sources.locals {
         let path = dir.to_str().ok_or_else(|| Error::invalid(format!("{} is not UTF-8", dir.display())))?;
@@ -256,7 +253,7 @@ mod tests {
         let locals = BTreeMap::from([("context", "/src".into())]);
         let sources = Sources { locals, filename: Some("Dockerfile".to_owned()), dockerfile: None };
         let proxies = BTreeMap::from([("HTTP_PROXY".to_owned(), "http://p".to_owned())]);
-        request(&args, sources, Surroundings { proxies, epoch: Some("1".to_owned()) })
+        request(&args, sources, Surroundings { proxies, epoch: Some("1".to_owned()), ..Surroundings::default() })
     }
 
     fn attr(request: &SolveRequest, key: &str) -> Option<String> {
@@ -340,8 +337,6 @@ mod tests {
             (&["--add-host=db:x"], Invalid, "not an IP address"),
             (&["--ulimit=nofile"], Invalid, "--ulimit nofile"),
             (&["--allow=everything"], Invalid, "--allow everything"),
-            (&["--provenance"], Unsupported, "--provenance"),
-            (&["--sbom=true"], Unsupported, "--sbom"),
             (&["--build-arg", "=x"], Invalid, "--build-arg"),
         ] {
             let error = make(args).unwrap_err();

@@ -74,7 +74,9 @@ impl Draft {
     /// Makes the graph of what the roots need. Local sources learn which of their paths are read.
     pub(super) fn finish(mut self, roots: &[Node]) -> (Graph, HashMap<Node, Edge>) {
         let needed = self.needed(roots);
-        let reads = self.reads(&needed);
+        let mut reads = self.reads(&needed);
+        // What is wanted as it is is read as a whole.
+        roots.iter().for_each(|root| reads.entry(*root).or_default().everything = true);
         let mut graph = Graph::new();
         let mut sources = Sources::default();
         // The Dockerfile comes first, whether or not a step stands in it.
