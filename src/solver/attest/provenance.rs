@@ -394,9 +394,9 @@ mod tests {
         let attrs = [
             ("attest:provenance", "mode=max"),
             ("build-arg:A", "1"),
-            ("build-arg:HTTP_PROXY", "http://me:secret@proxy"),
+            ("build-arg:HTTP_PROXY", "http://me:hunter2@proxy"),
             ("cgroup-parent", "x"),
-            ("context", "https://me:secret@example.com/a.git"),
+            ("context", "https://me:hunter2@example.com/a.git"),
             ("filename", "Dockerfile"),
             ("label:l", "2"),
             ("local-sessionid:context", "s"),
@@ -412,7 +412,7 @@ mod tests {
             epoch_ns: None,
         };
         let mut statement = asked(&facts);
-        assert!(!format!("{statement:?}").contains("secret"));
+        assert!(!format!("{statement:?}").contains("hunter2"));
         assert_eq!(statement.config_uri, "https://example.com/a.git");
         assert_eq!(statement.vcs["revision"], "abc");
         let keys: Vec<&str> = statement.args.keys().map(String::as_str).collect();
