@@ -12,9 +12,9 @@ use crate::error::{Error, Result};
 use crate::solver::progress::{Event, Status, VertexState, Warning};
 use crate::solver::{BuildRequest, CacheRecord, Exporter, Failure, Place, ProvenanceMode};
 use crate::types::build::{
-    CacheOptions, DOCKERFILE, Detail, KEEP_FAILED, LOCAL_PREFIX, OWN_PREFIX, RECORD_PROVENANCE, SolveDetail, SolveRequest, SourceDetail,
-    SourceFinding, SourcePosition, SourceRange, SourceText, StatusResponse, UsageRecord, Vertex, VertexDetail,
-    VertexLog, VertexStatus, VertexWarning, encode_details, pb, timestamp,
+    CacheOptions, DOCKERFILE, Detail, KEEP_FAILED, LOCAL_PREFIX, OWN_PREFIX, RECORD_PROVENANCE, SolveDetail,
+    SolveRequest, SourceDetail, SourceFinding, SourcePosition, SourceRange, SourceText, StatusResponse, UsageRecord,
+    Vertex, VertexDetail, VertexLog, VertexStatus, VertexWarning, encode_details, pb, timestamp,
 };
 
 /// Log bytes after which events go on in another message.

@@ -11,6 +11,7 @@ use serde_json::{Value as Json, json};
 use super::super::export::Attestation;
 use super::super::frontend::Target;
 use super::super::job::Job;
+use super::super::remote::Material;
 use super::super::value::{FileSystem, Value};
 use super::{definition, rfc3339, slsa};
 use crate::error::{Error, Result};
@@ -109,14 +110,6 @@ pub(in crate::solver) struct Facts {
     pub(in crate::solver) started_ns: i64,
     /// The time in nanoseconds since 1970 that nothing in the result may be later than.
     pub(in crate::solver) epoch_ns: Option<i64>,
-}
-
-/// Something a result was made of.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Material {
-    pub(super) uri: String,
-    /// `sha256:...`, `sha1:...`; empty when it is not known.
-    pub(super) digest: String,
 }
 
 /// A secret or an SSH agent, by its id.
@@ -250,7 +243,8 @@ impl Job {
                     Purl::of_path("oci", &layout.name, "").with("platform", platform.clone().normalized().to_string());
                 Some(Material { uri: purl.to_string(), digest: layout.digest.to_string() })
             }
-            Source::Local(_) | Source::Git(_) | Source::Http(_) => None,
+            Source::Git(_) | Source::Http(_) => self.fetched_material(source),
+            Source::Local(_) => None,
         }
     }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::provenance::{Ids, Material, Statement};
+use super::super::remote::Material;
+use super::provenance::{Ids, Statement};
 
 /// The predicate type of version 1.
 pub(super) const V1: &str = "https://slsa.dev/provenance/v1";

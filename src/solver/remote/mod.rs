@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::future::try_join_all;
 use kiln_graph::op::{Op, Source};
-use kiln_graph::{Digest, Vertex, VertexId};
+use kiln_graph::{Vertex, VertexId};
 use rusqlite::Connection;
 
 pub(super) use agent::{AgentSocket, SocketOwner};
@@ -169,26 +169,13 @@ impl Job {
         }
     }
 
-    /// Lists what the build was made of that is not the client's own: fetched files, commits, images. Sorted, each once.
-    #[must_use]
-    pub(super) fn materials(&self) -> Vec<Material> {
-        let material = |source: &Source| match (source, self.pins.get(source)) {
+    /// Says what a fetched source is; `None` for other sources.
+    pub(super) fn fetched_material(&self, source: &Source) -> Option<Material> {
+        match (source, self.pins.get(source)) {
             (Source::Git(git), Some(Pin::Commit(commit))) => Some(git::material(git, &commit)),
             (Source::Http(http), Some(Pin::File(version))) => http::material(http, &version.digest),
             (Source::Http(http), None) => http.checksum.and_then(|digest| http::material(http, &digest)),
-            (Source::Image(image), _) => Some(Material {
-                uri: format!("docker-image://{}", image.reference),
-                digest: image.reference.digest().or(image.image_id).as_ref().map(Digest::to_string)?,
-            }),
             _ => None,
-        };
-        let sources = self.graph.vertices().iter().filter_map(|vertex| match &vertex.op {
-            Op::Source(source) => material(source),
-            _ => None,
-        });
-        let mut materials: Vec<Material> = sources.collect();
-        materials.sort();
-        materials.dedup();
-        materials
+        }
     }
 }
