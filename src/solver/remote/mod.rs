@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::future::try_join_all;
 use kiln_graph::op::{Op, Source};
-use kiln_graph::{Vertex, VertexId};
+use kiln_graph::{Digest, Vertex, VertexId};
 use rusqlite::Connection;
 
 pub(super) use agent::{AgentSocket, SocketOwner};
