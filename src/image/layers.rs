@@ -7,17 +7,28 @@ use super::{Images, record};
 use crate::error::{Error, Result};
 use crate::store::{Lease, Snapshot, SnapshotId};
 
-/// An image to be recorded.
+/// An image to be made.
 #[derive(Clone, Debug)]
 pub struct NewImage {
     /// The configuration; its `rootfs` is filled in, `created` and the times of its history where they are missing.
     pub config: ImageConfig,
     /// The topmost snapshot; `None` is an image without layers.
     pub snapshot: Option<SnapshotId>,
-    /// The names it gets.
-    pub names: Vec<Reference>,
     /// The time, in nanoseconds since 1970, that nothing in the image may be later than.
     pub epoch_ns: Option<i64>,
+}
+
+/// An image with a complete configuration.
+#[derive(Clone, Debug)]
+pub struct Configured {
+    /// Its id: the digest of the configuration.
+    pub id: Digest,
+    /// The configuration.
+    pub config: ImageConfig,
+    /// The configuration's bytes.
+    pub bytes: Vec<u8>,
+    /// Its layers, the lowest first.
+    pub chain: Vec<Snapshot>,
 }
 
 impl Images {
@@ -38,11 +49,11 @@ impl Images {
         Ok(chain)
     }
 
-    /// Records an image whose layers are identified snapshots, and returns its id. Blocking.
+    /// Completes the configuration of an image whose layers are identified snapshots, and stores it, leased. Blocking.
     ///
     /// # Errors
     /// `Internal` when the history does not fit the layers, or a layer was not identified.
-    pub fn create(&self, lease: &Lease, new: NewImage) -> Result<Digest> {
+    pub fn configure(&self, lease: &Lease, new: NewImage) -> Result<Configured> {
         let chain = self.chain(lease, new.snapshot)?;
         let diff_ids: Option<Vec<Digest>> = chain.iter().map(|snapshot| snapshot.diff_id).collect();
         let diff_ids = diff_ids.ok_or_else(|| Error::internal("a layer of the image was not identified"))?;
@@ -50,16 +61,30 @@ impl Images {
         config.rootfs = RootFs { diff_ids, ..RootFs::default() };
         let times: Vec<i64> = chain.iter().map(|snapshot| snapshot.created_at).collect();
         fill_times(&mut config, &times, new.epoch_ns, self.clock.now_ns())?;
-        let blob = self.store.write_blob(lease, &serde_json::to_vec(&config)?)?;
-        let id = *blob.digest();
+        let bytes = serde_json::to_vec(&config)?;
+        let id = *self.store.write_blob(lease, &bytes)?.digest();
+        Ok(Configured { id, config, bytes, chain })
+    }
+
+    /// Records an image that has no manifest yet, and gives it names. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn record_plain(&self, image: &Configured, names: &[Reference]) -> Result<()> {
         self.store.root().db().write(|tx| {
-            record::insert(tx, &id, None, self.clock.now_ns(), self.store.root().boot_id())?;
-            for name in &new.names {
-                record::set_name(tx, &name.clone().with_default_tag(), &id)?;
-            }
-            Ok(())
-        })?;
-        Ok(id)
+            record::insert(tx, &image.id, None, self.clock.now_ns(), self.store.root().boot_id())?;
+            names.iter().try_for_each(|name| record::set_name(tx, &name.clone().with_default_tag(), &image.id))
+        })
+    }
+
+    /// Records an image whose layers are identified snapshots, and returns its id. Blocking.
+    ///
+    /// # Errors
+    /// As for [`Images::configure`].
+    pub fn create(&self, lease: &Lease, new: NewImage, names: &[Reference]) -> Result<Digest> {
+        let image = self.configure(lease, new)?;
+        self.record_plain(&image, names)?;
+        Ok(image.id)
     }
 }
 

@@ -31,13 +31,16 @@ pub struct Layer {
 }
 
 impl Images {
-    /// Returns all images, newest first. One whose configuration is damaged is left out. Blocking.
+    /// Returns all images, newest first. One whose configuration is damaged is left out, and so are those that an index has
+    /// for other platforms. Blocking.
     ///
     /// # Errors
     /// When the database fails.
     pub fn list(&self, lease: &Lease) -> Result<Vec<Summary>> {
-        let records = self.store.root().db().read(record::all)?;
-        let images = records.into_iter().filter_map(|record| self.open(lease, record).ok());
+        let (records, members) =
+            self.store.root().db().read(|connection| Ok((record::all(connection)?, record::members(connection)?)))?;
+        let records = records.into_iter().filter(|record| !members.contains(&record.id));
+        let images = records.filter_map(|record| self.open(lease, record).ok());
         images.map(|image| self.summary(lease, image)).collect()
     }
 

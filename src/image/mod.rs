@@ -4,6 +4,7 @@
 //! compressed layers byte for byte; images built here get both when something needs them.
 
 mod archive;
+mod assemble;
 mod layers;
 mod list;
 mod pull;
@@ -17,8 +18,9 @@ use std::sync::Arc;
 use kiln_graph::oci::ImageConfig;
 use kiln_graph::{Digest, Reference};
 
-pub use archive::{Imported, Loaded, SaveRequest};
-pub use layers::NewImage;
+pub use archive::{Imported, Layout, Loaded, SaveRequest};
+pub use assemble::{Assembled, AssembledImage, Assembly, Document, Form, Top, statement};
+pub use layers::{Configured, NewImage};
 pub use list::{Layer, Summary};
 pub use pull::{LayerStage, Report};
 pub use push::Pushed;
@@ -119,8 +121,16 @@ impl Images {
             return Err(Error::invalid("refusing to create a tag with a digest reference"));
         }
         self.store.root().db().write(|tx| {
-            let (record, _) = record::find(tx, image)?;
-            record::set_name(tx, &name.clone().with_default_tag(), &record.id)?;
+            let (record, named_by) = record::find(tx, image)?;
+            let name = name.clone().with_default_tag();
+            let index = match &named_by {
+                record::NamedBy::Name(known) => record::index_of(tx, known)?,
+                record::NamedBy::Id => None,
+            };
+            match index {
+                Some(index) => record::set_index_name(tx, &name, &index)?,
+                None => record::set_name(tx, &name, &record.id)?,
+            }
             Ok(record.id)
         })
     }

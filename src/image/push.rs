@@ -1,8 +1,7 @@
 //! Sending an image to a registry: its own manifest and blobs where it has them, freshly compressed layers where not.
 
-use std::collections::BTreeMap;
-use std::io::{Read as _, Seek as _, SeekFrom};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Seek as _, SeekFrom};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,11 +9,12 @@ use futures_util::StreamExt as _;
 use kiln_graph::Reference;
 use kiln_graph::oci::{Descriptor, Manifest, media_type};
 
+use super::assemble::{Assembled, Document, layer_suffix};
 use super::pull::{LayerStage, Report};
 use super::{Image, Images, record};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::registry::{self, Client, Progress};
-use crate::store::compression::{Compression, Format};
+use crate::store::compression::Compression;
 use crate::store::{Blob, Lease, Snapshot};
 use crate::task::{self, Cancel};
 
@@ -62,14 +62,24 @@ impl Images {
         report: &Report,
     ) -> Result<Pushed> {
         let name = name.clone().with_default_tag();
+        let index = {
+            let (images, lease, name) = (self.clone(), lease.clone(), name.clone());
+            task::blocking(move || {
+                let index = images.store.root().db().read(|connection| record::index_of(connection, &name))?;
+                index.map(|index| images.assembled(&lease, &index)).transpose()
+            })
+        };
+        if let Some(assembled) = index.await? {
+            return self.push_assembled(&assembled, &name, client, report).await;
+        }
         let (sources, manifest, mounts) = {
             let (images, lease, image, name) = (self.clone(), lease.clone(), image.clone(), name.clone());
             task::blocking(move || images.push_sources(&lease, &image, &name)).await?
         };
         let cancel = Cancel::new();
         let _stop = cancel.on_drop();
-        let send =
-            Send { images: self, lease, client, name: &name, mounts: &mounts, report, compression, cancel: &cancel };
+        let to = Destination { client, name: &name, mounts: &mounts, report };
+        let send = Send { images: self, lease, to, compression, cancel: &cancel };
         let work: Vec<_> = sources.into_iter().map(|source| send.layer(source)).collect();
         let mut work = futures_util::stream::iter(work).buffered(LAYERS);
         let mut layers = Vec::new();
@@ -77,7 +87,7 @@ impl Images {
             layers.push(layer.context(|| format!("push {}", name.familiar()))?);
         }
         drop(work);
-        send.config(image).await?;
+        to.document(&config_descriptor(image), Bytes::copy_from_slice(&image.config_bytes)).await?;
         let manifest = match manifest {
             Some(manifest) => manifest,
             None => new_manifest(image, layers)?,
@@ -94,6 +104,80 @@ impl Images {
         })
         .await?;
         Ok(Pushed { manifest: descriptor, reference: name })
+    }
+
+    /// Pushes assembled images under a name, or by digest alone when it has no tag. Of those that are recorded, the digests the
+    /// registry then knows them by are recorded, too.
+    ///
+    /// Dropping the future stops the work.
+    ///
+    /// # Errors
+    /// As for [`Images::push`].
+    pub async fn push_assembled(
+        &self,
+        assembled: &Assembled,
+        name: &Reference,
+        client: &Client,
+        report: &Report,
+    ) -> Result<Pushed> {
+        let mounts = {
+            let (images, name) = (self.clone(), name.clone());
+            task::blocking(move || images.mount_candidates(&name)).await?
+        };
+        let to = Destination { client, name, mounts: &mounts, report };
+        let mut sent = BTreeSet::new();
+        let layers = assembled.images.iter().flat_map(|image| &image.layers);
+        let layers = layers.filter(|layer| sent.insert(layer.descriptor.digest)).map(|layer| async {
+            match layer.blob.clone() {
+                Some(blob) => to.upload(&layer.descriptor, blob).await,
+                None => to.elsewhere(layer.descriptor.clone()).await.map(drop),
+            }
+        });
+        // Collected, because the compiler cannot see that a stream that maps references to futures may change threads.
+        let layers: Vec<_> = layers.collect();
+        let mut work = futures_util::stream::iter(layers).buffer_unordered(LAYERS);
+        while let Some(layer) = work.next().await {
+            layer.context(|| format!("push {}", name.familiar()))?;
+        }
+        drop(work);
+        for document in assembled.documents() {
+            let Document { descriptor, bytes } = document;
+            let kind = descriptor.media_type.as_str();
+            if !media_type::is_manifest(kind) && !media_type::is_index(kind) {
+                to.document(descriptor, bytes.clone()).await?;
+            } else if *document != assembled.top {
+                let by_digest = name.with_digest(descriptor.digest);
+                client.push_manifest(&by_digest, kind, bytes.clone()).await?;
+            }
+        }
+        let top = &assembled.top;
+        let reference = match name.tag() {
+            Some(_) => name.clone(),
+            None => name.with_digest(top.descriptor.digest),
+        };
+        client.push_manifest(&reference, &top.descriptor.media_type, top.bytes.clone()).await?;
+        let (images, assembled, repository) = (self.clone(), assembled.clone(), name.repository());
+        task::blocking(move || images.pushed(&assembled, &repository)).await?;
+        Ok(Pushed { manifest: top.descriptor.clone(), reference })
+    }
+
+    /// Records the digests a repository knows images by.
+    pub(super) fn pushed(&self, assembled: &Assembled, repository: &str) -> Result<()> {
+        let main = assembled.ids().first().copied();
+        self.store.root().db().write(|tx| {
+            for image in &assembled.images {
+                if record::get(tx, &image.id)?.is_some() {
+                    let digest = &image.manifest.descriptor.digest;
+                    record::set_repository_digest(tx, repository, digest, &image.id)?;
+                }
+            }
+            match main {
+                Some(id) if record::get(tx, &id)?.is_some() => {
+                    record::set_repository_digest(tx, repository, &assembled.top.descriptor.digest, &id)
+                }
+                _ => Ok(()),
+            }
+        })
     }
 
     /// Finds out where each layer comes from, and the manifest when the image has one that can be pushed as it is.
@@ -153,14 +237,20 @@ fn config_descriptor(image: &Image) -> Descriptor {
     Descriptor::new(media_type::OCI_CONFIG, image.record.id, image.config_bytes.len() as u64)
 }
 
-/// What all layers of a push have in common.
-struct Send<'a> {
-    images: &'a Images,
-    lease: &'a Lease,
+/// Where everything goes.
+#[derive(Clone, Copy)]
+struct Destination<'a> {
     client: &'a Client,
     name: &'a Reference,
     mounts: &'a [Reference],
     report: &'a Report,
+}
+
+/// What the layers of a push have in common that are compressed for it.
+struct Send<'a> {
+    images: &'a Images,
+    lease: &'a Lease,
+    to: Destination<'a>,
     compression: Compression,
     cancel: &'a Cancel,
 }
@@ -170,15 +260,18 @@ impl Send<'_> {
     async fn layer(&self, source: LayerSource) -> Result<Descriptor> {
         let (descriptor, blob) = match source {
             LayerSource::Blob(descriptor, blob) => (descriptor, blob),
-            LayerSource::Elsewhere(descriptor) => return self.elsewhere(descriptor).await,
+            LayerSource::Elsewhere(descriptor) => return self.to.elsewhere(descriptor).await,
             LayerSource::Snapshot(snapshot) => match self.compress(&snapshot).await {
-                Ok(blob) => (Descriptor::new(&layer_type(&blob)?, *blob.digest(), blob.size()), blob),
+                Ok(blob) => {
+                    let kind = format!("{}{}", media_type::OCI_LAYER, layer_suffix(&blob)?);
+                    (Descriptor::new(&kind, *blob.digest(), blob.size()), blob)
+                }
                 // It came from a registry, and its blob is no longer here. Perhaps this registry has it.
                 Err(error) if error.kind() == Kind::Conflict => return self.known_elsewhere(&snapshot, error).await,
                 Err(error) => return Err(error),
             },
         };
-        self.upload(&descriptor, blob).await?;
+        self.to.upload(&descriptor, blob).await?;
         Ok(descriptor)
     }
 
@@ -188,6 +281,22 @@ impl Send<'_> {
         Ok(task::blocking(move || store.layer_blob(&lease, id, compression, &cancel)).await?.blob)
     }
 
+    async fn known_elsewhere(&self, snapshot: &Snapshot, error: Error) -> Result<Descriptor> {
+        let Some(diff_id) = snapshot.diff_id else { return Err(error) };
+        let store = self.images.store.clone();
+        let forms = task::blocking(move || store.layer_blobs(&diff_id)).await?;
+        for form in forms {
+            let kind = format!("{}{}", media_type::OCI_LAYER, form.media_suffix);
+            let descriptor = Descriptor::new(&kind, form.digest, form.size);
+            if let Ok(descriptor) = self.to.elsewhere(descriptor).await {
+                return Ok(descriptor);
+            }
+        }
+        Err(error)
+    }
+}
+
+impl Destination<'_> {
     async fn upload(&self, descriptor: &Descriptor, blob: Blob) -> Result<()> {
         (self.report)(descriptor, LayerStage::Waiting);
         let progress = Progress::new();
@@ -227,47 +336,13 @@ impl Send<'_> {
         Ok(descriptor)
     }
 
-    async fn known_elsewhere(&self, snapshot: &Snapshot, error: Error) -> Result<Descriptor> {
-        let Some(diff_id) = snapshot.diff_id else { return Err(error) };
-        let store = self.images.store.clone();
-        let forms = task::blocking(move || store.layer_blobs(&diff_id)).await?;
-        for form in forms {
-            let kind = format!("{}{}", media_type::OCI_LAYER, form.media_suffix);
-            let descriptor = Descriptor::new(&kind, form.digest, form.size);
-            if let Ok(descriptor) = self.elsewhere(descriptor).await {
-                return Ok(descriptor);
-            }
-        }
-        Err(error)
-    }
-
-    async fn config(&self, image: &Image) -> Result<()> {
-        let bytes = Arc::clone(&image.config_bytes);
+    async fn document(&self, descriptor: &Descriptor, bytes: Bytes) -> Result<()> {
         let open = move |offset: u64| {
-            let mut content = std::io::Cursor::new(Arc::clone(&bytes));
+            let mut content = std::io::Cursor::new(bytes.clone());
             content.set_position(offset);
             Ok(content)
         };
-        let descriptor = config_descriptor(image);
-        self.client.push_blob(self.name, &descriptor, open, self.mounts, &Progress::new()).await?;
+        self.client.push_blob(self.name, descriptor, open, self.mounts, &Progress::new()).await?;
         Ok(())
     }
-}
-
-/// The media type of a layer, told by its first bytes: a known compressed form may be another than the one asked for.
-fn layer_type(blob: &Blob) -> Result<String> {
-    let mut start = [0; 8];
-    let read = blob.open()?.read(&mut start)?;
-    let suffix = match Format::sniff(&start[..read]) {
-        Format::Gzip => "+gzip",
-        Format::Zstd => "+zstd",
-        Format::Plain => "",
-        Format::Xz | Format::Bzip2 => {
-            return Err(Error::unsupported(format!(
-                "layer {} is compressed in a way images may not use",
-                blob.digest()
-            )));
-        }
-    };
-    Ok(format!("{}{suffix}", media_type::OCI_LAYER))
 }

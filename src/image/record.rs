@@ -2,7 +2,11 @@
 //!
 //! An image's id is the digest of its configuration, so it does not depend on compression. A pulled or pushed image also has a
 //! manifest; a built one has none until something needs its layers compressed.
+//!
+//! A build for several platforms makes an index of several images. Its name stands for the one that runs here (the first of
+//! the index in the records), and remembers the index, which is what is pushed.
 
+use std::collections::BTreeSet;
 use std::str::FromStr as _;
 
 use kiln_graph::{Digest, Reference};
@@ -14,7 +18,8 @@ use crate::state::Schema;
 /// The tables of images.
 pub const SCHEMA: Schema = Schema {
     module: "image",
-    scripts: &["CREATE TABLE images (
+    scripts: &[
+        "CREATE TABLE images (
         id TEXT PRIMARY KEY,
         manifest TEXT,
         added_ns INTEGER NOT NULL,
@@ -33,7 +38,16 @@ pub const SCHEMA: Schema = Schema {
         image_id TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,
         PRIMARY KEY (repository, digest)
     );
-    CREATE INDEX repository_digests_by_image ON repository_digests (image_id);"],
+    CREATE INDEX repository_digests_by_image ON repository_digests (image_id);",
+        "ALTER TABLE image_names ADD COLUMN index_digest TEXT;
+    CREATE TABLE index_images (
+        digest TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        image_id TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+        PRIMARY KEY (digest, position)
+    );
+    CREATE INDEX index_images_by_image ON index_images (image_id);",
+    ],
 };
 
 /// The tables whose records a power cut may lose; they come before those of the store.
@@ -143,7 +157,11 @@ pub enum NamedBy {
 pub fn find(connection: &Connection, text: &str) -> Result<(Record, NamedBy)> {
     let missing = || Error::not_found(format!("No such image: {text}"));
     if let Ok(id) = Digest::from_str(text) {
-        return get(connection, &id)?.map(|record| (record, NamedBy::Id)).ok_or_else(missing);
+        let found = match get(connection, &id)? {
+            None => index_images(connection, &id)?.into_iter().next(),
+            found => found,
+        };
+        return found.map(|record| (record, NamedBy::Id)).ok_or_else(missing);
     }
     if let Ok(name) = Reference::from_str(text)
         && let Some(record) = by_name(connection, &name)?
@@ -179,9 +197,82 @@ pub fn insert(tx: &Connection, id: &Digest, manifest: Option<&Digest>, now_ns: i
 /// # Errors
 /// When the image does not exist or the database fails.
 pub fn set_name(tx: &Connection, name: &Reference, id: &Digest) -> Result<()> {
-    let sql = "INSERT INTO image_names VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET image_id = excluded.image_id";
-    tx.prepare_cached(sql)?.execute((name.to_string(), id.to_string()))?;
+    name_image(tx, name, id, None)
+}
+
+/// Gives a name to an index that was added, taking it from the image that had it; `name` has a tag.
+///
+/// # Errors
+/// `NotFound` when there is no such index; when the database fails.
+pub fn set_index_name(tx: &Connection, name: &Reference, index: &Digest) -> Result<()> {
+    let main = index_images(tx, index)?.into_iter().next();
+    let main = main.ok_or_else(|| Error::not_found(format!("No such image: {index}")))?;
+    name_image(tx, name, &main.id, Some(index))
+}
+
+fn name_image(tx: &Connection, name: &Reference, id: &Digest, index: Option<&Digest>) -> Result<()> {
+    let sql = "INSERT INTO image_names (name, image_id, index_digest) VALUES (?1, ?2, ?3)
+               ON CONFLICT (name) DO UPDATE SET image_id = excluded.image_id, index_digest = excluded.index_digest";
+    tx.prepare_cached(sql)?.execute((name.to_string(), id.to_string(), index.map(Digest::to_string)))?;
     Ok(())
+}
+
+/// Adds an index of images that were added, that for this host first.
+///
+/// # Errors
+/// When an image does not exist or the database fails.
+pub fn insert_index(tx: &Connection, index: &Digest, images: &[Digest]) -> Result<()> {
+    let sql = "INSERT INTO index_images (digest, position, image_id) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+    for (position, id) in images.iter().enumerate() {
+        tx.prepare_cached(sql)?.execute((index.to_string(), position as u64, id.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Returns the index that a name stands for, if it is one that was made here.
+///
+/// # Errors
+/// When the database fails.
+pub fn index_of(connection: &Connection, name: &Reference) -> Result<Option<Digest>> {
+    let sql = "SELECT index_digest FROM image_names WHERE name = ?1";
+    let found: Option<Option<String>> = connection
+        .prepare_cached(sql)?
+        .query_row([name.clone().with_default_tag().to_string()], |row| row.get(0))
+        .optional()?;
+    found.flatten().as_deref().map(digest).transpose()
+}
+
+/// Returns the images of an index, that for this host first; none when there is no such index.
+///
+/// # Errors
+/// When the database fails.
+pub fn index_images(connection: &Connection, index: &Digest) -> Result<Vec<Record>> {
+    let condition = "id IN (SELECT image_id FROM index_images WHERE digest = ?1)
+        ORDER BY (SELECT min(position) FROM index_images WHERE digest = ?1 AND image_id = id)";
+    query(connection, condition, &index.to_string())
+}
+
+/// Returns all indexes.
+///
+/// # Errors
+/// When the database fails.
+pub fn indexes(connection: &Connection) -> Result<Vec<Digest>> {
+    let mut statement = connection.prepare_cached("SELECT DISTINCT digest FROM index_images")?;
+    let texts: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    texts.iter().map(|text| digest(text)).collect()
+}
+
+/// Returns the nameless images that are here for the sake of an index: another image of it has a name.
+///
+/// # Errors
+/// When the database fails.
+pub fn members(connection: &Connection) -> Result<BTreeSet<Digest>> {
+    let sql = "SELECT m.image_id FROM index_images m WHERE
+        NOT EXISTS (SELECT 1 FROM image_names n WHERE n.image_id = m.image_id)
+        AND EXISTS (SELECT 1 FROM image_names n WHERE n.index_digest = m.digest)";
+    let mut statement = connection.prepare_cached(sql)?;
+    let texts: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    texts.iter().map(|text| digest(text)).collect()
 }
 
 /// Takes a name away; says whether it was there.
@@ -231,6 +322,31 @@ mod tests {
 
     fn name(text: &str) -> Reference {
         text.parse::<Reference>().unwrap().with_default_tag()
+    }
+
+    #[test]
+    fn the_name_of_an_index_is_its_first_image_and_the_others_are_there_for_its_sake() {
+        let (_dir, root) = root();
+        let (here, other, index) = (Digest::of(b"here"), Digest::of(b"other"), Digest::of(b"index"));
+        root.db()
+            .write(|tx| {
+                insert(tx, &here, None, 1, "boot")?;
+                insert(tx, &other, None, 2, "boot")?;
+                insert_index(tx, &index, &[here, other])?;
+                assert_eq!(find(tx, &index.to_string())?.0.id, here);
+                assert!(members(tx)?.is_empty(), "no name stands for the index");
+                set_index_name(tx, &name("web"), &index)?;
+                assert_eq!((find(tx, "web")?.0.id, index_of(tx, &name("web"))?), (here, Some(index)));
+                assert_eq!(members(tx)?.into_iter().collect::<Vec<_>>(), [other]);
+                assert_eq!(index_images(tx, &index)?.iter().map(|record| record.id).collect::<Vec<_>>(), [here, other]);
+                set_name(tx, &name("web"), &here)?;
+                assert_eq!((index_of(tx, &name("web"))?, members(tx)?.len()), (None, 0));
+                delete(tx, &here)?;
+                delete(tx, &other)?;
+                assert!(indexes(tx)?.is_empty());
+                Ok(())
+            })
+            .unwrap();
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Removing images and names, and what the collector must keep for those that stay.
 
 use kiln_graph::Digest;
-use kiln_graph::oci::Manifest;
+use kiln_graph::oci::{Index, Manifest};
 use rusqlite::Connection;
 
 use super::record::{self, NamedBy, Record};
@@ -61,7 +61,18 @@ impl Images {
                     "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
                 )));
             }
-            delete(tx, &record)
+            // Its index goes with it, and with that the images that are there for no other reason.
+            let before = record::members(tx)?;
+            let mut removed = delete(tx, &record)?;
+            let after = record::members(tx)?;
+            for member in before.difference(&after) {
+                if let Some(member) = record::get(tx, member)?
+                    && user(tx, &member.id)?.is_none()
+                {
+                    removed.extend(delete(tx, &member)?);
+                }
+            }
+            Ok(removed)
         })
     }
 
@@ -76,7 +87,9 @@ impl Images {
     ) -> Result<Vec<Removal>> {
         self.store.root().db().write(|tx| {
             let mut removed = Vec::new();
-            for record in record::all(tx)?.iter().filter(|record| unwanted(record)) {
+            let members = record::members(tx)?;
+            let all = record::all(tx)?;
+            for record in all.iter().filter(|record| !members.contains(&record.id) && unwanted(record)) {
                 if user(tx, &record.id)?.is_none() {
                     removed.extend(delete(tx, record)?);
                 }
@@ -108,13 +121,29 @@ impl Images {
             }
             let indexes = record.repository_digests.iter().filter_map(kiln_graph::Reference::digest);
             roots.blobs.extend(indexes);
-            let Some(manifest) = record.manifest else { continue };
-            roots.blobs.push(manifest);
-            if let Some(bytes) = self.peek(connection, &manifest)?
-                && let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes)
-            {
-                roots.blobs.extend(manifest.layers.iter().map(|layer| layer.digest));
+            if let Some(manifest) = record.manifest {
+                self.add_manifest(connection, manifest, roots)?;
             }
+        }
+        for index in record::indexes(connection)? {
+            roots.blobs.push(index);
+            let Some(bytes) = self.peek(connection, &index)? else { continue };
+            let Ok(index) = serde_json::from_slice::<Index>(&bytes) else { continue };
+            for manifest in index.manifests {
+                self.add_manifest(connection, manifest.digest, roots)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a manifest and what it lists.
+    fn add_manifest(&self, connection: &Connection, manifest: Digest, roots: &mut Roots) -> Result<()> {
+        roots.blobs.push(manifest);
+        if let Some(bytes) = self.peek(connection, &manifest)?
+            && let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes)
+        {
+            roots.blobs.push(manifest.config.digest);
+            roots.blobs.extend(manifest.layers.iter().map(|layer| layer.digest));
         }
         Ok(())
     }

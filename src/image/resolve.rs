@@ -112,13 +112,7 @@ impl Images {
 
     /// Finds an image that is here and unpacked.
     fn local(&self, lease: &Lease, name: &Reference, platform: Option<&Platform>) -> Result<Option<Resolved>> {
-        let Some(record) = self.store.root().db().read(|connection| record::by_name(connection, name))? else {
-            return Ok(None);
-        };
-        let image = self.open(lease, record)?;
-        if platform.is_some_and(|platform| platform.rank(&image.config.platform()).is_none()) {
-            return Ok(None);
-        }
+        let Some(image) = self.local_image(lease, name, platform)? else { return Ok(None) };
         if let Err(error) = self.snapshot(lease, &image) {
             return if error.kind() == Kind::NotFound { Ok(None) } else { Err(error) };
         }
@@ -128,6 +122,31 @@ impl Images {
             reference: name.clone(),
             origin: Origin::Local(Box::new(image)),
         }))
+    }
+
+    /// Finds the image of a name that runs best on a platform: the name may stand for an index.
+    fn local_image(&self, lease: &Lease, name: &Reference, platform: Option<&Platform>) -> Result<Option<Image>> {
+        let (found, members) = self.store.root().db().read(|connection| {
+            let found = record::by_name(connection, name)?;
+            let index = match name.digest() {
+                Some(digest) => Some(digest),
+                None => record::index_of(connection, name)?,
+            };
+            let members = index.map(|index| record::index_images(connection, &index)).transpose()?;
+            Ok((found, members.unwrap_or_default()))
+        })?;
+        let Some(found) = found else { return Ok(None) };
+        let found = self.open(lease, found)?;
+        let Some(platform) = platform else { return Ok(Some(found)) };
+        let mut best = platform.rank(&found.config.platform()).map(|rank| (rank, found));
+        for member in members {
+            let image = self.open(lease, member)?;
+            let rank = platform.rank(&image.config.platform());
+            if let Some(rank) = rank.filter(|rank| best.as_ref().is_none_or(|(best, _)| rank < best)) {
+                best = Some((rank, image));
+            }
+        }
+        Ok(best.map(|(_, image)| image))
     }
 
     async fn remote(&self, name: &Reference, platform: &Platform, client: &Client) -> Result<Resolved> {

@@ -112,6 +112,12 @@ impl Reference {
         Self { tag: None, digest: Some(digest), ..self.clone() }
     }
 
+    /// Returns the same name without a tag.
+    #[must_use]
+    pub fn without_tag(&self) -> Self {
+        Self { tag: None, ..self.clone() }
+    }
+
     /// Returns the same repository and tag without the digest.
     #[must_use]
     pub fn without_digest(&self) -> Self {

@@ -41,7 +41,7 @@ impl Images {
             (config.os, config.architecture, config.variant) = (host.os, host.architecture, host.variant);
         }
         config.history = vec![History { comment: what.message, ..History::default() }];
-        let names = what.name.into_iter().collect();
-        self.create(lease, NewImage { config, snapshot: Some(snapshot), names, epoch_ns: None })
+        let names: Vec<Reference> = what.name.into_iter().collect();
+        self.create(lease, NewImage { config, snapshot: Some(snapshot), epoch_ns: None }, &names)
     }
 }

@@ -6,10 +6,12 @@
 mod import;
 mod load;
 mod save;
+mod write;
 
 pub use import::Imported;
 pub use load::Loaded;
 pub use save::SaveRequest;
+pub use write::Layout;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +19,8 @@ use serde::{Deserialize, Serialize};
 
 /// The file that makes a directory an OCI layout.
 const OCI_LAYOUT: &str = "oci-layout";
+/// What it says.
+const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// The index of an OCI layout.
 const INDEX: &str = "index.json";
 /// The list of images of a docker archive.

@@ -1,12 +1,13 @@
 //! Writing images to an archive, as a stream.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::Write;
 
 use kiln_graph::oci::{Descriptor, Index, Manifest, annotation, media_type};
 use kiln_graph::{Digest, Reference};
 
-use super::{DockerManifest, INDEX, MANIFEST, OCI_LAYOUT};
+use super::write::{Archive, blob_path};
+use super::{DockerManifest, INDEX, LAYOUT, MANIFEST, OCI_LAYOUT};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::image::record::{self, NamedBy};
 use crate::image::{Image, Images, MAX_DOCUMENT};
@@ -53,9 +54,7 @@ impl Images {
     /// `NotFound` when an image is not here; those of `out`; `Cancelled`.
     pub fn save(&self, lease: &Lease, request: &SaveRequest, out: &mut dyn Write, cancel: &Cancel) -> Result<()> {
         let saved = self.collect_saved(lease, &request.images)?;
-        let mut archive = Archive { out, written: BTreeSet::new() };
-        archive.directory("blobs")?;
-        archive.directory("blobs/sha256")?;
+        let mut archive = Archive::new(out)?;
         for image in &saved {
             for layer in &image.layers {
                 cancel.check()?;
@@ -67,7 +66,7 @@ impl Images {
         }
         archive.file(INDEX, &serde_json::to_vec(&index(&saved))?)?;
         archive.file(MANIFEST, &serde_json::to_vec(&docker_manifest(&saved))?)?;
-        archive.file(OCI_LAYOUT, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        archive.file(OCI_LAYOUT, LAYOUT)?;
         archive.finish()
     }
 
@@ -173,27 +172,18 @@ impl Images {
 
     fn save_layer(&self, archive: &mut Archive<'_>, layer: &Layer, cancel: &Cancel) -> Result<()> {
         let Descriptor { digest, size, .. } = layer.descriptor;
-        if !archive.written.insert(digest) {
-            return Ok(());
-        }
-        archive.header(&blob_path(&digest), size, false)?;
         match &layer.content {
-            Content::Blob(blob) => {
-                let copied = std::io::copy(&mut blob.open()?.take(size), archive.out)?;
-                if copied != size {
-                    return Err(Error::corrupt(format!("blob {digest} has {copied} bytes, not {size}")));
+            Content::Blob(blob) => archive.stored(blob),
+            Content::Snapshot(snapshot) => archive.streamed(&digest, size, |out| {
+                let digests = self.store.write_layer(*snapshot, out, cancel)?;
+                if digests.diff_id == digest {
+                    return Ok(());
                 }
-            }
-            Content::Snapshot(snapshot) => {
-                let digests = self.store.write_layer(*snapshot, archive.out, cancel)?;
-                if digests.diff_id != digest {
-                    return Err(Error::conflict(format!(
-                        "layer {digest} came from elsewhere and its blob is no longer here; pull the image it came with again"
-                    )));
-                }
-            }
+                Err(Error::conflict(format!(
+                    "layer {digest} came from elsewhere and its blob is no longer here; pull the image it came with again"
+                )))
+            }),
         }
-        archive.pad(size)
     }
 }
 
@@ -231,52 +221,4 @@ fn docker_manifest(saved: &[Saved]) -> Vec<DockerManifest> {
         layer_sources: BTreeMap::new(),
     };
     saved.iter().map(entry).collect()
-}
-
-fn blob_path(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
-}
-
-/// A tar that is being written; times and owners are zero, so that equal images give equal archives.
-struct Archive<'a> {
-    out: &'a mut dyn Write,
-    written: BTreeSet<Digest>,
-}
-
-impl Archive<'_> {
-    fn directory(&mut self, path: &str) -> Result<()> {
-        self.header(&format!("{path}/"), 0, true)
-    }
-
-    fn blob(&mut self, digest: &Digest, bytes: &[u8]) -> Result<()> {
-        if self.written.insert(*digest) { self.file(&blob_path(digest), bytes) } else { Ok(()) }
-    }
-
-    fn file(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
-        self.header(path, bytes.len() as u64, false)?;
-        self.out.write_all(bytes)?;
-        self.pad(bytes.len() as u64)
-    }
-
-    fn header(&mut self, path: &str, size: u64, is_dir: bool) -> Result<()> {
-        let mut header = tar::Header::new_ustar();
-        header.set_path(path).context(|| format!("name {path} in an archive"))?;
-        // Above 8 GiB this takes the base-256 form, which every reader of layers knows.
-        header.set_size(size);
-        header.set_mode(if is_dir { 0o755 } else { 0o644 });
-        header.set_entry_type(if is_dir { tar::EntryType::Directory } else { tar::EntryType::Regular });
-        header.set_mtime(0);
-        header.set_cksum();
-        Ok(self.out.write_all(header.as_bytes())?)
-    }
-
-    fn pad(&mut self, size: u64) -> Result<()> {
-        let rest = usize::try_from(size % 512).expect("the remainder is small");
-        if rest == 0 { Ok(()) } else { Ok(self.out.write_all(&[0; 512][rest..])?) }
-    }
-
-    fn finish(self) -> Result<()> {
-        self.out.write_all(&[0; 1024])?;
-        Ok(self.out.flush()?)
-    }
 }

@@ -50,8 +50,8 @@ impl World {
             history: layers.iter().map(entry).collect(),
             ..ImageConfig::default()
         };
-        let new = NewImage { config, snapshot: parent, names: vec![reference(name)], epoch_ns: Some(0) };
-        self.images.create(&self.lease, new).unwrap()
+        let new = NewImage { config, snapshot: parent, epoch_ns: Some(0) };
+        self.images.create(&self.lease, new, &[reference(name)]).unwrap()
     }
 
     fn read(&self, image: &str, path: &str) -> Option<Vec<u8>> {

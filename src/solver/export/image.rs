@@ -107,10 +107,10 @@ impl Job {
             return Err(Error::unsupported("images for several platforms are not supported yet"));
         };
         let (config, snapshot) = (variant.config.clone(), variant.snapshot);
-        let image = NewImage { config, snapshot, names: export.names.clone(), epoch_ns: product.epoch_ns };
+        let image = NewImage { config, snapshot, epoch_ns: product.epoch_ns };
         let layers = exporting.part("exporting layers", 0);
-        let job = Arc::clone(self);
-        let id = task::blocking(move || job.solver.deps().images.create(&job.lease, image)).await?;
+        let (job, names) = (Arc::clone(self), export.names.clone());
+        let id = task::blocking(move || job.solver.deps().images.create(&job.lease, image, &names)).await?;
         layers.complete();
         exporting.part(format!("writing image {id}"), 0).complete();
         for name in &export.names {

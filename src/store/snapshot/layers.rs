@@ -1,6 +1,6 @@
 //! The layers of snapshots: their digests, their tars and their compressed blobs.
 
-use std::io::{Read as _, Write};
+use std::io::{Read, Write};
 
 use kiln_graph::Digest;
 use rusqlite::Connection;
@@ -93,6 +93,66 @@ impl Store {
             )));
         }
         self.compressed(digests.diff_id, encoder, compression)
+    }
+
+    /// Returns a snapshot's layer compressed in just the way asked for, leased, even if it came in another. Blocking.
+    ///
+    /// # Errors
+    /// As [`Self::layer_blob`].
+    pub fn compressed_layer(
+        &self,
+        lease: &Lease,
+        id: SnapshotId,
+        compression: Compression,
+        cancel: &Cancel,
+    ) -> Result<CompressedLayer> {
+        let snapshot = self.root().db().read(|connection| find(connection, "id = ?1", id))?;
+        let (_, snapshot) = snapshot.ok_or_else(|| id.missing())?;
+        if let Some(diff_id) = snapshot.diff_id {
+            if let Some(blob) = self.labelled_blob(lease, &diff_id, compression)? {
+                return Ok(CompressedLayer { blob, diff_id });
+            }
+            if let Some((foreign, _)) = self.foreign_layer_blob(lease, &diff_id)? {
+                let mut encoder = Encoder::new(self.blob_writer(lease)?, compression)?;
+                copy(Decoder::new(foreign.open()?)?, &mut encoder, cancel)
+                    .context(|| format!("read blob {}", foreign.digest()))?;
+                return self.compressed(diff_id, encoder, compression);
+            }
+        }
+        self.layer_blob(lease, id, compression, cancel)
+    }
+
+    /// Finds a compressed blob of a layer that came from elsewhere, leased, with what its media type ends in. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn foreign_layer_blob(&self, lease: &Lease, diff_id: &Digest) -> Result<Option<(Blob, String)>> {
+        let sql = "SELECT digest, media_suffix FROM layer_blobs
+            WHERE diff_id = ?1 AND label IS NULL AND media_suffix <> '' ORDER BY digest";
+        let found: Vec<(String, String)> = self.root().db().read(|connection| {
+            let mut select = connection.prepare_cached(sql)?;
+            let rows = select.query_map([diff_id.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        for (digest, suffix) in found {
+            if let Some(blob) = self.blob(lease, &parse_digest(&digest)?)? {
+                return Ok(Some((blob, suffix)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Finds the blob of a layer that was compressed here in just this way.
+    fn labelled_blob(&self, lease: &Lease, diff_id: &Digest, compression: Compression) -> Result<Option<Blob>> {
+        let sql = "SELECT digest FROM layer_blobs WHERE diff_id = ?1 AND label = ?2";
+        let found: Option<String> = self.root().db().read(|connection| {
+            let mut select = connection.prepare_cached(sql)?;
+            optional(select.query_row((diff_id.to_string(), compression.label()), |row| row.get(0)))
+        })?;
+        match found {
+            Some(digest) => self.blob(lease, &parse_digest(&digest)?),
+            None => Ok(None),
+        }
     }
 
     /// Stores what was compressed and records it as a form of a layer.
@@ -280,11 +340,14 @@ impl Active {
 }
 
 fn copy_blob(blob: &Blob, out: &mut impl Write, cancel: &Cancel) -> Result<()> {
-    let mut file = blob.open()?;
+    copy(blob.open()?, out, cancel).context(|| format!("read blob {}", blob.digest()))
+}
+
+fn copy(mut from: impl Read, out: &mut impl Write, cancel: &Cancel) -> Result<()> {
     let mut piece = vec![0; 1 << 20];
     loop {
         cancel.check()?;
-        match file.read(&mut piece).context(|| format!("read blob {}", blob.digest()))? {
+        match from.read(&mut piece)? {
             0 => return Ok(()),
             read => out.write_all(&piece[..read])?,
         }
