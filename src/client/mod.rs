@@ -4,12 +4,14 @@
 //! started itself. This module opens such streams, sends requests over them, and upgrades them for attach, sessions and gRPC.
 
 mod build;
+mod deliver;
 mod dial;
 mod http;
 mod query;
 mod session;
 
 pub use build::{Builder, Refused};
+pub use deliver::Delivery;
 pub use dial::{Dialer, ENGINE_ROLE, Endpoint, TlsFiles};
 pub use http::{Client, Hijacked, Lines, newest_api};
 pub use query::Query;

@@ -1,4 +1,4 @@
-//! A session: while it is open, the engine may ask this process for secrets and credentials.
+//! A session: while it is open, the engine may ask this process for secrets and credentials, and send it files.
 //!
 //! This side is the gRPC server, over a connection it opened itself with `POST /session`.
 
@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
+use axum::routing::post;
 use http::Method;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::service::TowerToHyperService;
 use tonic::{Request, Response, Status};
 
+use super::deliver::{self, Delivery, SEND};
 use super::http::Client;
 use crate::error::{Error, Result};
 use crate::task::{Owned, blocking};
@@ -31,6 +33,7 @@ const METHODS: &[&str] = &[
     "/grpc.health.v1.Health/Check",
     "/moby.buildkit.secrets.v1.Secrets/GetSecret",
     "/moby.filesync.v1.Auth/Credentials",
+    SEND,
 ];
 
 /// Looks something up by name; may block.
@@ -43,6 +46,8 @@ pub struct Offer {
     pub secrets: Lookup<Vec<u8>>,
     /// User name and password (or token) by the registry's host.
     pub credentials: Lookup<(String, String)>,
+    /// Where what the engine sends for each exporter of the request goes; `None` for those that send nothing.
+    pub outputs: Vec<Option<Delivery>>,
 }
 
 impl fmt::Debug for Offer {
@@ -82,12 +87,14 @@ impl Client {
     }
 }
 
-fn services(offer: Offer) -> Router {
+fn services(mut offer: Offer) -> Router {
+    let outputs = Arc::new(std::mem::take(&mut offer.outputs));
     let service = Service(offer);
     Router::new()
         .route_service("/moby.buildkit.secrets.v1.Secrets/{method}", SecretsServer::new(service.clone()))
         .route_service("/moby.filesync.v1.Auth/{method}", AuthServer::new(service.clone()))
         .route_service("/grpc.health.v1.Health/{method}", HealthServer::new(service))
+        .route(SEND, post(move |request| deliver::take(Arc::clone(&outputs), request)))
 }
 
 #[derive(Clone, Debug)]

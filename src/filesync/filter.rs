@@ -54,7 +54,7 @@ impl Rules {
     ///
     /// # Errors
     /// `InvalidArgument` for a malformed pattern.
-    pub(super) fn new(filter: &Filter, root: &OwnedFd) -> Result<Self> {
+    pub(super) fn new(filter: &Filter, root: Option<&OwnedFd>) -> Result<Self> {
         let patterns = |list: &[String]| -> Result<Option<Ignore>> {
             if list.is_empty() {
                 return Ok(None);
@@ -62,7 +62,8 @@ impl Rules {
             let ignore = Ignore::from_patterns(list.iter().map(String::as_str));
             ignore.map(Some).map_err(|error| Error::invalid(error.to_string()))
         };
-        let paths = (!filter.follow.is_empty()).then(|| followed(root, &filter.follow)).transpose()?;
+        let paths =
+            root.filter(|_| !filter.follow.is_empty()).map(|root| followed(root, &filter.follow)).transpose()?;
         // The root among the paths is everything.
         let everything = paths.as_ref().is_some_and(|paths| paths.contains(""));
         let include = if everything { None } else { patterns(&filter.include)? };
@@ -228,7 +229,7 @@ mod tests {
     fn exceptions_below_an_excluded_directory_are_sent() {
         let (_dir, root) = tree(&[]);
         let filter = Filter { exclude: vec!["a".into(), "!a/keep".into()], ..Filter::default() };
-        let rules = Rules::new(&filter, &root).unwrap();
+        let rules = Rules::new(&filter, Some(&root)).unwrap();
         let a = rules.judge(&rules.root(), "a", true);
         assert!(!a.sent);
         let inside = a.enter.unwrap();

@@ -9,6 +9,7 @@
 
 mod entry;
 mod filter;
+mod folder;
 mod kept;
 mod memory;
 mod receive;
@@ -17,10 +18,11 @@ mod send;
 pub use bollard_buildkit_proto::fsutil::types::Packet;
 pub use entry::{Entry, EntryKind};
 pub use filter::Filter;
+pub use folder::Folder;
 pub use kept::{Kept, Learnt};
 pub use memory::Files;
 pub use receive::{Sink, answers, receive};
-pub use send::{Source, outgoing, send};
+pub use send::{Branch, Source, outgoing, send};
 
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 

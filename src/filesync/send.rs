@@ -1,11 +1,12 @@
 //! The sender: lists a directory and sends the data that is asked for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio::sync::mpsc;
@@ -29,12 +30,34 @@ const PIECE: usize = 64 << 10;
 /// What is sent.
 #[derive(Debug)]
 pub struct Source {
-    /// The directory.
-    pub root: OwnedFd,
-    /// What of it.
-    pub filter: Filter,
+    /// The directories, in the order of their names.
+    pub branches: Vec<Branch>,
     /// Whether everything is said to belong to root: ids of a client's machine mean nothing elsewhere.
     pub as_root: bool,
+    /// The time in nanoseconds since 1970 that everything is said to have; `None` for its own.
+    pub mtime_ns: Option<i64>,
+}
+
+/// A directory that is sent.
+#[derive(Debug)]
+pub struct Branch {
+    /// The directory it is sent as, a name; empty for the root of all.
+    pub name: String,
+    /// The directory; `None` for an empty one.
+    pub root: Option<OwnedFd>,
+    /// What of it.
+    pub filter: Filter,
+    /// Further files in it, names and contents, which win over those of the same name.
+    pub extra: BTreeMap<String, Bytes>,
+}
+
+impl Source {
+    /// Sends one directory as it is, or as root's.
+    #[must_use]
+    pub fn directory(root: OwnedFd, filter: Filter, as_root: bool) -> Self {
+        let branch = Branch { name: String::new(), root: Some(root), filter, extra: BTreeMap::new() };
+        Self { branches: vec![branch], as_root, mtime_ns: None }
+    }
 }
 
 /// Makes the channel for what the sender says.
@@ -52,11 +75,11 @@ pub async fn send(
     incoming: impl Stream<Item = Result<Packet, tonic::Status>> + Send,
     outgoing: mpsc::Sender<Packet>,
 ) -> Result<()> {
-    let tree = Arc::new(Tree { root: source.root, files: Mutex::default(), outgoing });
+    let tree = Arc::new(Tree { source, files: Mutex::default(), outgoing });
     let (asked, requests) = mpsc::channel(QUEUED);
     let requests = Arc::new(Mutex::new(requests));
     let listing = Arc::clone(&tree);
-    let listing = task::blocking(move || listing.list(&source.filter, source.as_root));
+    let listing = task::blocking(move || listing.list());
     let readers = (0..READERS).map(|_| {
         let (tree, requests) = (Arc::clone(&tree), Arc::clone(&requests));
         task::blocking(move || tree.serve(&requests))
@@ -73,10 +96,18 @@ pub async fn send(
 
 #[derive(Debug)]
 struct Tree {
-    root: OwnedFd,
+    source: Source,
     /// The regular files that were listed and not asked for yet, by number.
-    files: Mutex<HashMap<u32, String>>,
+    files: Mutex<HashMap<u32, Listed>>,
     outgoing: mpsc::Sender<Packet>,
+}
+
+/// A regular file that was listed.
+#[derive(Clone, Debug)]
+enum Listed {
+    /// One of a branch, by its path there.
+    OnDisk(usize, String),
+    InMemory(Bytes),
 }
 
 /// A directory on the way, which is listed when something in it is.
@@ -88,8 +119,11 @@ struct Pending {
 /// One listing.
 struct Listing<'a> {
     tree: &'a Tree,
+    /// Which branch is listed.
+    branch: usize,
+    /// What the paths of its entries begin with: nothing, or its name and a slash.
+    prefix: String,
     rules: Rules,
-    as_root: bool,
     number: u32,
     above: Vec<Pending>,
     /// The first names of files that have several.
@@ -97,7 +131,7 @@ struct Listing<'a> {
 }
 
 impl Tree {
-    fn files(&self) -> MutexGuard<'_, HashMap<u32, String>> {
+    fn files(&self) -> MutexGuard<'_, HashMap<u32, Listed>> {
         self.files.lock().expect("no panic happens while the lock is held")
     }
 
@@ -106,28 +140,59 @@ impl Tree {
     }
 
     /// Sends the list. Blocking.
-    fn list(&self, filter: &Filter, as_root: bool) -> Result<()> {
-        let rules = Rules::new(filter, &self.root)?;
-        let root = tree::open_dir(&self.root, c".")?;
-        let state = rules.root();
-        let mut listing = Listing { tree: self, rules, as_root, number: 0, above: Vec::new(), names: HashMap::new() };
-        listing.directory(&root, "", &state)?;
+    fn list(&self) -> Result<()> {
+        let mut number = 0;
+        for branch in 0..self.source.branches.len() {
+            number = self.list_branch(branch, number)?;
+        }
         self.say(packet(PacketType::PacketStat, 0, Vec::new()))
     }
 
+    /// Lists a branch, with numbers from `number`; returns the next number.
+    fn list_branch(&self, branch: usize, number: u32) -> Result<u32> {
+        let Branch { name, root, filter, extra } = &self.source.branches[branch];
+        let rules = Rules::new(filter, root.as_ref())?;
+        let state = rules.root();
+        let prefix = if name.is_empty() { String::new() } else { format!("{name}/") };
+        let mut listing =
+            Listing { tree: self, branch, prefix, rules, number, above: Vec::new(), names: HashMap::new() };
+        if !name.is_empty() {
+            listing.plain(String::new(), EntryKind::Dir, 0o755)?;
+        }
+        let mut extra: Vec<(&String, &Bytes)> = extra.iter().collect();
+        if let Some(root) = root {
+            let root = tree::open_dir(root, c".")?;
+            listing.directory(&root, "", &state, &mut extra)?;
+        }
+        listing.extra(&mut extra, None)?;
+        Ok(listing.number)
+    }
+
     /// Sends data until no more is asked for. Blocking.
-    fn serve(&self, requests: &Mutex<mpsc::Receiver<(u32, String)>>) -> Result<()> {
+    fn serve(&self, requests: &Mutex<mpsc::Receiver<(u32, Listed)>>) -> Result<()> {
         loop {
             let next = requests.lock().expect("no panic happens while the lock is held").blocking_recv();
-            let Some((number, path)) = next else { return Ok(()) };
-            self.data(number, &path).context(|| format!("read {path}"))?;
+            match next {
+                None => return Ok(()),
+                Some((number, Listed::OnDisk(branch, path))) => {
+                    self.data(number, branch, &path).context(|| format!("read {path}"))?;
+                }
+                Some((number, Listed::InMemory(content))) => {
+                    for piece in content.chunks(PIECE) {
+                        self.say(packet(PacketType::PacketData, number, piece.to_vec()))?;
+                    }
+                    self.say(packet(PacketType::PacketData, number, Vec::new()))?;
+                }
+            }
         }
     }
 
-    fn data(&self, number: u32, path: &str) -> Result<()> {
+    fn data(&self, number: u32, branch: usize, path: &str) -> Result<()> {
+        let root = self.source.branches[branch].root.as_ref();
+        let root = root.ok_or_else(|| Error::internal("a file of no directory"))?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let file = tree::openat2(&self.root, path, flags, Mode::empty(), resolve)?;
+        let file = tree::openat2(root, path, flags, Mode::empty(), resolve)?;
         if Metadata::of(&file)?.kind != tree::Kind::File {
             return Err(Error::invalid("it was replaced while files were sent"));
         }
@@ -146,17 +211,17 @@ impl Tree {
     async fn answer(
         &self,
         incoming: impl Stream<Item = Result<Packet, tonic::Status>> + Send,
-        asked: mpsc::Sender<(u32, String)>,
+        asked: mpsc::Sender<(u32, Listed)>,
     ) -> Result<()> {
         let mut incoming = pin!(incoming);
         while let Some(next) = incoming.next().await {
             let next = next.map_err(|status| Error::new(Kind::from_grpc(status.code().into()), status.message()))?;
             match next.r#type() {
                 PacketType::PacketReq => {
-                    let path = self.files().remove(&next.id);
-                    let path =
-                        path.ok_or_else(|| Error::invalid("the receiver asks for a file that was not listed"))?;
-                    if asked.send((next.id, path)).await.is_err() {
+                    let file = self.files().remove(&next.id);
+                    let file =
+                        file.ok_or_else(|| Error::invalid("the receiver asks for a file that was not listed"))?;
+                    if asked.send((next.id, file)).await.is_err() {
                         return Ok(());
                     }
                 }
@@ -177,7 +242,14 @@ impl Tree {
 }
 
 impl Listing<'_> {
-    fn directory(&mut self, dir: &OwnedFd, path: &str, state: &State) -> Result<()> {
+    /// Lists a directory. Of `extra`, which is in the order of names, those files are listed that come between its own.
+    fn directory(
+        &mut self,
+        dir: &OwnedFd,
+        path: &str,
+        state: &State,
+        extra: &mut Vec<(&String, &Bytes)>,
+    ) -> Result<()> {
         for name in tree::list(dir).context(|| format!("list {path}"))? {
             let Ok(text) = name.name.to_str() else {
                 let shown = name.name.to_string_lossy();
@@ -185,10 +257,34 @@ impl Listing<'_> {
                     "the name {shown:?} in {path:?} is not UTF-8: it cannot be sent"
                 )));
             };
+            if self.extra(extra, Some(text))? {
+                continue;
+            }
             let path = if path.is_empty() { text.to_owned() } else { format!("{path}/{text}") };
             self.name(dir, &name, path, state)?;
         }
         Ok(())
+    }
+
+    /// Lists the files of `extra` up to a name; says whether one has that name.
+    fn extra(&mut self, extra: &mut Vec<(&String, &Bytes)>, name: Option<&str>) -> Result<bool> {
+        while let Some((next, content)) = extra.first().copied() {
+            if name.is_some_and(|name| next.as_str() > name) {
+                return Ok(false);
+            }
+            extra.remove(0);
+            self.tree.files().insert(self.number, Listed::InMemory(content.clone()));
+            self.plain(next.clone(), EntryKind::File { size: content.len() as u64 }, 0o644)?;
+            if name == Some(next) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Lists something that is on no disk.
+    fn plain(&mut self, path: String, kind: EntryKind, mode: u32) -> Result<()> {
+        self.send(&Entry { path, kind, mode, uid: 0, gid: 0, mtime_ns: 0, xattrs: Vec::new() })
     }
 
     fn name(&mut self, dir: &OwnedFd, name: &tree::Name, path: String, state: &State) -> Result<()> {
@@ -218,7 +314,7 @@ impl Listing<'_> {
             self.emit_above()?;
         }
         if let Some(inner) = verdict.enter {
-            self.directory(&opened, &path, &inner)?;
+            self.directory(&opened, &path, &inner, &mut Vec::new())?;
         }
         self.above.pop();
         Ok(())
@@ -252,7 +348,7 @@ impl Listing<'_> {
     }
 
     fn entry(&self, path: String, kind: EntryKind, metadata: &Metadata, xattrs: &Xattrs) -> Entry {
-        let (uid, gid) = if self.as_root { (0, 0) } else { (metadata.uid, metadata.gid) };
+        let (uid, gid) = if self.tree.source.as_root { (0, 0) } else { (metadata.uid, metadata.gid) };
         let xattrs = xattrs.iter().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_vec())).collect();
         Entry { path, kind, mode: metadata.mode, uid, gid, mtime_ns: nanoseconds(metadata.mtime), xattrs }
     }
@@ -275,14 +371,21 @@ impl Listing<'_> {
 
     fn stat(&mut self, entry: &Entry) -> Result<()> {
         if matches!(entry.kind, EntryKind::File { .. }) {
-            self.tree.files().insert(self.number, entry.path.clone());
+            self.tree.files().insert(self.number, Listed::OnDisk(self.branch, entry.path.clone()));
         }
+        self.send(entry)
+    }
+
+    /// Sends an entry of the list, whose path is that in the branch.
+    fn send(&mut self, entry: &Entry) -> Result<()> {
+        let mut stat = entry.to_stat();
+        stat.path = format!("{}{}", self.prefix, stat.path).trim_end_matches('/').to_owned();
+        if let EntryKind::HardLink { .. } = entry.kind {
+            stat.linkname.insert_str(0, &self.prefix);
+        }
+        stat.mod_time = self.tree.source.mtime_ns.unwrap_or(stat.mod_time);
         self.number += 1;
-        self.tree.say(Packet {
-            r#type: PacketType::PacketStat.into(),
-            stat: Some(entry.to_stat()),
-            ..Packet::default()
-        })
+        self.tree.say(Packet { r#type: PacketType::PacketStat.into(), stat: Some(stat), ..Packet::default() })
     }
 }
 

@@ -19,7 +19,7 @@ const BOOT: &str = "boot";
 
 /// Sends one directory to a sink.
 async fn transfer<S: Sink>(from: &Path, filter: Filter, sink: S) -> Result<S> {
-    let source = Source { root: tree::open_root(from).unwrap(), filter, as_root: true };
+    let source = Source::directory(tree::open_root(from).unwrap(), filter, true);
     let ((say, said), (answer, answered)) = (outgoing(), answers());
     let sending = send(source, ReceiverStream::new(answered).map(Ok), say);
     let receiving = receive(ReceiverStream::new(said).map(Ok), answer, sink);
@@ -117,7 +117,7 @@ async fn privileged_a_transfer_that_broke_off_goes_on_where_it_was() {
     for n in 10..50 {
         std::fs::write(from.path().join(n.to_string()), vec![1; 1000]).unwrap();
     }
-    let source = Source { root: tree::open_root(from.path()).unwrap(), filter: Filter::default(), as_root: true };
+    let source = Source::directory(tree::open_root(from.path()).unwrap(), Filter::default(), true);
     let ((say, said), (answer, answered)) = (outgoing(), answers());
     let sending = send(source, ReceiverStream::new(answered).map(Ok), say);
     let mut pieces = 0;

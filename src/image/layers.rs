@@ -5,7 +5,9 @@ use kiln_graph::{Digest, Reference};
 
 use super::{Images, record};
 use crate::error::{Error, Result};
+use crate::store::layer::{Style, Times};
 use crate::store::{Lease, Snapshot, SnapshotId};
+use crate::task::Cancel;
 
 /// An image to be made.
 #[derive(Clone, Debug)]
@@ -47,6 +49,42 @@ impl Images {
         }
         chain.reverse();
         Ok(chain)
+    }
+
+    /// Makes the layers above the lowest `kept` ones again, with no time in them later than `latest_s` (in seconds since 1970), and
+    /// returns the topmost, leased. Blocking.
+    ///
+    /// # Errors
+    /// `NotFound` when a layer has gone; `Exhausted` on a full disk; `Cancelled`.
+    pub fn clamp_times(
+        &self,
+        lease: &Lease,
+        top: Option<SnapshotId>,
+        kept: usize,
+        latest_s: i64,
+        cancel: &Cancel,
+    ) -> Result<Option<SnapshotId>> {
+        let chain = self.chain(lease, top)?;
+        let style = Style { times: Times::AtMost(latest_s), ..Style::default() };
+        let (mut diff_ids, mut blobs) = (Vec::new(), Vec::new());
+        for (at, snapshot) in chain.iter().enumerate() {
+            if at < kept {
+                let known = snapshot.diff_id;
+                diff_ids.push(known.ok_or_else(|| Error::internal("a layer of the image was not identified"))?);
+                blobs.push(None);
+                continue;
+            }
+            let mut writer = self.store.blob_writer(lease)?;
+            diff_ids.push(self.store.write_layer_as(snapshot.id, &style, &mut writer, cancel)?.diff_id);
+            blobs.push(Some(writer.finish()?));
+        }
+        let unpacker = self.store.unpacker(lease, &diff_ids)?;
+        for missing in unpacker.missing() {
+            let blob = blobs[missing].as_ref();
+            let blob = blob.ok_or_else(|| Error::internal("a layer of the base has gone"))?;
+            unpacker.layer(missing, blob.open()?, cancel)?;
+        }
+        unpacker.finish(cancel)
     }
 
     /// Completes the configuration of an image whose layers are identified snapshots, and stores it, leased. Blocking.

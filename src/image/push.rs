@@ -157,12 +157,15 @@ impl Images {
         };
         client.push_manifest(&reference, &top.descriptor.media_type, top.bytes.clone()).await?;
         let (images, assembled, repository) = (self.clone(), assembled.clone(), name.repository());
-        task::blocking(move || images.pushed(&assembled, &repository)).await?;
+        task::blocking(move || images.note_digests(&assembled, &repository)).await?;
         Ok(Pushed { manifest: top.descriptor.clone(), reference })
     }
 
-    /// Records the digests a repository knows images by.
-    pub(super) fn pushed(&self, assembled: &Assembled, repository: &str) -> Result<()> {
+    /// Records, of those images that are recorded, that a repository knows them by their digests. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn note_digests(&self, assembled: &Assembled, repository: &str) -> Result<()> {
         let main = assembled.ids().first().copied();
         self.store.root().db().write(|tx| {
             for image in &assembled.images {

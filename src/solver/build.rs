@@ -152,13 +152,11 @@ impl Job {
         for (target, survey) in targets {
             let snapshot = self.result(target.root).await?;
             let attestations = self.attest(&attest, &facts, &target, &survey, snapshot).await?;
-            let Target { platform, config, .. } = target;
-            variants.push(Variant { platform, config, snapshot, attestations });
+            let Target { platform, config, base_layers, .. } = target;
+            variants.push(Variant { platform, config, snapshot, base_layers, attestations });
         }
         let product = Arc::new(Product { variants, multi_platform, epoch_ns: facts.epoch_ns });
-        for export in exports {
-            built.response.extend(self.export(export, &product).await?);
-        }
+        built.response.extend(self.export(exports, &product).await?);
         Ok(built)
     }
 

@@ -60,6 +60,8 @@ pub(super) struct Target {
     pub(super) config: ImageConfig,
     /// What an SBOM is asked for besides: names and file systems.
     pub(super) scan: Vec<(String, Edge)>,
+    /// How many of its layers are those of the base.
+    pub(super) base_layers: usize,
 }
 
 /// What is read before lowering.
@@ -117,7 +119,10 @@ impl<'a> Surroundings<'a> {
             let here = |edge: Edge| Edge { vertex: ids[edge.vertex.index()], ..edge };
             let (root, scan) =
                 (lowered.root.map(here), lowered.scan.into_iter().map(|(name, edge)| (name, here(edge))));
-            targets.push(Target { platform: lowered.platform, root, config: lowered.config, scan: scan.collect() });
+            let base = lowered.base.and_then(|base| found.known.get(&base));
+            let base_layers = base.map_or(0, |base| base.config.rootfs.diff_ids.len());
+            let (platform, config) = (lowered.platform, lowered.config);
+            targets.push(Target { platform, root, config, scan: scan.collect(), base_layers });
             epoch_s = lowered.epoch_s;
         }
         Ok(Frontend { graph, targets, epoch_s, images: found.images, ignore: Arc::new(inputs.ignore) })

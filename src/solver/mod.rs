@@ -29,6 +29,7 @@ mod remote;
 mod reporter;
 pub mod request;
 pub mod scheduler;
+mod send;
 pub mod session;
 mod settle;
 mod usage;

@@ -66,10 +66,10 @@ struct Inner {
 /// One client's session. Cloning gives another handle.
 #[derive(Clone, Debug)]
 pub struct Session {
-    channel: Channel,
+    pub(super) channel: Channel,
     announced: Arc<Announced>,
     /// Set when the session has ended.
-    ended: CancellationToken,
+    pub(super) ended: CancellationToken,
 }
 
 /// What a client says of a session when it opens it.
@@ -168,7 +168,7 @@ impl Sessions {
 }
 
 impl Session {
-    fn offers(&self, method: &str) -> bool {
+    pub(super) fn offers(&self, method: &str) -> bool {
         self.announced.methods.contains(method)
     }
 
@@ -341,7 +341,7 @@ fn no_agent(id: &str) -> Error {
     Error::not_found(format!("no SSH key {id:?} forwarded from the client (build with --ssh {id})"))
 }
 
-const ENDED: &str = "the client's session has ended: its connection broke, or it no longer answers";
+pub(super) const ENDED: &str = "the client's session has ended: its connection broke, or it no longer answers";
 
 /// Adds values to what a call is told. Where one cannot stand in a header, all of its key are escaped, and a flag says so.
 fn describe(metadata: &mut MetadataMap, key: &'static str, values: &[String]) -> Result<()> {
@@ -369,6 +369,6 @@ fn escape(value: &str) -> String {
     value.bytes().map(byte).collect()
 }
 
-fn from_status(status: &Status) -> Error {
+pub(super) fn from_status(status: &Status) -> Error {
     Error::new(Kind::from_grpc(status.code().into()), status.message())
 }

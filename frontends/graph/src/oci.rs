@@ -59,6 +59,8 @@ pub mod annotation {
     pub const IMAGE_NAME: &str = "io.containerd.image.name";
     /// The tag (or reference) of an image in an OCI layout.
     pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+    /// When an image was made, RFC 3339.
+    pub const CREATED: &str = "org.opencontainers.image.created";
     /// What an attached manifest is, for example `attestation-manifest`.
     pub const DOCKER_REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 }

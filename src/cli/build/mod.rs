@@ -6,6 +6,7 @@ mod failure;
 mod offer;
 mod on_failure;
 mod options;
+mod output;
 mod progress;
 mod request;
 mod resources;
@@ -30,7 +31,7 @@ use self::secret::Secrets;
 pub(super) use self::unsupported::explain;
 use super::args::Context;
 use super::print;
-use crate::client::{Endpoint, Refused};
+use crate::client::{Delivery, Endpoint, Refused};
 use crate::config::docker::DockerConfig;
 use crate::error::{Error, Result};
 use crate::types::build::{SolveRequest, SolveResponse};
@@ -80,15 +81,18 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
         epoch: std::env::var("SOURCE_DATE_EPOCH").ok().filter(|epoch| !epoch.is_empty()),
         metadata_provenance: std::env::var("BUILDX_METADATA_PROVENANCE").ok().filter(|mode| !mode.is_empty()),
     };
-    let mut request = request::request(args, sources, surroundings)?;
+    let outputs = output::outputs(args)?;
+    let mut request = request::request(args, sources, &outputs, surroundings)?;
     let reference = identifier()?;
     request.r#ref.clone_from(&reference);
     request.session = identifier()?;
     let mut display = Display::new(mode, screen.is_terminal(), screen.colors(), screen.now());
-    let offer = offer::offer(secrets, docker);
+    let deliveries: Vec<_> = outputs.into_iter().map(|output| output.delivery).collect();
+    let stdout_taken = deliveries.contains(&Some(Delivery::Stdout));
+    let offer = offer::offer(secrets, docker, deliveries);
     let session = context.client.session(&request.session, offer).await?;
     match follow(context, request, &mut display, &mut screen).await? {
-        End::Built(response) => finish(args, &response, &reference),
+        End::Built(response) => finish(args, &response, &reference, stdout_taken),
         End::Failed(refused) => {
             screen.report(&failure::report(&refused, display.trace()));
             on_failure::deal(&context.client, &args.on_failure, &refused, &mut screen).await?;
@@ -147,7 +151,7 @@ async fn follow(context: &Context, request: SolveRequest, display: &mut Display,
     Ok(end)
 }
 
-fn finish(args: &BuildArgs, response: &SolveResponse, reference: &str) -> Result<ExitCode> {
+fn finish(args: &BuildArgs, response: &SolveResponse, reference: &str, stdout_taken: bool) -> Result<ExitCode> {
     let id = result::image_id(response);
     if let Some(path) = &args.iidfile {
         let id = id.ok_or_else(|| Error::invalid("--iidfile: no image was made"))?;
@@ -157,7 +161,7 @@ fn finish(args: &BuildArgs, response: &SolveResponse, reference: &str) -> Result
         result::write(path, &result::metadata(response, reference))?;
     }
     match id {
-        Some(id) if args.quiet => print(&format!("{id}\n")),
+        Some(id) if args.quiet && !stdout_taken => print(&format!("{id}\n")),
         _ => Ok(ExitCode::SUCCESS),
     }
 }

@@ -36,7 +36,7 @@ pub(in crate::cli) struct BuildArgs {
     /// Ask registries for newer base images
     #[arg(long)]
     pub(super) pull: bool,
-    /// Platform of the image, os/arch[/variant]
+    /// Platforms of the image, os/arch[/variant],..
     #[arg(long, env = "DOCKER_DEFAULT_PLATFORM", value_name = "PLATFORM", value_delimiter = ',')]
     pub(super) platform: Vec<String>,
     /// Offer a secret to steps: id=NAME[,src=FILE|,env=VARIABLE]
@@ -65,9 +65,13 @@ pub(in crate::cli) struct BuildArgs {
     /// Allow steps more than usual: network.host, security.insecure, device[=NAME]
     #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
     pub(super) allow: Vec<String>,
-    /// What becomes of the result: type=image[,name=..][,push=true] or type=cacheonly
+    /// What becomes of the result: a directory, - for a tar on standard output, or type=KIND,.. (image, registry, docker, oci,
+    /// local, tar, cacheonly); may be repeated
     #[arg(short, long = "output", value_name = "KEY=VALUE,..")]
     pub(super) outputs: Vec<String>,
+    /// Annotate the image: [manifest,index,manifest-descriptor,index-descriptor[PLATFORM]:]KEY=VALUE
+    #[arg(long = "annotation", value_name = "KEY=VALUE")]
+    pub(super) annotations: Vec<String>,
     /// Push the image when it is built
     #[arg(long)]
     pub(super) push: bool,

@@ -9,9 +9,10 @@ use kiln_graph::{Platform, Reference};
 use super::attest;
 use super::context::Sources;
 use super::options::BuildArgs;
+use super::output::{DELETE, Output};
 use crate::cli::value;
 use crate::error::{Error, Result, ResultExt as _};
-use crate::types::build::{DOCKERFILE, Exporter, KEEP_FAILED, LOCAL_PREFIX, RECORD_PROVENANCE, SolveRequest};
+use crate::types::build::{DOCKERFILE, KEEP_FAILED, LOCAL_PREFIX, RECORD_PROVENANCE, SolveRequest};
 
 /// The entitlements that exist.
 const ENTITLEMENTS: &[&str] = &["network.host", "security.insecure"];
@@ -31,20 +32,23 @@ pub(super) struct Surroundings {
 ///
 /// # Errors
 /// `InvalidArgument` naming the option that is wrong, `Unsupported` naming the one that is not there yet.
-pub(super) fn request(args: &BuildArgs, sources: Sources, surroundings: Surroundings) -> Result<SolveRequest> {
-    let names = tags(&args.tags)?;
-    let exporters = exporters(args, &names)?;
+pub(super) fn request(
+    args: &BuildArgs,
+    sources: Sources,
+    outputs: &[Output],
+    surroundings: Surroundings,
+) -> Result<SolveRequest> {
     Ok(SolveRequest {
         frontend: "dockerfile.v0".to_owned(),
         frontend_attrs: attributes(args, sources, surroundings)?,
-        exporters,
+        exporters: outputs.iter().map(Output::exporter).collect(),
         entitlements: entitlements(args)?,
         ..SolveRequest::default()
     })
 }
 
 /// Checks names and completes them with the domain and the tag.
-fn tags(tags: &[String]) -> Result<Vec<String>> {
+pub(super) fn tags(tags: &[String]) -> Result<Vec<String>> {
     let complete = |tag: &String| {
         let name: Reference = tag.parse().context(|| format!("--tag {tag}"))?;
         if name.digest().is_some() {
@@ -55,66 +59,14 @@ fn tags(tags: &[String]) -> Result<Vec<String>> {
     tags.iter().map(complete).collect()
 }
 
-fn exporters(args: &BuildArgs, names: &[String]) -> Result<Vec<Exporter>> {
-    let mut exporters = Vec::new();
-    for output in &args.outputs {
-        exporters.extend(self::output(output, names).context(|| format!("--output {output}"))?);
-    }
-    if args.outputs.is_empty() {
-        exporters.push(image(names, HashMap::new()));
-    }
-    if args.push {
-        let pushed = exporters.first_mut().ok_or_else(|| Error::invalid("--push needs an image to push"))?;
-        pushed.attrs.insert("push".to_owned(), "true".to_owned());
-    }
-    let nameless = |exporter: &Exporter| {
-        exporter.attrs.get("push").is_some_and(|push| push == "true") && !exporter.attrs.contains_key("name")
-    };
-    if exporters.iter().any(nameless) {
-        return Err(Error::invalid("an image without a name cannot be pushed: give it one with --tag"));
-    }
-    Ok(exporters)
-}
-
-fn image(names: &[String], mut attrs: HashMap<String, String>) -> Exporter {
-    let own = attrs.remove("name").filter(|name| !name.is_empty());
-    let all: Vec<String> = own.into_iter().chain(names.iter().cloned()).collect();
-    if !all.is_empty() {
-        attrs.insert("name".to_owned(), all.join(","));
-    }
-    Exporter { r#type: "image".to_owned(), attrs }
-}
-
-fn output(text: &str, names: &[String]) -> Result<Option<Exporter>> {
-    let mut attrs = HashMap::new();
-    for (key, value) in value::csv(text)? {
-        let value = value.ok_or_else(|| Error::invalid(format!("expected type=image or type=cacheonly, not {key}")))?;
-        attrs.insert(key, value);
-    }
-    let kind = attrs.remove("type").ok_or_else(|| Error::invalid("the type is missing"))?;
-    match kind.as_str() {
-        "cacheonly" => Ok(None),
-        "docker" | "image" | "registry" => {
-            if let Some(key) = attrs.keys().find(|key| !matches!(key.as_str(), "name" | "push")) {
-                return Err(Error::unsupported(format!("{key} is not supported yet")));
-            }
-            if kind == "registry" {
-                attrs.insert("push".to_owned(), "true".to_owned());
-            }
-            let name = attrs.remove("name").map(|name| tags(&[name])).transpose()?;
-            attrs.extend(name.into_iter().flatten().map(|name| ("name".to_owned(), name)));
-            Ok(Some(image(names, attrs)))
-        }
-        _ => Err(Error::unsupported(format!("type={kind} is not supported yet, only image and cacheonly"))),
-    }
-}
-
 fn entitlements(args: &BuildArgs) -> Result<Vec<String>> {
-    let unknown = args.allow.iter().find(|allowed| !ENTITLEMENTS.contains(&allowed.as_str()));
+    // What this command does with its own files is not the engine's business.
+    let asked = args.allow.iter().filter(|allowed| *allowed != DELETE);
+    let unknown = asked.clone().find(|allowed| !ENTITLEMENTS.contains(&allowed.as_str()));
     if let Some(unknown) = unknown {
         return Err(Error::invalid(format!("--allow {unknown}: expected {}", ENTITLEMENTS.join(" or "))));
     }
-    let mut allowed = args.allow.clone();
+    let mut allowed: Vec<String> = asked.cloned().collect();
     // Who asks for the host's network on the command line allows it, as buildx has it.
     if args.network == "host" && !allowed.iter().any(|entitlement| entitlement == "network.host") {
         allowed.push("network.host".to_owned());
@@ -238,6 +190,7 @@ fn check_ulimit(limit: &str) -> Result<()> {
 mod tests {
     use clap::Parser;
 
+    use super::super::output::outputs;
     use super::*;
     use crate::error::Kind;
 
@@ -253,7 +206,9 @@ mod tests {
         let locals = BTreeMap::from([("context", "/src".into())]);
         let sources = Sources { locals, filename: Some("Dockerfile".to_owned()), dockerfile: None };
         let proxies = BTreeMap::from([("HTTP_PROXY".to_owned(), "http://p".to_owned())]);
-        request(&args, sources, Surroundings { proxies, epoch: Some("1".to_owned()), ..Surroundings::default() })
+        let outputs = outputs(&args)?;
+        let surroundings = Surroundings { proxies, epoch: Some("1".to_owned()), ..Surroundings::default() };
+        request(&args, sources, &outputs, surroundings)
     }
 
     fn attr(request: &SolveRequest, key: &str) -> Option<String> {
@@ -309,28 +264,14 @@ mod tests {
     }
 
     #[test]
-    fn an_image_gets_its_names_and_is_pushed_when_asked() {
-        let image = |args: &[&str]| make(args).unwrap().exporters.remove(0);
-        let named = image(&["-t", "app", "-t", "example.com/team/app:2", "--push"]);
-        assert_eq!(named.r#type, "image");
-        assert_eq!(named.attrs["name"], "docker.io/library/app:latest,example.com/team/app:2");
-        assert_eq!(named.attrs["push"], "true");
-        assert!(image(&[]).attrs.is_empty());
-        assert_eq!(image(&["-o", "type=image,name=a,push=true"]).attrs["name"], "docker.io/library/a:latest");
-        assert!(make(&["-o", "type=cacheonly", "-t", "app"]).unwrap().exporters.is_empty());
-    }
-
-    #[test]
     fn mistakes_and_missing_features_are_named() {
         use Kind::{InvalidArgument as Invalid, Unsupported};
         for (args, kind, words) in [
-            (&["-t", "UPPER"][..], Invalid, "--tag UPPER"),
-            (&["-t", "a@sha256:0000000000000000000000000000000000000000000000000000000000000000"], Invalid, "digest"),
-            (&["--push"], Invalid, "--tag"),
-            (&["-o", "type=cacheonly", "--push"], Invalid, "--push"),
-            (&["-o", "type=local,dest=x"], Unsupported, "type=local"),
-            (&["-o", "out"], Invalid, "type=image"),
-            (&["-o", "type=image,compression=zstd"], Unsupported, "compression"),
+            (
+                &["-t", "a@sha256:0000000000000000000000000000000000000000000000000000000000000000"][..],
+                Invalid,
+                "digest",
+            ),
             (&["--network=mine"], Invalid, "--network mine"),
             (&["--platform=nonsense/arch/a/b"], Invalid, "--platform"),
             (&["--add-host=db"], Invalid, "host:ip"),

@@ -4,7 +4,6 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// Each option, and what a user can do about it.
 const OPTIONS: &[(&str, &str)] = &[
-    ("--annotation", "use --label"),
     ("--build-context", "put the files into the context, or COPY --from an image"),
     ("--builder", "there is one builder; --root or --host choose another engine"),
     ("--cache-from", "the build cache is always used; it is not shared between machines yet"),

@@ -1,88 +1,82 @@
-//! The image exporter: gives a result a configuration and names, and pushes it.
+//! The image exporter: an image in the store, and at registries.
 //!
-//! Layers and the configuration are in the store already, so an image that stays here costs one blob and a few rows.
+//! An image for one platform that stays here needs no manifest, so its layers are not compressed: it costs one blob and a few
+//! rows. Everything else is assembled first.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kiln_graph::{Digest, Reference};
+use kiln_graph::Reference;
 
-use super::super::job::{Begun, Job, layer_report};
-use super::super::options::flag;
-use super::super::request::Exporter;
-use super::Product;
+use super::attrs::Attrs;
+use super::package::{self, Packaging};
+use super::{Product, Response};
 use crate::error::{Error, Result};
-use crate::image::NewImage;
+use crate::image::{Assembled, Configured};
+use crate::solver::job::{Begun, Job, layer_report};
+use crate::solver::request::Exporter;
 use crate::store::compression::Compression;
 use crate::task;
 
 /// Where an image goes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::solver) struct ImageExport {
-    names: Vec<Reference>,
+    packaging: Packaging,
     push: bool,
-    compression: Option<String>,
-    level: Option<i32>,
+    /// Whether it is pushed under no tag.
+    by_digest: bool,
+    /// Whether it stays here.
+    store: bool,
+    /// Whether it is known here by its digests in the repositories of its names, too.
+    canonical: bool,
 }
 
 impl ImageExport {
     /// Reads what a request asks for.
     ///
     /// # Errors
-    /// `Unsupported`, by name, for other exporters and options; `InvalidArgument` for malformed values.
+    /// `Unsupported`, by name, for other options; `InvalidArgument` for malformed values.
     pub(super) fn parse(exporter: &Exporter) -> Result<Self> {
-        let mut export = Self { push: exporter.kind == "registry", ..Self::default() };
-        for (key, value) in &exporter.attrs {
-            match key.as_str() {
-                "name" => export.names = names(value)?,
-                "push" => export.push = flag(key, value)?,
-                "compression" => export.compression = Some(value.clone()),
-                "compression-level" => {
-                    let level =
-                        value.parse().map_err(|_| Error::invalid(format!("{key}={value}: expected a number")))?;
-                    export.level = Some(level);
-                }
-                // What is stored is always unpacked, and of OCI types.
-                "unpack" | "store" | "oci-mediatypes" | "oci-artifact" => drop(flag(key, value)?),
-                _ => return Err(Error::unsupported(format!("the exporter option {key}={value} is not supported yet"))),
-            }
-        }
-        if export.push && export.names.is_empty() {
+        let mut attrs = Attrs::new(exporter);
+        let packaging = Packaging::take(&mut attrs)?;
+        let push = attrs.flag("push")?.unwrap_or(exporter.kind == "registry");
+        let by_digest = attrs.flag("push-by-digest")? == Some(true);
+        attrs.refuse("registry.insecure", "registries without TLS are named in registries.toml")?;
+        // Whatever is in the store is unpacked, and an image without a name is kept without one.
+        attrs.flag("unpack")?;
+        attrs.text("dangling-name-prefix");
+        attrs.flag("danging-name-empty-only")?;
+        let export = Self {
+            packaging,
+            push,
+            by_digest,
+            store: attrs.flag("store")? != Some(false),
+            canonical: attrs.flag("name-canonical")? == Some(true),
+        };
+        attrs.finish()?;
+        if push && export.packaging.names.is_empty() {
             return Err(Error::invalid("tag is needed when pushing to registry"));
         }
-        export.compression()?;
+        if by_digest && !push {
+            return Err(Error::invalid("push-by-digest=true pushes nothing without push=true"));
+        }
+        if !export.store && !push {
+            return Err(Error::invalid("store=false without push=true leaves nothing of the image"));
+        }
         Ok(export)
     }
 
-    fn compression(&self) -> Result<Compression> {
-        let compression = match (self.compression.as_deref(), self.level) {
-            (None | Some("gzip"), None) => Compression::GZIP,
-            (None | Some("gzip"), Some(level)) => Compression::Gzip { level: u32::try_from(level).unwrap_or(u32::MAX) },
-            (Some("zstd"), None) => Compression::ZSTD,
-            (Some("zstd"), Some(level)) => Compression::Zstd { level },
-            (Some("uncompressed"), _) => Compression::None,
-            (Some(other), _) => {
-                return Err(Error::unsupported(format!("the compression {other} is not supported yet")));
-            }
-        };
-        compression.check()?;
-        Ok(compression)
+    /// The names the image gets here.
+    fn local_names(&self) -> &[Reference] {
+        if self.by_digest { &[] } else { &self.packaging.names }
+    }
+
+    fn is_plain(&self, product: &Product) -> bool {
+        self.store && !self.by_digest && !self.canonical && self.packaging.is_plain(product)
     }
 }
 
-fn names(value: &str) -> Result<Vec<Reference>> {
-    let names = value.split(',').map(str::trim).filter(|name| !name.is_empty());
-    names
-        .map(|name| {
-            let reference: Reference =
-                name.parse().map_err(|error| Error::invalid(format!("invalid tag {name:?}: {error}")))?;
-            Ok(reference.with_default_tag())
-        })
-        .collect()
-}
-
 impl Job {
-    /// Records and pushes the image, and returns what the client is told.
+    /// Records and pushes the image, and says what the client is told.
     ///
     /// # Errors
     /// What the store and the registry say.
@@ -90,9 +84,10 @@ impl Job {
         self: &Arc<Self>,
         export: &ImageExport,
         product: &Arc<Product>,
-    ) -> Result<BTreeMap<String, String>> {
+        response: &mut Response,
+    ) -> Result<()> {
         let exporting = Begun::internal(&self.progress, "exporting to image")?;
-        let result = self.export_image(export, product, &exporting).await;
+        let result = self.export_image(export, product, &exporting, response).await;
         exporting.end(result.as_ref().err());
         result
     }
@@ -100,50 +95,95 @@ impl Job {
     async fn export_image(
         self: &Arc<Self>,
         export: &ImageExport,
-        product: &Product,
+        product: &Arc<Product>,
         exporting: &Begun,
-    ) -> Result<BTreeMap<String, String>> {
-        let [variant] = product.variants.as_slice() else {
-            return Err(Error::unsupported("images for several platforms are not supported yet"));
-        };
-        let (config, snapshot) = (variant.config.clone(), variant.snapshot);
-        let image = NewImage { config, snapshot, epoch_ns: product.epoch_ns };
+        response: &mut Response,
+    ) -> Result<()> {
         let layers = exporting.part("exporting layers", 0);
-        let (job, names) = (Arc::clone(self), export.names.clone());
-        let id = task::blocking(move || job.solver.deps().images.create(&job.lease, image, &names)).await?;
-        layers.complete();
-        exporting.part(format!("writing image {id}"), 0).complete();
-        for name in &export.names {
-            exporting.part(format!("naming to {name}"), 0).complete();
+        let mut images = self.configure(&export.packaging, product).await?;
+        response.put_names(&export.packaging.names, export.by_digest);
+        if let ([_], true) = (images.as_slice(), export.is_plain(product)) {
+            layers.complete();
+            let image = images.remove(0);
+            return self.export_plain(export, image, exporting, response).await;
         }
-        let mut response = BTreeMap::new();
-        let mut put = |key: &str, value: String| drop(response.insert(key.to_owned(), value));
-        put("containerimage.config.digest", id.to_string());
-        put("containerimage.digest", id.to_string());
-        if !export.names.is_empty() {
-            put("image.name", export.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
+        let created = images.first().and_then(|image| image.config.created.clone());
+        let assembled = self.assemble(&export.packaging, product, images, exporting).await?;
+        layers.complete();
+        if export.store {
+            self.keep(export, &assembled, exporting).await?;
         }
         if export.push {
-            let manifest = self.push(export, &id, exporting).await?;
-            put("containerimage.digest", manifest.to_string());
+            self.push_assembled(export, &assembled, exporting).await?;
         }
-        Ok(response)
+        package::respond(&assembled, created.as_deref(), response)
     }
 
-    async fn push(self: &Arc<Self>, export: &ImageExport, id: &Digest, exporting: &Begun) -> Result<Digest> {
-        let (job, id) = (Arc::clone(self), *id);
+    /// Records an image that needs no manifest here; pushing makes one.
+    async fn export_plain(
+        self: &Arc<Self>,
+        export: &ImageExport,
+        image: Configured,
+        exporting: &Begun,
+        response: &mut Response,
+    ) -> Result<()> {
+        let (job, id, names) = (Arc::clone(self), image.id, export.packaging.names.clone());
+        task::blocking(move || job.solver.deps().images.record_plain(&image, &names)).await?;
+        exporting.part(format!("writing image {id}"), 0).complete();
+        self.report_names(export.local_names(), exporting);
+        package::respond_plain(&id, response);
+        if !export.push {
+            return Ok(());
+        }
+        let job = Arc::clone(self);
         let image = task::blocking(move || job.solver.deps().images.get(&job.lease, &id)).await?;
         let image = image.ok_or_else(|| Error::internal("an image has gone while it was exported"))?;
-        let (images, compression) = (&self.solver.deps().images, export.compression()?);
-        let mut manifest = None;
-        for name in &export.names {
+        let images = &self.solver.deps().images;
+        for name in &export.packaging.names {
             let pushing = exporting.part(format!("pushing {name}"), 0);
             let report = layer_report(&self.progress, exporting.digest());
-            let pushed = images.push(&self.lease, &image, name, compression, &self.registry, &report).await?;
+            let pushed = images.push(&self.lease, &image, name, Compression::GZIP, &self.registry, &report).await?;
             pushing.complete();
-            manifest = Some(pushed.manifest.digest);
+            let mut descriptor = pushed.manifest;
+            response.put("containerimage.digest", descriptor.digest);
+            response.put_config(&id, &mut descriptor);
+            response.put_descriptor(&descriptor)?;
         }
-        manifest.ok_or_else(|| Error::invalid("tag is needed when pushing to registry"))
+        Ok(())
+    }
+
+    async fn keep(self: &Arc<Self>, export: &ImageExport, assembled: &Assembled, exporting: &Begun) -> Result<()> {
+        let (job, kept, names) = (Arc::clone(self), assembled.clone(), export.local_names().to_vec());
+        let repositories: Vec<String> = match export.canonical {
+            true => export.packaging.names.iter().map(Reference::repository).collect(),
+            false => Vec::new(),
+        };
+        task::blocking(move || {
+            let images = &job.solver.deps().images;
+            images.keep(&kept, &names)?;
+            repositories.iter().try_for_each(|repository| images.note_digests(&kept, repository))
+        })
+        .await?;
+        self.report_names(export.local_names(), exporting);
+        Ok(())
+    }
+
+    fn report_names(&self, names: &[Reference], exporting: &Begun) {
+        for name in names {
+            exporting.part(format!("naming to {name}"), 0).complete();
+        }
+    }
+
+    async fn push_assembled(&self, export: &ImageExport, assembled: &Assembled, exporting: &Begun) -> Result<()> {
+        let images = &self.solver.deps().images;
+        for name in &export.packaging.names {
+            let name = if export.by_digest { name.without_tag() } else { name.clone() };
+            let pushing = exporting.part(format!("pushing manifest for {name}@{}", assembled.top.descriptor.digest), 0);
+            let report = layer_report(&self.progress, exporting.digest());
+            images.push_assembled(assembled, &name, &self.registry, &report).await?;
+            pushing.complete();
+        }
+        Ok(())
     }
 }
 
@@ -157,23 +197,27 @@ mod tests {
     }
 
     #[test]
-    fn several_names_are_read_and_get_the_default_tag() {
-        let export = parse("image", &[("name", "a,localhost:5000/b:1"), ("push", "true")]).unwrap();
-        let names: Vec<String> = export.names.iter().map(ToString::to_string).collect();
-        assert_eq!(names, ["docker.io/library/a:latest", "localhost:5000/b:1"]);
-        assert!(export.push);
+    fn where_an_image_goes_is_read() {
+        assert!(parse("registry", &[("name", "a")]).unwrap().push);
+        let pushed = parse("image", &[("name", "a"), ("push", "true"), ("push-by-digest", "true"), ("store", "false")]);
+        let pushed = pushed.unwrap();
+        assert!(pushed.by_digest && !pushed.store && pushed.local_names().is_empty());
+        let local = [("unpack", "true"), ("dangling-name-prefix", "moby-dangling"), ("name-canonical", "true")];
+        assert!(parse("image", &local).unwrap().canonical);
     }
 
     #[test]
-    fn other_exporters_and_options_are_refused_by_name() {
-        for (kind, attrs, word) in [
-            ("image", &[("push-by-digest", "true")][..], "push-by-digest"),
-            ("image", &[("compression", "estargz")], "estargz"),
-            ("image", &[("push", "true")], "tag is needed"),
-            ("image", &[("name", "UPPER")], "UPPER"),
+    fn what_makes_no_sense_is_refused_by_name() {
+        for (attrs, words) in [
+            (&[("push", "true")][..], "tag is needed"),
+            (&[("push-by-digest", "true")], "push-by-digest"),
+            (&[("store", "false")], "store=false"),
+            (&[("registry.insecure", "true")], "registry.insecure"),
+            (&[("dest", "x")], "has no option dest"),
+            (&[("psuh", "true")], "did you mean push?"),
         ] {
-            let error = parse(kind, attrs).unwrap_err().to_string();
-            assert!(error.contains(word), "{error}");
+            let error = parse("image", attrs).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
         }
     }
 }

@@ -1,20 +1,32 @@
 //! Exporters: what becomes of a result.
 //!
-//! [`Product`] is the result, for one platform or several. `image` gives it a configuration, a manifest and names, and pushes it.
+//! [`Product`] is the result, for one platform or several. `package` makes images of it, which `image` keeps and pushes and
+//! `archive` sends to the client; `files` sends the client what is in them.
 
+mod annotation;
+mod archive;
+mod attrs;
+mod files;
 mod image;
+mod package;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use kiln_graph::Platform;
-use kiln_graph::oci::ImageConfig;
+use kiln_graph::oci::{Descriptor, ImageConfig};
+use kiln_graph::{Digest, Platform, Reference};
 
+use self::archive::ArchiveExport;
+use self::files::FilesExport;
 use self::image::ImageExport;
 use super::job::Job;
 use super::request::Exporter;
+use super::session::Session;
 use crate::error::{Error, Result};
+use crate::image::Layout;
 use crate::store::SnapshotId;
 
 /// A result to be exported.
@@ -37,6 +49,8 @@ pub(super) struct Variant {
     pub(super) config: ImageConfig,
     /// The root file system, identified; `None` is an empty one.
     pub(super) snapshot: Option<SnapshotId>,
+    /// How many of its layers are those of the base.
+    pub(super) base_layers: usize,
     /// What is said about it.
     pub(super) attestations: Vec<Attestation>,
 }
@@ -59,33 +73,101 @@ pub(super) struct Attestation {
 pub(super) enum Export {
     /// An image in the store and, if asked for, at registries.
     Image(ImageExport),
+    /// An image as an archive of the client.
+    Archive(ArchiveExport),
+    /// Files of the client.
+    Files(FilesExport),
 }
+
+/// The exporters there are.
+const KINDS: &[&str] = &["docker", "image", "local", "moby", "oci", "registry", "tar"];
 
 impl Export {
     /// Reads what a request asks for.
     ///
     /// # Errors
-    /// `Unsupported`, by name, for other exporters and options; `InvalidArgument` for malformed values.
+    /// `InvalidArgument` for an exporter that does not exist and for malformed values; `Unsupported`, by name, for options.
     pub(super) fn parse(exporter: &Exporter) -> Result<Self> {
         match exporter.kind.as_str() {
             "image" | "moby" | "registry" => ImageExport::parse(exporter).map(Self::Image),
-            other => Err(Error::unsupported(format!("the exporter {other:?} is not supported yet"))),
+            "oci" => ArchiveExport::parse(exporter, Layout::Oci).map(Self::Archive),
+            "docker" => ArchiveExport::parse(exporter, Layout::Docker).map(Self::Archive),
+            "local" | "tar" => FilesExport::parse(exporter).map(Self::Files),
+            other => {
+                let meant = kiln_graph::diagnostic::closest(other, KINDS.iter().copied());
+                let hint = meant.map_or_else(|| KINDS.join(", "), |meant| format!("did you mean {meant}?"));
+                Err(Error::invalid(format!("there is no exporter {other:?} ({hint})")))
+            }
         }
     }
 }
 
+/// What the client is told of an export: BuildKit's `ExporterResponse`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Response(BTreeMap<String, String>);
+
+impl Response {
+    fn put(&mut self, key: &str, value: impl ToString) {
+        self.0.insert(key.to_owned(), value.to_string());
+    }
+
+    fn put_names(&mut self, names: &[Reference], without_tags: bool) {
+        let shown = |name: &Reference| if without_tags { name.without_tag() } else { name.clone() };
+        if !names.is_empty() {
+            self.put("image.name", names.iter().map(|name| shown(name).to_string()).collect::<Vec<_>>().join(","));
+        }
+    }
+
+    fn put_config(&mut self, id: &Digest, descriptor: &mut Descriptor) {
+        self.put("containerimage.config.digest", id);
+        descriptor.annotations.insert("config.digest".to_owned(), id.to_string());
+    }
+
+    fn put_descriptor(&mut self, descriptor: &Descriptor) -> Result<()> {
+        self.put("containerimage.descriptor", STANDARD.encode(serde_json::to_vec(descriptor)?));
+        Ok(())
+    }
+}
+
 impl Job {
-    /// Exports a result, and returns what the client is told.
+    /// Exports a result one way after the other, and returns what the client is told.
     ///
     /// # Errors
     /// What the store, the registry and the client say.
     pub(super) async fn export(
         self: &Arc<Self>,
-        export: &Export,
+        exports: &[Export],
         product: &Arc<Product>,
     ) -> Result<BTreeMap<String, String>> {
-        match export {
-            Export::Image(image) => self.export_to_image(image, product).await,
+        let mut response = Response::default();
+        for (number, export) in exports.iter().enumerate() {
+            match export {
+                Export::Image(image) => self.export_to_image(image, product, &mut response).await?,
+                Export::Archive(archive) => self.export_to_archive(number, archive, product, &mut response).await?,
+                Export::Files(files) => self.export_files(number, files, product).await?,
+            }
         }
+        Ok(response.0)
+    }
+
+    /// Returns the client's session, to send it files.
+    async fn client_for_files(&self) -> Result<Session> {
+        let session = self.session.get().await?;
+        session.ok_or_else(|| Error::invalid("the client takes no files: the build has no session"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exporter_that_does_not_exist_is_named() {
+        let parse = |kind: &str| Export::parse(&Exporter { kind: kind.to_owned(), attrs: BTreeMap::new() });
+        for kind in KINDS.iter().filter(|kind| **kind != "registry") {
+            assert!(parse(kind).is_ok(), "{kind}");
+        }
+        let error = parse("locall").unwrap_err().to_string();
+        assert_eq!(error, "there is no exporter \"locall\" (did you mean local?)");
     }
 }

@@ -21,6 +21,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 
+use bytes::Bytes;
 use kiln_graph::Digest;
 use sha2::{Digest as _, Sha256};
 
@@ -29,9 +30,11 @@ use changes::{Changes, Content, Item, Loaded};
 pub(super) use changes::{Form, Source};
 pub use extract::{ExtractOptions, Extracted};
 pub(super) use marks::{Marks, keeps_xattr};
+pub use pack::{Style, Times};
 pub(super) use settle::{merge, settle};
 
 use super::compression::Decoder;
+use super::tree::Xattrs;
 use super::usage::Tally;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::task::{Cancel, beside};
@@ -120,13 +123,49 @@ pub(super) fn list_changes(source: Source) -> Result<Vec<PathChange>> {
 
 /// Computes the digests of a tree's layer.
 pub(super) fn digest(source: Source, cancel: &Cancel) -> Result<LayerDigests> {
-    write(source, &mut io::sink(), cancel)
+    write(source, &Style::default(), &mut io::sink(), cancel)
+}
+
+/// Writes an archive of everything in a directory. Blocking.
+///
+/// # Errors
+/// Those of `out`; `Cancelled`; `Unsupported` for what no archive can hold; `Conflict` when the tree changes meanwhile.
+pub fn archive_tree(root: OwnedFd, style: &Style, out: &mut dyn Write, cancel: &Cancel) -> Result<()> {
+    let source = Source { tree: root, form: Form::Whole(None), lower: None };
+    pack::pack(source, style, cancel, |chunk| Ok(out.write_all(&chunk.bytes)?)).map(drop)
+}
+
+/// Writes an archive of a few files, names and contents, that belong to root. It is to be followed by [`end_archive`].
+///
+/// # Errors
+/// Those of `out`.
+pub fn archive_files(files: &[(String, Bytes)], style: &Style, out: &mut dyn Write) -> Result<()> {
+    for (name, content) in files {
+        let path = if style.prefix.is_empty() { name.clone() } else { format!("{}/{name}", style.prefix) };
+        let (flag, mode, size, xattrs) = (header::Flag::File, 0o644, content.len() as u64, Xattrs::default());
+        let mtime = if let Times::Set(time) = style.times { time } else { 0 };
+        let (path, link, uid, gid, rdev) = (path.as_bytes(), &b""[..], 0, 0, (0, 0));
+        let mut bytes = Vec::new();
+        header::Header { flag, path, link, mode, uid, gid, size, mtime, rdev, xattrs: &xattrs }.write(&mut bytes)?;
+        bytes.extend_from_slice(content);
+        bytes.resize(bytes.len().next_multiple_of(header::BLOCK), 0);
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+/// Ends an archive that was written in parts.
+///
+/// # Errors
+/// Those of `out`.
+pub fn end_archive(out: &mut dyn Write) -> Result<()> {
+    Ok(out.write_all(&[0; 2 * header::BLOCK])?)
 }
 
 /// Writes the tar of a tree's layer, and computes its digests on the way.
-pub(super) fn write(source: Source, out: &mut dyn Write, cancel: &Cancel) -> Result<LayerDigests> {
+pub(super) fn write(source: Source, style: &Style, out: &mut dyn Write, cancel: &Cancel) -> Result<LayerDigests> {
     let (mut diff_id, mut content, mut tar_size) = (Sha256::new(), blake3::Hasher::new(), 0);
-    let tally = pack::pack(source, cancel, |chunk| {
+    let tally = pack::pack(source, style, cancel, |chunk| {
         out.write_all(&chunk.bytes)?;
         diff_id.update(&chunk.bytes);
         tar_size += chunk.bytes.len() as u64;

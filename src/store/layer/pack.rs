@@ -55,12 +55,13 @@ const AHEAD: usize = 64;
 /// Those of `consume`; `Cancelled`; `Unsupported` for what no layer can hold; `Conflict` when the tree changes meanwhile.
 pub(super) fn pack(
     source: Source,
+    style: &Style,
     cancel: &Cancel,
     mut consume: impl FnMut(&mut Chunk) -> Result<()>,
 ) -> Result<Tally> {
     let (sender, receiver) = sync_channel(CHUNKS);
     let (back, recycled) = sync_channel(CHUNKS + 2);
-    let produce = move || Packer::new(sender, recycled, cancel).pack(source);
+    let produce = move || Packer::new(sender, recycled, style, cancel).pack(source);
     let consume = move || {
         for mut chunk in receiver {
             consume(&mut chunk)?;
@@ -76,10 +77,36 @@ pub(super) fn pack(
     consumed.and(tally)
 }
 
+/// What times the entries of an archive have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Times {
+    /// Those of the files.
+    #[default]
+    Kept,
+    /// Those of the files, but none later than this, in seconds since 1970.
+    AtMost(i64),
+    /// This one, in seconds since 1970.
+    Set(i64),
+}
+
+/// How an archive is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Style {
+    /// The times of entries.
+    pub times: Times,
+    /// The directory that everything is put into, a name; empty for none.
+    pub prefix: String,
+    /// Whether the root itself is left out, as the archive of a directory's content has it.
+    pub rootless: bool,
+    /// Whether more follows, so that the end of the archive is not marked.
+    pub continued: bool,
+}
+
 struct Packer<'a> {
     sender: SyncSender<Chunk>,
     recycled: Receiver<Chunk>,
     chunk: Chunk,
+    style: &'a Style,
     cancel: &'a Cancel,
     /// The directories entered and not left.
     dirs: Vec<Entered>,
@@ -100,9 +127,9 @@ enum Ready {
 }
 
 impl<'a> Packer<'a> {
-    fn new(sender: SyncSender<Chunk>, recycled: Receiver<Chunk>, cancel: &'a Cancel) -> Self {
+    fn new(sender: SyncSender<Chunk>, recycled: Receiver<Chunk>, style: &'a Style, cancel: &'a Cancel) -> Self {
         let (dirs, links, tally) = (Vec::new(), HashMap::new(), Tally::default());
-        Self { sender, recycled, chunk: Chunk::new(), cancel, dirs, links, tally }
+        Self { sender, recycled, chunk: Chunk::new(), style, cancel, dirs, links, tally }
     }
 
     fn pack(mut self, source: Source) -> Result<Tally> {
@@ -122,7 +149,9 @@ impl<'a> Packer<'a> {
                 self.take(ready)?;
             }
         }
-        self.chunk.bytes.resize(self.chunk.bytes.len() + 2 * BLOCK, 0);
+        if !self.style.continued {
+            self.chunk.bytes.resize(self.chunk.bytes.len() + 2 * BLOCK, 0);
+        }
         self.send()?;
         Ok(self.tally)
     }
@@ -176,7 +205,7 @@ impl<'a> Packer<'a> {
         for at in 0..self.dirs.len() {
             let Entered { directory, written } = &mut self.dirs[at];
             // The root belongs to the layer only if it has changed itself: every other layer has one too.
-            if !std::mem::replace(written, true) && (at > 0 || directory.changed) {
+            if !std::mem::replace(written, true) && (at > 0 || directory.changed && !self.style.rootless) {
                 let path = if at == 0 { b".".to_vec() } else { directory.path.clone() };
                 let (metadata, xattrs) = (directory.metadata, directory.attributes.xattrs.clone());
                 self.header(&entry(Flag::Dir, &path, &metadata, &xattrs))?;
@@ -238,7 +267,19 @@ impl<'a> Packer<'a> {
         if self.chunk.bytes.len() >= CHUNK {
             self.send()?;
         }
-        header.write(&mut self.chunk.bytes)?;
+        let mtime = match self.style.times {
+            Times::Kept => header.mtime,
+            Times::AtMost(latest) => header.mtime.min(latest),
+            Times::Set(time) => time,
+        };
+        if self.style.prefix.is_empty() {
+            Header { mtime, ..*header }.write(&mut self.chunk.bytes)?;
+        } else {
+            let within = |path: &[u8]| [self.style.prefix.as_bytes(), b"/", path].concat();
+            let path = if header.path == b"." { self.style.prefix.clone().into_bytes() } else { within(header.path) };
+            let link = if header.flag == Flag::HardLink { within(header.link) } else { header.link.to_vec() };
+            Header { mtime, path: &path, link: &link, ..*header }.write(&mut self.chunk.bytes)?;
+        }
         self.chunk.headers.push(self.chunk.bytes.len() - BLOCK);
         Ok(())
     }

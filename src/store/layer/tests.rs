@@ -85,7 +85,7 @@ impl Sandbox {
 /// Packs all of a directory.
 fn pack_dir(dir: &Path) -> Vec<u8> {
     let mut tar = Vec::new();
-    write(whole(dir), &mut tar, &Cancel::new()).unwrap();
+    write(whole(dir), &Style::default(), &mut tar, &Cancel::new()).unwrap();
     tar
 }
 

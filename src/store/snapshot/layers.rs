@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Active, LayerForm, SnapshotId, find};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::store::compression::{Compression, Decoder, Encoder, Format};
-use crate::store::layer::{self, Form, LayerDigests, PathChange, Source};
+use crate::store::layer::{self, Form, LayerDigests, PathChange, Source, Style};
 use crate::store::rootfs::Access;
 use crate::store::tree::{self, Metadata};
 use crate::store::{Blob, BlobWriter, Lease, Store, optional, parse_digest};
@@ -49,7 +49,21 @@ impl Store {
     /// # Errors
     /// As [`Self::layer_digests`], and those of `out`.
     pub fn write_layer(&self, id: SnapshotId, out: &mut dyn Write, cancel: &Cancel) -> Result<LayerDigests> {
-        layer::write(self.source(id)?, out, cancel).context(|| format!("write the layer of snapshot {id}"))
+        self.write_layer_as(id, &Style::default(), out, cancel)
+    }
+
+    /// Writes the tar of a snapshot's layer in a certain style, uncompressed. Blocking.
+    ///
+    /// # Errors
+    /// As [`Self::layer_digests`], and those of `out`.
+    pub fn write_layer_as(
+        &self,
+        id: SnapshotId,
+        style: &Style,
+        out: &mut dyn Write,
+        cancel: &Cancel,
+    ) -> Result<LayerDigests> {
+        layer::write(self.source(id)?, style, out, cancel).context(|| format!("write the layer of snapshot {id}"))
     }
 
     /// Returns a snapshot's layer as a compressed blob, leased: one that is there, or else made now on all cores. Blocking.

@@ -225,7 +225,7 @@ fn overlays_own_marks_and_labels_of_the_host_are_not_taken_from_an_archive() {
     for name in ["d", "f"] {
         let dir = open_root(&sandbox.root()).unwrap();
         let name = std::ffi::CString::new(name).unwrap();
-        let xattrs = crate::store::tree::Xattrs::at(&dir, &name, all).unwrap();
+        let xattrs = Xattrs::at(&dir, &name, all).unwrap();
         let kept: Vec<_> = xattrs.iter().map(|(name, _)| name.to_str().unwrap()).collect();
         assert_eq!(kept, ["user.mine"]);
     }

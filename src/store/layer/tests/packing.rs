@@ -74,7 +74,7 @@ fn a_file_beyond_8_gib_has_its_size_in_a_pax_record() {
     file.write_all_at(b"begin", 0).unwrap();
     drop(file);
     let mut out = Bounded { bytes: Vec::new(), limit: 3 << 20 };
-    let error = write(whole(dir.path()), &mut out, &Cancel::new()).unwrap_err();
+    let error = write(whole(dir.path()), &Style::default(), &mut out, &Cancel::new()).unwrap_err();
     assert_eq!(error.kind(), Kind::Exhausted, "the writer's own error is passed on: {error}");
     let tar = out.bytes;
     assert_eq!(&tar[512..536], b"19 size=8589934597\n\0\0\0\0\0");
@@ -102,7 +102,7 @@ fn a_file_that_shrinks_while_it_is_packed_is_an_error() {
             Ok(())
         }
     }
-    let error = write(whole(dir.path()), &mut Shrinks(path), &Cancel::new()).unwrap_err();
+    let error = write(whole(dir.path()), &Style::default(), &mut Shrinks(path), &Cancel::new()).unwrap_err();
     assert_eq!(error.kind(), Kind::Conflict, "{error}");
     assert!(error.to_string().contains("pack f: the file changed while it was read"), "{error}");
 }

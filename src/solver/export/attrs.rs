@@ -1,0 +1,88 @@
+//! The attributes of an exporter: each is asked for by name, and what nobody asked for is refused.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::solver::options::flag;
+use crate::solver::request::Exporter;
+
+/// The attributes that are left.
+#[derive(Debug)]
+pub(super) struct Attrs<'a> {
+    kind: &'a str,
+    left: BTreeMap<&'a str, &'a str>,
+    asked: Vec<&'static str>,
+}
+
+impl<'a> Attrs<'a> {
+    /// Takes those of an exporter.
+    pub(super) fn new(exporter: &'a Exporter) -> Self {
+        let left = exporter.attrs.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        Self { kind: &exporter.kind, left, asked: Vec::new() }
+    }
+
+    /// Takes a text; an empty one counts as none.
+    pub(super) fn text(&mut self, key: &'static str) -> Option<&'a str> {
+        self.asked.push(key);
+        self.left.remove(key).filter(|value| !value.is_empty())
+    }
+
+    /// Takes a truth value.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it is none.
+    pub(super) fn flag(&mut self, key: &'static str) -> Result<Option<bool>> {
+        self.asked.push(key);
+        self.left.remove(key).map(|value| flag(key, value)).transpose()
+    }
+
+    /// Takes a number.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it is none.
+    pub(super) fn number<T: std::str::FromStr>(&mut self, key: &'static str) -> Result<Option<T>> {
+        let parse =
+            |value: &str| value.parse().map_err(|_| Error::invalid(format!("{key}={value}: expected a number")));
+        self.text(key).map(parse).transpose()
+    }
+
+    /// Takes a time in seconds since 1970; returns it in nanoseconds.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it is none.
+    pub(super) fn epoch_ns(&mut self) -> Result<Option<i64>> {
+        let seconds: Option<i64> = self.number("source-date-epoch")?;
+        Ok(seconds.map(|seconds| seconds.saturating_mul(1_000_000_000)))
+    }
+
+    /// Takes all whose keys begin so.
+    pub(super) fn family(&mut self, prefix: &str) -> Vec<(&'a str, &'a str)> {
+        let keys: Vec<&str> = self.left.keys().copied().filter(|key| key.starts_with(prefix)).collect();
+        keys.into_iter().filter_map(|key| self.left.remove_entry(key)).collect()
+    }
+
+    /// Refuses a value that asks for what is not there.
+    ///
+    /// # Errors
+    /// `Unsupported`, when it is set to true.
+    pub(super) fn refuse(&mut self, key: &'static str, why: &str) -> Result<()> {
+        match self.flag(key)? {
+            Some(true) => Err(Error::unsupported(format!("the exporter option {key}=true is not supported: {why}"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses the first attribute that nobody asked for.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, with what was perhaps meant.
+    pub(super) fn finish(self) -> Result<()> {
+        let Some(key) = self.left.keys().next() else { return Ok(()) };
+        let meant = kiln_graph::diagnostic::closest(key, self.asked.iter().copied());
+        let hint = match meant {
+            Some(meant) => format!("did you mean {meant}?"),
+            None => format!("it has {}", self.asked.join(", ")),
+        };
+        Err(Error::invalid(format!("the exporter {} has no option {key} ({hint})", self.kind)))
+    }
+}

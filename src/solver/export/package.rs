@@ -1,0 +1,257 @@
+//! Making images of a result: what exporters to the store, to registries and to archives have in common.
+
+use std::sync::Arc;
+
+use kiln_graph::oci::annotation;
+use kiln_graph::{Digest, Reference};
+
+use super::annotation::{Annotations, Level};
+use super::attrs::Attrs;
+use super::{Product, Response, Variant};
+use crate::error::{Error, Result};
+use crate::image::{Assembled, Assembly, Configured, Form, NewImage, Top};
+use crate::solver::job::{Begun, Job};
+use crate::store::compression::Compression;
+use crate::task::{self, Cancel};
+
+/// How images are made.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Packaging {
+    /// Their names; several are equal.
+    pub(super) names: Vec<Reference>,
+    form: Form,
+    /// Whether the client wants documents or layers in a certain form.
+    special: bool,
+    annotations: Annotations,
+    epoch_ns: Option<i64>,
+    rewrite_timestamp: bool,
+    without_attestations: bool,
+}
+
+impl Packaging {
+    /// Takes what is common to all images from the attributes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for malformed values; `Unsupported`, by name, for what is not there.
+    pub(super) fn take(attrs: &mut Attrs<'_>) -> Result<Self> {
+        let names = names(attrs.text("name").unwrap_or_default())?;
+        let (compression, level) = (attrs.text("compression"), attrs.number("compression-level")?);
+        let (force, oci) = (attrs.flag("force-compression")?, attrs.flag("oci-mediatypes")?);
+        let artifacts = attrs.flag("oci-artifact")?;
+        let annotations = Annotations::take(attrs)?;
+        attrs.refuse("prefer-nondist-layers", "layers that may not be distributed are not told apart")?;
+        let form = Form {
+            compression: self::compression(compression, level)?,
+            force_compression: force == Some(true),
+            docker_types: oci == Some(false),
+            artifacts: artifacts != Some(false),
+        };
+        Ok(Self {
+            names,
+            special: compression.is_some() || level.is_some() || form.force_compression || form.docker_types,
+            form,
+            annotations,
+            epoch_ns: attrs.epoch_ns()?,
+            rewrite_timestamp: attrs.flag("rewrite-timestamp")? == Some(true),
+            without_attestations: attrs.flag("attestation-inline")? == Some(false),
+        })
+    }
+
+    /// Says whether an image needs no more than its configuration while it stays here.
+    pub(super) fn is_plain(&self, product: &Product) -> bool {
+        !self.special && self.annotations.is_empty() && !self.makes_index(product)
+    }
+
+    fn makes_index(&self, product: &Product) -> bool {
+        product.multi_platform || product.variants.iter().any(|variant| !self.attestations(variant).is_empty())
+    }
+
+    fn attestations<'a>(&self, variant: &'a Variant) -> &'a [super::Attestation] {
+        if self.without_attestations { &[] } else { &variant.attestations }
+    }
+
+    /// Leaves attestations out, for archives that cannot hold them.
+    pub(super) fn without_attestations(mut self) -> Self {
+        self.without_attestations = true;
+        self
+    }
+
+    fn assembly(&self, image: Configured, variant: &Variant) -> Assembly {
+        let platform = Some(&variant.platform);
+        let predicates = self.attestations(variant).iter();
+        Assembly {
+            image,
+            annotations: self.annotations.of(Level::Manifest, platform),
+            descriptor_annotations: self.annotations.of(Level::ManifestDescriptor, platform),
+            predicates: predicates.map(|made| (made.predicate_type.clone(), made.predicate.clone())).collect(),
+        }
+    }
+}
+
+/// Reads names, separated by commas.
+fn names(value: &str) -> Result<Vec<Reference>> {
+    let names = value.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names
+        .map(|name| {
+            let reference: Reference =
+                name.parse().map_err(|error| Error::invalid(format!("invalid tag {name:?}: {error}")))?;
+            Ok(reference.with_default_tag())
+        })
+        .collect()
+}
+
+fn compression(name: Option<&str>, level: Option<i32>) -> Result<Compression> {
+    let compression = match (name, level) {
+        (None | Some("gzip"), None) => Compression::GZIP,
+        (None | Some("gzip"), Some(level)) => Compression::Gzip { level: u32::try_from(level).unwrap_or(u32::MAX) },
+        (Some("zstd"), None) => Compression::ZSTD,
+        (Some("zstd"), Some(level)) => Compression::Zstd { level },
+        (Some("uncompressed"), _) => Compression::None,
+        (Some(other @ ("estargz" | "nydus")), _) => {
+            return Err(Error::unsupported(format!(
+                "compression={other} is not supported: use uncompressed, gzip or zstd"
+            )));
+        }
+        (Some(other), _) => {
+            let known = ["uncompressed", "gzip", "zstd"];
+            let meant = kiln_graph::diagnostic::closest(other, known);
+            let hint = meant.map_or_else(|| known.join(", "), |meant| format!("did you mean {meant}?"));
+            return Err(Error::invalid(format!("compression={other}: there is no such compression ({hint})")));
+        }
+    };
+    compression.check()?;
+    Ok(compression)
+}
+
+impl Job {
+    /// Completes the configurations of a result's images, one for each variant.
+    pub(super) async fn configure(
+        self: &Arc<Self>,
+        packaging: &Packaging,
+        product: &Arc<Product>,
+    ) -> Result<Vec<Configured>> {
+        let (job, product) = (Arc::clone(self), Arc::clone(product));
+        let epoch_ns = packaging.epoch_ns.or(product.epoch_ns);
+        let rewrite = packaging.rewrite_timestamp;
+        let cancel = Cancel::new();
+        let _given_up = cancel.on_drop();
+        task::blocking(move || {
+            let images = &job.solver.deps().images;
+            let configure = |variant: &Variant| {
+                let snapshot = match epoch_ns.filter(|_| rewrite) {
+                    Some(ns) => {
+                        let latest_s = ns.div_euclid(1_000_000_000);
+                        images.clamp_times(&job.lease, variant.snapshot, variant.base_layers, latest_s, &cancel)?
+                    }
+                    None => variant.snapshot,
+                };
+                let new = NewImage { config: variant.config.clone(), snapshot, epoch_ns };
+                images.configure(&job.lease, new)
+            };
+            product.variants.iter().map(configure).collect()
+        })
+        .await
+    }
+
+    /// Makes manifests, and what belongs to them, of configured images.
+    pub(super) async fn assemble(
+        self: &Arc<Self>,
+        packaging: &Packaging,
+        product: &Arc<Product>,
+        images: Vec<Configured>,
+        exporting: &Begun,
+    ) -> Result<Assembled> {
+        let index = packaging.makes_index(product);
+        packaging.annotations.check(index)?;
+        let variants = images.into_iter().zip(&product.variants);
+        let assemblies: Vec<_> = variants.map(|(image, variant)| packaging.assembly(image, variant)).collect();
+        let top = Top {
+            index,
+            annotations: packaging.annotations.of(Level::Index, None),
+            descriptor_annotations: packaging.annotations.of(Level::IndexDescriptor, None),
+            names: packaging.names.clone(),
+        };
+        let cancel = Cancel::new();
+        let _given_up = cancel.on_drop();
+        let (job, form) = (Arc::clone(self), packaging.form.clone());
+        let assembled =
+            task::blocking(move || job.solver.deps().images.assemble(&job.lease, assemblies, &top, &form, &cancel))
+                .await?;
+        let done = |what: String| exporting.part(what, 0).complete();
+        for image in &assembled.images {
+            done(format!("exporting manifest {}", image.manifest.descriptor.digest));
+            done(format!("exporting config {}", image.id));
+        }
+        for attached in &assembled.attached {
+            done(format!("exporting attestation manifest {}", attached.manifest.descriptor.digest));
+        }
+        if assembled.is_index() {
+            done(format!("exporting manifest list {}", assembled.top.descriptor.digest));
+        }
+        Ok(assembled)
+    }
+}
+
+/// What the client is told of assembled images.
+pub(super) fn respond(assembled: &Assembled, created: Option<&str>, response: &mut Response) -> Result<()> {
+    let mut descriptor = assembled.top.descriptor.clone();
+    if let Some(created) = created {
+        descriptor.annotations.entry(annotation::CREATED.to_owned()).or_insert_with(|| created.to_owned());
+    }
+    response.put("containerimage.digest", descriptor.digest);
+    if let (false, [image]) = (assembled.is_index(), assembled.images.as_slice()) {
+        response.put_config(&image.id, &mut descriptor);
+    }
+    response.put_descriptor(&descriptor)
+}
+
+/// What the client is told of an image that has no manifest yet: its id stands for it.
+pub(super) fn respond_plain(id: &Digest, response: &mut Response) {
+    response.put("containerimage.config.digest", id);
+    response.put("containerimage.digest", id);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::solver::request::Exporter;
+
+    fn take(attrs: &[(&str, &str)]) -> Result<Packaging> {
+        let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let exporter = Exporter { kind: "image".to_owned(), attrs };
+        let mut attrs = Attrs::new(&exporter);
+        let packaging = Packaging::take(&mut attrs)?;
+        attrs.finish()?;
+        Ok(packaging)
+    }
+
+    #[test]
+    fn the_form_of_images_is_read() {
+        let plain = take(&[("name", "a,localhost:5000/b:1"), ("oci-mediatypes", "true")]).unwrap();
+        let names: Vec<String> = plain.names.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["docker.io/library/a:latest", "localhost:5000/b:1"]);
+        assert!(!plain.special);
+        let zstd = take(&[("compression", "zstd"), ("compression-level", "9"), ("force-compression", "1")]).unwrap();
+        assert_eq!((zstd.form.compression, zstd.form.force_compression), (Compression::Zstd { level: 9 }, true));
+        let docker = take(&[("oci-mediatypes", "false"), ("oci-artifact", "false")]).unwrap();
+        assert!(docker.special && docker.form.docker_types && !docker.form.artifacts);
+        assert_eq!(take(&[("source-date-epoch", "7")]).unwrap().epoch_ns, Some(7_000_000_000));
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_by_name() {
+        for (key, value, words) in [
+            ("compression", "estargz", "estargz is not supported"),
+            ("compression", "zst", "did you mean zstd?"),
+            ("compression-level", "fast", "compression-level=fast"),
+            ("compression-level", "77", "levels 0 to 9"),
+            ("prefer-nondist-layers", "true", "prefer-nondist-layers"),
+            ("name", "UPPER", "UPPER"),
+            ("compresion", "gzip", "did you mean compression?"),
+            ("rewrite-timestamp", "perhaps", "expected true or false"),
+        ] {
+            let error = take(&[(key, value)]).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}
