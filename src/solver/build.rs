@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use kiln_dockerfile::NoCache;
 use kiln_graph::{Edge, VertexId};
 
 use super::attest::{Attest, Facts, Survey};
@@ -18,6 +19,7 @@ use super::options::Options;
 use super::progress::Progress;
 use super::request::{BuildRequest, Built};
 use super::value::{FileSystem, Value};
+use super::verify::Witness;
 use super::{ProvenanceMode, Solver};
 use crate::error::{Error, Result};
 use crate::registry::{Client, Credentials, Notes, Provider};
@@ -26,6 +28,9 @@ use crate::task::{self, Cancel};
 
 /// The frontend that is built in.
 const FRONTEND: &str = "dockerfile.v0";
+
+/// The key of the answer that says how two builds differ: JSON in base64.
+const VERIFIED: &str = "kiln.verify";
 
 /// Docker Hub has two names: clients' sessions know it by that of its server.
 const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
@@ -36,11 +41,28 @@ impl Solver {
     /// # Errors
     /// The first failure, with the step and the place in the source it is about.
     pub async fn build(&self, request: BuildRequest, progress: Progress) -> Result<Built, Failure> {
+        if !request.verify {
+            return self.build_once(request, progress, None).await;
+        }
+        let witness = Witness::default();
+        Box::pin(self.build_once(request.clone(), progress.clone(), Some(witness.clone()))).await?;
+        Box::pin(self.build_once(request, progress, Some(witness))).await
+    }
+
+    async fn build_once(
+        &self,
+        request: BuildRequest,
+        progress: Progress,
+        witness: Option<Witness>,
+    ) -> Result<Built, Failure> {
         if request.frontend != FRONTEND {
             let text = format!("the frontend {:?} is not built in; {FRONTEND} is", request.frontend);
             return Err(Error::unsupported(text).into());
         }
-        let options = Options::parse(&request.attrs)?;
+        let mut options = Options::parse(&request.attrs)?;
+        if witness.is_some() {
+            options.no_cache = NoCache::All;
+        }
         let exports: Vec<Export> = request.exporters.iter().map(Export::parse).collect::<Result<_>>()?;
         let entitlements = request.entitlements.iter().map(|text| Entitlement::parse(text)).collect::<Result<_>>()?;
         let store = self.deps().store.clone();
@@ -57,6 +79,7 @@ impl Solver {
             entitlements,
             request_limits: options.limits.clone(),
             keep_failed: request.keep_failed,
+            witness,
         };
         let around = Surroundings::of(&shared);
         let Frontend { mut graph, targets, epoch_s, mut images, ignore } =
@@ -145,7 +168,7 @@ impl Job {
         if let Some(mode) = record {
             built.response = self.record(mode, &facts, &targets, multi_platform).await?;
         }
-        if exports.is_empty() {
+        if exports.is_empty() && self.witness.is_none() {
             return Ok(built);
         }
         let mut variants = Vec::new();
@@ -156,6 +179,14 @@ impl Job {
             variants.push(Variant { platform, config, snapshot, base_layers, attestations });
         }
         let product = Arc::new(Product { variants, multi_platform, epoch_ns: facts.epoch_ns });
+        if let Some(witness) = &self.witness {
+            let Some(comparison) = self.compare(witness, &product).await? else { return Ok(built) };
+            let same = comparison.is_same();
+            built.response.insert(VERIFIED.to_owned(), STANDARD.encode(String::from(comparison)));
+            if !same {
+                return Ok(built);
+            }
+        }
         built.response.extend(self.export(exports, &product).await?);
         Ok(built)
     }

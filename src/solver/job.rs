@@ -15,6 +15,7 @@ use super::progress::{Event, Part, Progress, VertexState};
 use super::remote::Pins;
 use super::session::{Session, Sessions};
 use super::value::{FileSystem, Value};
+use super::verify::Witness;
 use super::{Solver, lock};
 use crate::error::{Error, Result};
 use crate::image::{LayerStage, Report, Resolved};
@@ -136,6 +137,7 @@ pub(super) struct Shared {
     pub(super) entitlements: BTreeSet<Entitlement>,
     pub(super) request_limits: Limits,
     pub(super) keep_failed: bool,
+    pub(super) witness: Option<Witness>,
 }
 
 /// What all steps of one graph share.
@@ -164,6 +166,8 @@ pub(super) struct Job {
     pub(super) request_limits: Limits,
     /// Whether a step that fails is kept as it stands.
     pub(super) keep_failed: bool,
+    /// Set when the result is compared with that of another build; then layers that differ in times only are told apart.
+    pub(super) witness: Option<Witness>,
     /// What each vertex gave, by position.
     pub(super) values: Mutex<Vec<Option<Value>>>,
     /// What was selected of inputs.
@@ -187,8 +191,18 @@ impl Job {
         locals: Locals,
         cancel: Cancel,
     ) -> Arc<Self> {
-        let Shared { solver, lease, session, registry, progress, pins, entitlements, request_limits, keep_failed } =
-            shared.clone();
+        let Shared {
+            solver,
+            lease,
+            session,
+            registry,
+            progress,
+            pins,
+            entitlements,
+            request_limits,
+            keep_failed,
+            witness,
+        } = shared.clone();
         Arc::new(Self {
             values: Mutex::new(vec![None; graph.vertices().len()]),
             solver,
@@ -203,6 +217,7 @@ impl Job {
             entitlements,
             request_limits,
             keep_failed,
+            witness,
             taken: Mutex::default(),
             read: Mutex::default(),
             hits: Mutex::default(),

@@ -34,6 +34,7 @@ pub mod session;
 mod settle;
 mod usage;
 mod value;
+mod verify;
 
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,8 @@ pub struct BuildRequest {
     pub keep_failed: bool,
     /// Whether the answer holds provenance, whatever becomes of the result.
     pub record_provenance: Option<ProvenanceMode>,
+    /// Whether it is built twice without the cache; when the results differ, nothing is exported, and the answer says how.
+    pub verify: bool,
 }
 
 /// What becomes of a result.

@@ -12,7 +12,7 @@ use super::identify::Work;
 use super::job::Job;
 use super::value::{Failed, FileSystem, Layer, Settled};
 use crate::error::{Error, Result};
-use crate::store::{LayerDigests, SnapshotId};
+use crate::store::{LayerDigests, Sameness, SnapshotId};
 use crate::task::{self, Cancel};
 
 /// A layer whose step has just ended.
@@ -66,7 +66,8 @@ impl Job {
                     if let Some((from, to)) = base.filter(|(from, to)| from != to) {
                         store.move_over(made.snapshot, from, to)?;
                     }
-                    store.identify(&job.lease, made.snapshot, &digests)?
+                    let sameness = if job.witness.is_some() { Sameness::Exact } else { Sameness::UpToTimes };
+                    store.identify_as(&job.lease, made.snapshot, &digests, sameness)?
                 }
                 // It has the digests of the layer it was put together of.
                 None => store

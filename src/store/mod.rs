@@ -35,7 +35,7 @@ pub use ingest::{Follow, Ingest, IngestState};
 pub use layer::{ContentHash, LayerDigests, PathChange, PathChangeKind};
 pub use lease::Lease;
 pub use rootfs::{Access, Driver, Rootfs};
-pub use snapshot::{Active, ActiveId, CompressedLayer, LayerBlob, Snapshot, SnapshotId};
+pub use snapshot::{Active, ActiveId, CompressedLayer, LayerBlob, Sameness, Snapshot, SnapshotId};
 pub use unpack::Unpacker;
 pub use usage::Usage;
 

@@ -23,6 +23,36 @@ pub const KEEP_FAILED: &str = "kiln.keep-failed";
 /// The frontend attribute that asks for provenance in the answer: `min` or `max`.
 pub const RECORD_PROVENANCE: &str = "kiln.record-provenance";
 
+/// The frontend attribute that asks with `true` to build twice and compare, and the answer's key: [`Comparison`] as JSON in
+/// base64.
+pub const VERIFY: &str = "kiln.verify";
+
+/// How two builds differ.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Comparison {
+    /// How many layers there are.
+    pub layers: usize,
+    /// How many differences there are.
+    pub total: usize,
+    /// The first of them.
+    pub differences: Vec<Difference>,
+}
+
+/// Something that differs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Difference {
+    /// The platform.
+    pub platform: String,
+    /// The layer's number, from 1; 0 for what is in no layer.
+    pub layer: usize,
+    /// The instruction that made the layer.
+    pub step: String,
+    /// The file.
+    pub path: String,
+    /// How it differs.
+    pub what: Vec<String>,
+}
+
 /// What all attributes of Kiln's own begin with.
 pub const OWN_PREFIX: &str = "kiln.";
 

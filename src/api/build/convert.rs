@@ -14,7 +14,7 @@ use crate::solver::{BuildRequest, CacheRecord, Exporter, Failure, Place, Provena
 use crate::types::build::{
     CacheOptions, DOCKERFILE, Detail, KEEP_FAILED, LOCAL_PREFIX, OWN_PREFIX, RECORD_PROVENANCE, SolveDetail,
     SolveRequest, SourceDetail, SourceFinding, SourcePosition, SourceRange, SourceText, StatusResponse, UsageRecord,
-    Vertex, VertexDetail, VertexLog, VertexStatus, VertexWarning, encode_details, pb, timestamp,
+    VERIFY, Vertex, VertexDetail, VertexLog, VertexStatus, VertexWarning, encode_details, pb, timestamp,
 };
 
 /// Log bytes after which events go on in another message.
@@ -41,6 +41,7 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
     let dockerfile = dockerfile.map_err(|_| Error::invalid(format!("{DOCKERFILE} is not base64")))?;
     let locals = take_locals(&mut attrs)?;
     let keep_failed = attrs.remove(KEEP_FAILED).is_some_and(|value| value == "true");
+    let verify = attrs.remove(VERIFY).is_some_and(|value| value == "true");
     let record_provenance = match attrs.remove(RECORD_PROVENANCE).as_deref() {
         None => None,
         Some("min") => Some(ProvenanceMode::Min),
@@ -66,6 +67,7 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
         entitlements: request.entitlements,
         keep_failed,
         record_provenance,
+        verify,
     })
 }
 

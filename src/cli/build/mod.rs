@@ -14,6 +14,7 @@ mod result;
 mod screen;
 mod secret;
 mod unsupported;
+mod verify;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -92,7 +93,15 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
     let offer = offer::offer(secrets, docker, deliveries);
     let session = context.client.session(&request.session, offer).await?;
     match follow(context, request, &mut display, &mut screen).await? {
-        End::Built(response) => finish(args, &response, &reference, stdout_taken),
+        End::Built(response) => {
+            if let Some(comparison) = verify::comparison(&response)? {
+                screen.report(&verify::report(&comparison));
+                if comparison.total > 0 {
+                    return Ok(ExitCode::FAILURE);
+                }
+            }
+            finish(args, &response, &reference, stdout_taken)
+        }
         End::Failed(refused) => {
             screen.report(&failure::report(&refused, display.trace()));
             on_failure::deal(&context.client, &args.on_failure, &refused, &mut screen).await?;

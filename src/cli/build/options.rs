@@ -33,6 +33,9 @@ pub(in crate::cli) struct BuildArgs {
     /// Run the steps of these stages again
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(super) no_cache_filter: Vec<String>,
+    /// Build twice without the cache and show, file by file, what differs
+    #[arg(long)]
+    pub(super) verify: bool,
     /// Ask registries for newer base images
     #[arg(long)]
     pub(super) pull: bool,

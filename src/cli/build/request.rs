@@ -12,7 +12,7 @@ use super::options::BuildArgs;
 use super::output::{DELETE, Output};
 use crate::cli::value;
 use crate::error::{Error, Result, ResultExt as _};
-use crate::types::build::{DOCKERFILE, KEEP_FAILED, LOCAL_PREFIX, RECORD_PROVENANCE, SolveRequest};
+use crate::types::build::{DOCKERFILE, KEEP_FAILED, LOCAL_PREFIX, RECORD_PROVENANCE, SolveRequest, VERIFY};
 
 /// The entitlements that exist.
 const ENTITLEMENTS: &[&str] = &["network.host", "security.insecure"];
@@ -98,6 +98,9 @@ fn attributes(args: &BuildArgs, sources: Sources, surroundings: Surroundings) ->
         set("no-cache", String::new());
     } else if !args.no_cache_filter.is_empty() {
         set("no-cache", args.no_cache_filter.join(","));
+    }
+    if args.verify {
+        set(VERIFY, "true".to_owned());
     }
     if args.pull {
         set("image-resolve-mode", "pull".to_owned());

@@ -87,6 +87,15 @@ pub struct Snapshot {
     pub created_at: i64,
 }
 
+/// When an earlier layer is taken for one that was just made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sameness {
+    /// When they differ in times only.
+    UpToTimes,
+    /// When they have the same digest.
+    Exact,
+}
+
 const COLUMNS: &str = "id, parent, diff_id, chain_id, content, tar_size,
     (SELECT allocated FROM trees WHERE trees.id = layer), created_at";
 
@@ -189,15 +198,30 @@ impl Store {
     /// # Errors
     /// `NotFound`; `Conflict` when the parent has no digests yet.
     pub fn identify(&self, lease: &Lease, id: SnapshotId, digests: &LayerDigests) -> Result<Snapshot> {
+        self.identify_as(lease, id, digests, Sameness::UpToTimes)
+    }
+
+    /// Does what [`Self::identify`] does; with [`Sameness::Exact`] a layer that differs in times is kept apart.
+    ///
+    /// # Errors
+    /// As [`Self::identify`].
+    pub fn identify_as(
+        &self,
+        lease: &Lease,
+        id: SnapshotId,
+        digests: &LayerDigests,
+        sameness: Sameness,
+    ) -> Result<Snapshot> {
         self.root().db().write(|tx| {
             let (_, snapshot) = find(tx, "id = ?1", id)?.ok_or_else(|| id.missing())?;
             let chain_id = chain_id(tx, snapshot.parent, &digests.diff_id)?.ok_or_else(|| {
                 Error::conflict(format!("snapshot {id} cannot be identified before the one it lies on"))
             })?;
-            let same = "SELECT min(id) FROM snapshots WHERE chain_id = ?1 OR (parent IS ?2 AND content = ?3)";
-            let same: Option<SnapshotId> = tx
-                .prepare_cached(same)?
-                .query_row((chain_id.to_string(), snapshot.parent, digests.content.0), |row| row.get(0))?;
+            let same = "SELECT min(id) FROM snapshots WHERE chain_id = ?1 OR (?4 AND parent IS ?2 AND content = ?3)";
+            let same: Option<SnapshotId> = tx.prepare_cached(same)?.query_row(
+                (chain_id.to_string(), snapshot.parent, digests.content.0, sameness == Sameness::UpToTimes),
+                |row| row.get(0),
+            )?;
             let kept = same.unwrap_or(id);
             if kept == id {
                 tx.prepare_cached(
