@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn mistakes_and_missing_features_are_named() {
-        use Kind::{InvalidArgument as Invalid, Unsupported};
+        use Kind::InvalidArgument as Invalid;
         for (args, kind, words) in [
             (
                 &["-t", "a@sha256:0000000000000000000000000000000000000000000000000000000000000000"][..],
