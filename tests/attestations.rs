@@ -1,0 +1,221 @@
+//! End-to-end tests of what is said about a build: provenance, bills of material, and whether it gives the same again.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
+use support::{Kiln, base, is_root};
+
+/// A root with busybox and a context directory, `app` in the scratch directory; `None` when not root.
+fn project(files: &[(&str, &str)]) -> Option<Kiln> {
+    if !is_root() {
+        return None;
+    }
+    let kiln = Kiln::with_busybox();
+    for (path, content) in files {
+        kiln.write(Path::new("app").join(path), content);
+    }
+    Some(kiln)
+}
+
+/// Builds `app` with these options and its result in the directory `out`.
+fn build(kiln: &Kiln, args: &[&str]) {
+    kiln.command(["build", "--progress=plain", "-o", "type=local,dest=out"]).args(args).arg("app").ok();
+}
+
+/// Reads the predicate of a statement in `out`.
+fn predicate(kiln: &Kiln, name: &str) -> Value {
+    let text = std::fs::read_to_string(kiln.scratch().join("out").join(name)).expect("read a statement");
+    let statement: Value = serde_json::from_str(&text).expect("a statement is JSON");
+    statement["predicate"].clone()
+}
+
+fn texts<'a>(list: &'a Value, key: &str) -> Vec<&'a str> {
+    list.as_array().into_iter().flatten().filter_map(|entry| entry[key].as_str()).collect()
+}
+
+/// The names of a document's packages, without the file system itself and the operating system.
+fn packages(document: &Value) -> BTreeSet<(String, String)> {
+    let list = document["packages"].as_array().into_iter().flatten();
+    let found = list.filter(|package| package["externalRefs"].is_array());
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    found.map(|package| (text(&package["name"]), text(&package["versionInfo"]))).collect()
+}
+
+#[test]
+fn privileged_provenance_tells_of_the_base_and_of_no_arguments_unless_asked_for_all() {
+    let dockerfile = "FROM busybox\nARG TOKEN\nRUN --mount=type=secret,id=key true\nCOPY file /\n";
+    let Some(kiln) = project(&[("Dockerfile", dockerfile), ("file", "x"), ("../key", "hunter2")]) else { return };
+    let common = ["--build-arg", "TOKEN=argument", "--secret", "id=key,src=key", "--label", "l=v"];
+    build(&kiln, &[&common[..], &["--provenance=mode=min,builder-id=me"]].concat());
+    let min = predicate(&kiln, "provenance.json");
+    let definition = &min["buildDefinition"];
+    let uris = texts(&definition["resolvedDependencies"], "uri");
+    let base = format!("pkg:docker/busybox@latest?platform=linux%2F{}", base::arch());
+    assert_eq!(uris, [base.as_str()]);
+    assert!(definition["resolvedDependencies"][0]["digest"]["sha256"].is_string());
+    let request = &definition["externalParameters"]["request"];
+    assert_eq!(request["frontend"], "dockerfile.v0");
+    assert_eq!(texts(&request["locals"], "name"), ["context", "dockerfile"]);
+    assert_eq!(min["runDetails"]["builder"]["id"], "me");
+    assert_eq!(min["runDetails"]["metadata"]["buildkit_completeness"]["request"], false);
+    let text = min.to_string();
+    assert!(!text.contains("argument") && !text.contains("\"key\"") && !text.contains("llbDefinition"), "{text}");
+
+    build(&kiln, &[&common[..], &["--provenance=mode=max,version=v0.2,filename=all.json"]].concat());
+    let max = predicate(&kiln, "all.json");
+    assert_eq!(max["buildType"], "https://mobyproject.org/buildkit@v1");
+    let parameters = &max["invocation"]["parameters"];
+    assert_eq!(
+        (&parameters["args"]["build-arg:TOKEN"], &parameters["args"]["label:l"]),
+        (&"argument".into(), &"v".into())
+    );
+    assert_eq!(texts(&parameters["secrets"], "id"), ["key"]);
+    let steps = max["buildConfig"]["llbDefinition"].as_array().expect("there are steps");
+    assert!(steps.iter().any(|step| step["op"]["Op"]["exec"]["meta"]["args"].to_string().contains("true")));
+    let metadata = &max["metadata"]["https://mobyproject.org/buildkit@v1#metadata"];
+    assert_eq!(metadata["source"]["infos"][0]["filename"], "Dockerfile");
+    assert!(metadata["layers"].as_object().is_some_and(|layers| !layers.is_empty()));
+    assert!(!max.to_string().contains("hunter2"));
+}
+
+#[test]
+fn privileged_nothing_is_attested_unless_asked_for_and_the_metadata_file_tells_all_the_same() {
+    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nARG A\nRUN true\n")]) else { return };
+    let metadata = |mode: Option<&str>| -> Value {
+        let build = kiln.command(["build", "--build-arg=A=1", "--metadata-file=meta.json", "-t", "app", "app"]);
+        match mode {
+            Some(mode) => build.env("BUILDX_METADATA_PROVENANCE", mode).ok(),
+            None => build.ok(),
+        };
+        let text = std::fs::read_to_string(kiln.scratch().join("meta.json")).expect("read the metadata file");
+        serde_json::from_str(&text).expect("metadata is JSON")
+    };
+    let min = metadata(None);
+    let provenance = &min["buildx.build.provenance"];
+    assert_eq!(provenance["buildDefinition"]["externalParameters"]["configSource"]["path"], "Dockerfile");
+    assert!(!provenance.to_string().contains("build-arg:A"));
+    assert!(metadata(Some("max"))["buildx.build.provenance"].to_string().contains("build-arg:A"));
+    assert!(metadata(Some("disabled")).get("buildx.build.provenance").is_none());
+    build(&kiln, &[]);
+    assert!(!kiln.scratch().join("out/provenance.json").exists());
+}
+
+#[test]
+fn privileged_the_packages_of_an_image_are_listed() {
+    let files = [
+        (
+            "Dockerfile",
+            "FROM busybox AS deps\nARG BUILDKIT_SBOM_SCAN_STAGE=true\nCOPY lock/ /app/\nFROM busybox\nARG BUILDKIT_SBOM_SCAN_CONTEXT=true\nCOPY rootfs/ /\n",
+        ),
+        ("lock/Cargo.lock", "[[package]]\nname = \"crate\"\nversion = \"1.2.3\"\n"),
+        ("rootfs/etc/os-release", "ID=debian\nVERSION_ID=12\n"),
+        ("rootfs/var/lib/dpkg/status", "Package: libx\nStatus: install ok installed\nVersion: 2\nArchitecture: all\n"),
+        ("rootfs/app/go.mod", "module m\nrequire example.org/dep v0.1.0\n"),
+        ("hidden/Cargo.lock", "[[package]]\nname = \"unseen\"\nversion = \"0\"\n"),
+        (".dockerignore", "hidden\n"),
+    ];
+    let Some(kiln) = project(&files) else { return };
+    build(&kiln, &["--sbom"]);
+    let document = predicate(&kiln, "sbom.spdx.json");
+    assert_eq!(document["spdxVersion"], "SPDX-2.3");
+    let pair = |name: &str, version: &str| (name.to_owned(), version.to_owned());
+    assert_eq!(packages(&document), [pair("example.org/dep", "v0.1.0"), pair("libx", "2")].into());
+    let files = texts(&document["files"], "fileName");
+    assert_eq!(files, ["./app/go.mod", "./var/lib/dpkg/status"]);
+    assert_eq!(packages(&predicate(&kiln, "sbom-deps.spdx.json")), [pair("crate", "1.2.3")].into());
+    let context = packages(&predicate(&kiln, "sbom-context.spdx.json"));
+    assert!(context.contains(&pair("crate", "1.2.3")) && !context.contains(&pair("unseen", "0")), "{context:?}");
+
+    // The same again is the same document.
+    let before = std::fs::read(kiln.scratch().join("out/sbom.spdx.json")).expect("read a document");
+    build(&kiln, &["--sbom"]);
+    assert_eq!(std::fs::read(kiln.scratch().join("out/sbom.spdx.json")).expect("read a document"), before);
+}
+
+#[test]
+fn privileged_a_debian_has_the_packages_that_dpkg_tells_of() {
+    if !is_root() {
+        return;
+    }
+    let Some(debian) = base::debian() else { return };
+    let kiln = Kiln::new();
+    kiln.load(&debian);
+    kiln.write("app/Dockerfile", "FROM debian\n");
+    kiln.command(["build", "-o", "type=local,dest=out", "--sbom", "app"]).ok();
+    let told =
+        kiln.ok(["run", "--rm", "--network=none", "debian", "dpkg-query", "-W", "-f", "${Package} ${Version}\\n"]);
+    let told: BTreeSet<(String, String)> = told
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, version)| (name.to_owned(), version.to_owned()))
+        .collect();
+    assert!(told.len() > 50);
+    let document = predicate(&kiln, "sbom.spdx.json");
+    assert_eq!(packages(&document), told);
+    let licences = document["packages"].as_array().into_iter().flatten();
+    assert!(licences.filter(|package| package["licenseDeclared"] != "NOASSERTION").count() > 20);
+}
+
+#[test]
+fn privileged_a_scanner_image_makes_the_list() {
+    let scanner = r#"#!/bin/sh
+set -e
+for source in $BUILDKIT_SCAN_SOURCE $BUILDKIT_SCAN_SOURCE_EXTRAS/*; do
+    [ -e "$source" ] || continue
+    ! touch "$source/x" 2> /dev/null
+    echo "{\"_type\": \"https://in-toto.io/Statement/v0.1\", \"predicateType\": \"https://spdx.dev/Document\", \"predicate\":
+        {\"name\": \"$BUILDKIT_SCAN_DEPTH $(cd $source && echo *)\"}}" > "$BUILDKIT_SCAN_DESTINATION/$(basename $source).spdx.json"
+done
+"#;
+    let files = [
+        (
+            "Dockerfile",
+            "FROM scratch AS first\nARG BUILDKIT_SBOM_SCAN_STAGE=true\nCOPY a /\nFROM scratch\nCOPY --from=first a /b\n",
+        ),
+        ("a", ""),
+        ("../scanner/Dockerfile", "FROM busybox\nCOPY --chmod=755 scan /\nENTRYPOINT [\"/scan\"]\n"),
+        ("../scanner/scan", scanner),
+    ];
+    let Some(kiln) = project(&files) else { return };
+    kiln.ok(["build", "-t", "scanner", "scanner"]);
+    build(&kiln, &["--attest", "type=sbom,generator=scanner,depth=7"]);
+    assert_eq!(predicate(&kiln, "sbom.spdx.json")["name"], "7 b");
+    assert_eq!(predicate(&kiln, "sbom-first.spdx.json")["name"], "7 a");
+
+    kiln.write("scanner/scan", "#!/bin/sh\nexit 0\n");
+    kiln.ok(["build", "-t", "scanner", "scanner"]);
+    let silent = kiln.fails(["build", "--sbom=generator=scanner", "app"]);
+    silent.expect_stderr(&["left no document"]);
+}
+
+#[test]
+fn privileged_a_build_that_gives_the_same_again_passes_and_another_is_shown_file_by_file() {
+    let same = "FROM busybox\nCOPY file /srv/file\nRUN touch -d @1 /srv/made /srv && mkdir /srv/dir && touch -d @1 /srv/dir /srv\n";
+    let Some(kiln) = project(&[("Dockerfile", same), ("file", "x")]) else { return };
+    let verify = |args: &[&str]| {
+        kiln.command(["build", "--progress=plain", "--verify", "-t", "app"])
+            .env("SOURCE_DATE_EPOCH", "1700000000")
+            .args(args)
+            .arg("app")
+    };
+    verify(&[]).output().expect_code(0).expect_stderr(&["reproducible: "]);
+    kiln.ok(["image", "inspect", "app"]);
+
+    let another = "FROM busybox\nRUN head -c 8 /dev/urandom > /srv-random && echo x > /etc/fixed\nRUN chmod 6$(($(od -An -N1 -tu1 /dev/urandom) % 2))0 /etc/passwd; readlink /proc/self/ns/uts > /fresh-$(cat /proc/sys/kernel/random/uuid)\n";
+    kiln.write("app/Dockerfile", another);
+    kiln.ok(["rmi", "app"]);
+    let outcome = verify(&[]).output().expect_code(1);
+    let outcome = outcome.expect_stderr(&[
+        "not reproducible: ",
+        "RUN /bin/sh -c head -c 8 /dev/urandom",
+        "/srv-random",
+        "content",
+    ]);
+    let outcome = outcome.expect_stderr(&["only in the first build", "only in the second build"]);
+    assert!(!outcome.stderr.lines().any(|line| line.trim_start().starts_with("/etc/fixed")), "{}", outcome.stderr);
+    // What differs is not exported.
+    kiln.fails(["image", "inspect", "app"]);
+}
