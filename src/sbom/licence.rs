@@ -163,7 +163,13 @@ pub(super) fn expression(text: &str) -> Option<String> {
     if let Some(known) = identifier(text) {
         return Some(known);
     }
-    let spaced = text.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ").replace(',', " AND ");
+    let spaced = text.replace('(', " ( ").replace(')', " ) ").replace(',', " AND ");
+    // `A/B` was a way to write alternatives; a few names have a slash themselves.
+    let alternatives = |word: &str| match identifier(word) {
+        None if word.contains('/') => format!("( {} )", word.replace('/', " OR ")),
+        _ => word.to_owned(),
+    };
+    let spaced = spaced.split_whitespace().map(alternatives).collect::<Vec<_>>().join(" ");
     let mut parts = Vec::new();
     // Whether an identifier comes next, and how many parentheses are open.
     let (mut operand, mut open) = (true, 0_usize);
@@ -244,7 +250,8 @@ mod tests {
             ("MIT", "MIT"),
             ("mit", "MIT"),
             ("MIT OR Apache-2.0", "MIT OR Apache-2.0"),
-            ("MIT/Apache-2.0", "MIT OR Apache-2.0"),
+            ("MIT/Apache-2.0", "(MIT OR Apache-2.0)"),
+            ("MIT/X11 AND ISC/Zlib", "MIT AND (ISC OR Zlib)"),
             ("(MIT OR Apache-2.0) AND Unicode-3.0", "(MIT OR Apache-2.0) AND Unicode-3.0"),
             ("GPL-2+", "GPL-2.0-or-later"),
             ("GPLv2+ and LGPLv2", "GPL-2.0-or-later AND LGPL-2.0-only"),
