@@ -6,6 +6,7 @@
 mod build;
 mod deliver;
 mod dial;
+mod forward;
 mod http;
 mod query;
 mod session;
@@ -13,6 +14,7 @@ mod session;
 pub use build::{Builder, Refused};
 pub use deliver::Delivery;
 pub use dial::{Dialer, ENGINE_ROLE, Endpoint, TlsFiles};
+pub use forward::{Agent, AgentIo, Agents, Uploads};
 pub use http::{Client, Hijacked, Lines, newest_api};
 pub use query::Query;
 pub use session::{Lookup, Offer, Session};

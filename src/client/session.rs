@@ -1,4 +1,5 @@
-//! A session: while it is open, the engine may ask this process for secrets and credentials, and send it files.
+//! A session: while it is open, the engine may ask this process for secrets, credentials, SSH agents and a context, and send
+//! it files.
 //!
 //! This side is the gRPC server, over a connection it opened itself with `POST /session`.
 
@@ -14,6 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use tonic::{Request, Response, Status};
 
 use super::deliver::{self, Delivery, SEND};
+use super::forward::{Agents, Uploads};
 use super::http::Client;
 use crate::error::{Error, Result};
 use crate::task::{Owned, blocking};
@@ -27,14 +29,22 @@ use crate::types::build::moby::filesync::v1::{
     CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse, GetTokenAuthorityRequest,
     GetTokenAuthorityResponse, VerifyTokenAuthorityRequest, VerifyTokenAuthorityResponse,
 };
+use crate::types::build::moby::sshforward::v1::ssh_server::SshServer;
+use crate::types::build::moby::upload::v1::upload_server::UploadServer;
 
-/// The methods that are served, as the engine is told them.
+/// The methods that are always served, as the engine is told them.
 const METHODS: &[&str] = &[
     "/grpc.health.v1.Health/Check",
     "/moby.buildkit.secrets.v1.Secrets/GetSecret",
     "/moby.filesync.v1.Auth/Credentials",
     SEND,
 ];
+
+/// Those that are served when there is an agent.
+const OF_AGENTS: &[&str] = &["/moby.sshforward.v1.SSH/CheckAgent", "/moby.sshforward.v1.SSH/ForwardAgent"];
+
+/// Those that are served when there is something to upload.
+const OF_UPLOADS: &[&str] = &["/moby.upload.v1.Upload/Pull"];
 
 /// Looks something up by name; may block.
 pub type Lookup<T> = Arc<dyn Fn(&str) -> Result<Option<T>> + Send + Sync>;
@@ -48,6 +58,24 @@ pub struct Offer {
     pub credentials: Lookup<(String, String)>,
     /// Where what the engine sends for each exporter of the request goes; `None` for those that send nothing.
     pub outputs: Vec<Option<Delivery>>,
+    /// SSH agents.
+    pub agents: Agents,
+    /// A context that comes in by standard input.
+    pub uploads: Uploads,
+}
+
+impl Offer {
+    /// Offers secrets and credentials alone.
+    #[must_use]
+    pub fn new(secrets: Lookup<Vec<u8>>, credentials: Lookup<(String, String)>) -> Self {
+        Self { secrets, credentials, outputs: Vec::new(), agents: Agents::default(), uploads: Uploads::default() }
+    }
+
+    fn methods(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let agents = if self.agents.0.is_empty() { &[][..] } else { OF_AGENTS };
+        let uploads = if self.uploads.is_empty() { &[][..] } else { OF_UPLOADS };
+        METHODS.iter().chain(agents).chain(uploads).copied()
+    }
 }
 
 impl fmt::Debug for Offer {
@@ -73,8 +101,8 @@ impl Client {
             .header("X-Docker-Expose-Session-Uuid", id)
             .header("X-Docker-Expose-Session-Name", "kiln")
             .header("X-Docker-Expose-Session-Sharedkey", "");
-        for method in METHODS {
-            request = request.header("X-Docker-Expose-Session-Grpc-Method", *method);
+        for method in offer.methods() {
+            request = request.header("X-Docker-Expose-Session-Grpc-Method", method);
         }
         let hijacked = self.hijack(request, "h2c", Body::empty()).await?;
         let service = TowerToHyperService::new(services(offer));
@@ -89,8 +117,11 @@ impl Client {
 
 fn services(mut offer: Offer) -> Router {
     let outputs = Arc::new(std::mem::take(&mut offer.outputs));
+    let (agents, uploads) = (offer.agents.clone(), offer.uploads.clone());
     let service = Service(offer);
     Router::new()
+        .route_service("/moby.sshforward.v1.SSH/{method}", SshServer::new(agents))
+        .route_service("/moby.upload.v1.Upload/{method}", UploadServer::new(uploads))
         .route_service("/moby.buildkit.secrets.v1.Secrets/{method}", SecretsServer::new(service.clone()))
         .route_service("/moby.filesync.v1.Auth/{method}", AuthServer::new(service.clone()))
         .route_service("/grpc.health.v1.Health/{method}", HealthServer::new(service))

@@ -14,6 +14,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Only the command that started the engine may use it: the engine has its credentials and sees its files.
 pub const LOCAL_PREFIX: &str = "kiln.local:";
 
+/// The host of the addresses under which a client uploads: `http://buildkit-session/ID`.
+pub const UPLOAD_HOST: &str = "buildkit-session";
+
 /// The frontend attribute that holds a Dockerfile which is no file of the client, in base64.
 pub const DOCKERFILE: &str = "kiln.dockerfile";
 

@@ -3,6 +3,7 @@
 mod attest;
 mod context;
 mod failure;
+mod named;
 mod offer;
 mod on_failure;
 mod options;
@@ -13,6 +14,7 @@ mod resources;
 mod result;
 mod screen;
 mod secret;
+mod ssh;
 mod unsupported;
 mod verify;
 
@@ -32,10 +34,10 @@ use self::secret::Secrets;
 pub(super) use self::unsupported::explain;
 use super::args::Context;
 use super::print;
-use crate::client::{Delivery, Endpoint, Refused};
+use crate::client::{Agents, Delivery, Endpoint, Offer, Refused, Uploads};
 use crate::config::docker::DockerConfig;
 use crate::error::{Error, Result};
-use crate::types::build::{SolveRequest, SolveResponse};
+use crate::types::build::{SolveRequest, SolveResponse, UPLOAD_HOST};
 
 /// Frames are drawn so often.
 const FRAME: Duration = Duration::from_millis(80);
@@ -76,7 +78,10 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
     args.on_failure.iter().try_for_each(OnFailure::check)?;
     let secrets = Secrets::parse(&args.secrets, |name| std::env::var_os(name).is_some())?;
     let docker = DockerConfig::load(&context.environment)?;
-    let sources = Sources::find(&args.context, args.file.as_deref(), &mut std::io::stdin().lock())?;
+    let agents = ssh::agents(&args.ssh, std::env::var_os("SSH_AUTH_SOCK").map(Into::into))?;
+    let upload = format!("http://{UPLOAD_HOST}/{}", identifier()?);
+    let mut sources = Sources::find(&args.context, args.file.as_deref(), std::io::stdin(), &upload)?;
+    let uploads = sources.upload.take().map(|content| (upload, content.0));
     let surroundings = Surroundings {
         proxies: docker.proxy_args(&context.client.endpoint().to_string()),
         epoch: std::env::var("SOURCE_DATE_EPOCH").ok().filter(|epoch| !epoch.is_empty()),
@@ -90,7 +95,8 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
     let mut display = Display::new(mode, screen.is_terminal(), screen.colors(), screen.now());
     let deliveries: Vec<_> = outputs.into_iter().map(|output| output.delivery).collect();
     let stdout_taken = deliveries.contains(&Some(Delivery::Stdout));
-    let offer = offer::offer(secrets, docker, deliveries);
+    let offer =
+        Offer { agents: Agents(agents), uploads: Uploads::new(uploads), ..offer::offer(secrets, docker, deliveries) };
     let session = context.client.session(&request.session, offer).await?;
     match follow(context, request, &mut display, &mut screen).await? {
         End::Built(response) => {

@@ -17,5 +17,6 @@ pub(super) fn offer(secrets: Secrets, docker: DockerConfig, outputs: Vec<Option<
             None => Err(Error::unsupported(format!("builds cannot use the registry token for {host}: log in instead"))),
         }
     };
-    Offer { secrets: Arc::new(move |id: &str| secrets.value(id)), credentials: Arc::new(credentials), outputs }
+    let secrets = Arc::new(move |id: &str| secrets.value(id));
+    Offer { outputs, ..Offer::new(secrets, Arc::new(credentials)) }
 }

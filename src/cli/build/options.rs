@@ -15,7 +15,7 @@ pub(in crate::cli) struct BuildArgs {
     /// Name of the image, as name or name:tag; may be repeated
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
     pub(super) tags: Vec<String>,
-    /// Dockerfile, by default Dockerfile in the context; - is standard input
+    /// Dockerfile, by default Dockerfile in the context; - is standard input, and it may have an address
     #[arg(short, long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
     /// Stage to build, by default the last
@@ -45,6 +45,12 @@ pub(in crate::cli) struct BuildArgs {
     /// Offer a secret to steps: id=NAME[,src=FILE|,env=VARIABLE]
     #[arg(long = "secret", value_name = "KEY=VALUE,..")]
     pub(super) secrets: Vec<String>,
+    /// Forward an SSH agent to steps: default, or ID[=SOCKET|KEY[,KEY]]
+    #[arg(long = "ssh", value_name = "ID[=SOCKET|KEY,..]")]
+    pub(super) ssh: Vec<String>,
+    /// Use something instead of the stage or image of a name: docker-image://, a directory, or an address
+    #[arg(long = "build-context", value_name = "NAME=VALUE")]
+    pub(super) build_contexts: Vec<String>,
     /// Network of RUN steps: default, none or host
     #[arg(long, value_name = "MODE", default_value = "default", hide_default_value = true)]
     pub(super) network: String,
@@ -102,6 +108,7 @@ pub(in crate::cli) struct BuildArgs {
     /// Store an attestation beside the image: type=provenance|sbom[,KEY=VALUE,..]; may be repeated
     #[arg(long = "attest", value_name = "KEY=VALUE,..")]
     pub(super) attestations: Vec<String>,
-    /// Directory that steps copy from, or - for a Dockerfile on standard input
+    /// Directory that steps copy from, the address of a repository or an archive, or - for an archive or a Dockerfile on
+    /// standard input
     pub(super) context: PathBuf,
 }

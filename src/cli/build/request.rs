@@ -8,6 +8,7 @@ use kiln_graph::{Platform, Reference};
 
 use super::attest;
 use super::context::Sources;
+use super::named::Named;
 use super::options::BuildArgs;
 use super::output::{DELETE, Output};
 use crate::cli::value;
@@ -81,11 +82,16 @@ fn attributes(args: &BuildArgs, sources: Sources, surroundings: Surroundings) ->
         attrs.extend(mode.map(|mode| (RECORD_PROVENANCE.to_owned(), mode.to_owned())));
     }
     let mut set = |key: &str, value: String| drop(attrs.insert(key.to_owned(), value));
-    for (name, dir) in sources.locals {
+    let named = Named::parse(&args.build_contexts)?;
+    for (name, value) in named.values {
+        set(&format!("context:{name}"), value);
+    }
+    for (name, dir) in sources.locals.into_iter().chain(named.locals) {
         let path = dir.to_str().ok_or_else(|| Error::invalid(format!("{} is not UTF-8", dir.display())))?;
         set(&format!("{LOCAL_PREFIX}{name}"), path.to_owned());
     }
     sources.filename.into_iter().for_each(|filename| set("filename", filename));
+    sources.address.into_iter().for_each(|address| set("context", address));
     sources.dockerfile.into_iter().for_each(|text| set(DOCKERFILE, STANDARD.encode(text)));
     args.target.iter().for_each(|target| set("target", target.clone()));
     for (key, value) in build_args(args, surroundings)? {
@@ -206,8 +212,8 @@ mod tests {
     fn make(args: &[&str]) -> Result<SolveRequest> {
         let all = ["build"].iter().chain(args).chain(&["."]);
         let args = Command::try_parse_from(all).map_err(|error| Error::invalid(error.to_string()))?.args;
-        let locals = BTreeMap::from([("context", "/src".into())]);
-        let sources = Sources { locals, filename: Some("Dockerfile".to_owned()), dockerfile: None };
+        let locals = BTreeMap::from([("context".to_owned(), "/src".into())]);
+        let sources = Sources { locals, filename: Some("Dockerfile".to_owned()), ..Sources::default() };
         let proxies = BTreeMap::from([("HTTP_PROXY".to_owned(), "http://p".to_owned())]);
         let outputs = outputs(&args)?;
         let surroundings = Surroundings { proxies, epoch: Some("1".to_owned()), ..Surroundings::default() };

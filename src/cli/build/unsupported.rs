@@ -4,7 +4,6 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// Each option, and what a user can do about it.
 const OPTIONS: &[(&str, &str)] = &[
-    ("--build-context", "put the files into the context, or COPY --from an image"),
     ("--builder", "there is one builder; --root or --host choose another engine"),
     ("--cache-from", "the build cache is always used; it is not shared between machines yet"),
     ("--cache-to", "the build cache is always kept; it is not shared between machines yet"),
@@ -14,7 +13,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("--policy", "source policies are not supported"),
     ("--security-opt", "use --allow security.insecure"),
     ("--squash", "every step makes a layer; a last stage that copies what it needs makes few"),
-    ("--ssh", "give a key as --secret"),
 ];
 
 /// Returns a hint for an error of the parser, when it is about such an option.
