@@ -21,6 +21,9 @@ use kiln::error::{Error, Result};
 use kiln::solver::failed::SHELL_ROLE;
 use kiln::task::Tasks;
 
+/// How often commands without a daemon bring the build cache within its limits.
+const CACHE_CHECK: Duration = Duration::from_hours(1);
+
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     match (args.get(1).and_then(|arg| arg.to_str()), args.get(2)) {
@@ -57,7 +60,7 @@ fn engine(root: &Path, config: Option<&Path>) -> Result<()> {
             Ok(engine) => engine,
             Err(error) => return Server::refusing(&error, Tasks::new()).serve_control(control).await,
         };
-        engine.keep_durable();
+        engine.keep_up(CACHE_CHECK);
         Server::new(engine.clone()).serve_control(control).await?;
         engine.shutdown(Duration::from_secs(10)).await;
         Ok(())

@@ -459,6 +459,27 @@ fn privileged_ten_builds_at_once_share_one_root() {
     kiln.ok(["system", "df"]);
 }
 
+#[test]
+fn privileged_the_build_cache_is_shown_and_brought_within_its_limits() {
+    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nRUN --mount=type=cache,target=/c echo hi > /c/x\n")])
+    else {
+        return;
+    };
+    build(&kiln, &[]);
+    let shown = kiln.ok(["builder", "du"]);
+    assert_eq!(shown.lines().filter(|line| line.contains("ago")).count(), 2, "a step and a cache mount: {shown}");
+    let details = kiln.ok(["builder", "du", "--verbose", "--filter", "type=exec.cachemount"]);
+    assert!(details.contains("Type:            exec.cachemount"), "{details}");
+    assert_eq!(details.matches("Description:").count(), 1, "{details}");
+    // As if the last look at the cache was long ago.
+    let config = kiln.write("config.toml", "[[gc.policy]]\nall = true\n");
+    support::command::run("touch", ["-d", "1 day ago", &kiln.root().join("gc.stamp").display().to_string()]);
+    support::eventually("an empty cache", SOON, || {
+        let shown = kiln.command(["--config"]).arg(&config).args(["builder", "du"]).ok();
+        shown.contains("Total:        0B").then_some(())
+    });
+}
+
 /// Whether any process of the machine sleeps for so many seconds.
 fn sleeps(seconds: &str) -> bool {
     let line = format!("sleep\0{seconds}\0");

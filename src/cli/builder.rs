@@ -1,22 +1,25 @@
 //! `builder`: the build cache.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
 use super::args::Context;
 use super::confirm::confirm;
-use super::format::{size, table};
+use super::format::{duration, size, table};
 use super::{print, value};
+use crate::config;
 use crate::error::{Error, Result, ResultExt as _};
-use crate::types::build::{PruneRequest, UsageRecord};
+use crate::types::build::google::protobuf::Timestamp;
+use crate::types::build::{DiskUsageRequest, PruneRequest, UsageRecord};
 
 /// `kiln builder ...`.
 #[derive(Debug, Subcommand)]
 pub(super) enum Grouped {
     /// Build an image from a Dockerfile
     Build(Box<super::build::BuildArgs>),
+    /// Show what the build cache takes
+    Du(DuArgs),
     /// Remove the build cache
     Prune(PruneArgs),
 }
@@ -25,9 +28,86 @@ impl Grouped {
     pub(super) async fn run(self, context: &Context) -> Result<ExitCode> {
         match self {
             Self::Build(args) => super::build::Flat::Build(args).run(context).await,
+            Self::Du(args) => du(context, &args).await,
             Self::Prune(args) => prune(context, &args).await,
         }
     }
+}
+
+/// Arguments of `builder du`.
+#[derive(Debug, Args)]
+pub(super) struct DuArgs {
+    /// Show only these: until=24h, id=.. or type=..
+    #[arg(long = "filter", value_name = "KEY=VALUE")]
+    filters: Vec<String>,
+    /// Show everything about each record
+    #[arg(long)]
+    verbose: bool,
+}
+
+async fn du(context: &Context, args: &DuArgs) -> Result<ExitCode> {
+    let (age_limit, filter) = selection(&args.filters)?;
+    let builder = context.client.builder().await?;
+    let records = builder.disk_usage(DiskUsageRequest { filter, age_limit }).await?;
+    print(&if args.verbose { details(&records) } else { overview(&records) })
+}
+
+/// One line for each record, as `docker buildx du` has it.
+fn overview(records: &[UsageRecord]) -> String {
+    let now = jiff::Timestamp::now();
+    let rows = records.iter().map(|record| {
+        let mark = if record.mutable { "*" } else { "" };
+        let unused = time(record.last_used_at).map(|time| now.duration_since(time).unsigned_abs());
+        let used = unused.map_or_else(String::new, |unused| format!("{} ago", duration::words(unused)));
+        format!("\n{}{mark}\t{}\t{}\t{used}", record.id, !record.in_use, size::decimal(bytes(record)))
+    });
+    let table = table::align(&format!("ID\tRECLAIMABLE\tSIZE\tLAST ACCESSED{}", rows.collect::<String>()));
+    format!("{table}\n{}", totals(records))
+}
+
+/// A paragraph for each record.
+fn details(records: &[UsageRecord]) -> String {
+    let paragraph = |record: &UsageRecord| {
+        let line = |name: &str, value: &str| format!("{:<17}{value}\n", format!("{name}:"));
+        let at = |name: &str, stamp| time(stamp).map_or_else(String::new, |time| line(name, &time.to_string()));
+        [
+            line("ID", &record.id),
+            at("Created at", record.created_at),
+            line("Mutable", &record.mutable.to_string()),
+            line("Reclaimable", &(!record.in_use).to_string()),
+            line("Shared", &record.shared.to_string()),
+            line("Size", &size::decimal(bytes(record))),
+            line("Description", &record.description),
+            line("Usage count", &record.usage_count.to_string()),
+            at("Last used", record.last_used_at),
+            line("Type", &record.record_type),
+            "\n".to_owned(),
+        ]
+        .concat()
+    };
+    format!("{}{}", records.iter().map(paragraph).collect::<String>(), totals(records))
+}
+
+fn totals(records: &[UsageRecord]) -> String {
+    let sum = |takes: &dyn Fn(&UsageRecord) -> bool| {
+        size::decimal(records.iter().filter(|record| takes(record)).map(bytes).sum::<u64>())
+    };
+    let rows = [
+        ("Shared", sum(&|record| record.shared)),
+        ("Private", sum(&|record| !record.shared)),
+        ("Reclaimable", sum(&|record| !record.in_use)),
+        ("Total", sum(&|_| true)),
+    ];
+    rows.map(|(name, amount)| format!("{:<14}{amount}\n", format!("{name}:"))).concat()
+}
+
+fn bytes(record: &UsageRecord) -> u64 {
+    u64::try_from(record.size).unwrap_or(0)
+}
+
+fn time(stamp: Option<Timestamp>) -> Option<jiff::Timestamp> {
+    let Timestamp { seconds, nanos } = stamp?;
+    jiff::Timestamp::new(seconds, nanos).ok()
 }
 
 /// Arguments of `builder prune`.
@@ -60,49 +140,37 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode> {
 }
 
 fn request(args: &PruneArgs) -> Result<PruneRequest> {
-    let (ages, filter): (Vec<&String>, Vec<&String>) =
-        args.filters.iter().partition(|filter| filter.starts_with("until=") || filter.starts_with("unused-for="));
-    let ages = ages.iter().map(|filter| {
-        let age = filter.split_once('=').map_or("", |(_, age)| age);
-        age_ns(age).context(|| format!("--filter {filter}"))
-    });
-    let ages: Vec<i64> = ages.collect::<Result<_>>()?;
+    let (keep_duration, filter) = selection(&args.filters)?;
     let keep = args.keep_storage.as_deref().map(value::bytes).transpose().context(|| "--keep-storage")?;
     Ok(PruneRequest {
-        filter: filter.into_iter().cloned().collect(),
+        filter,
         all: args.all,
-        keep_duration: ages.into_iter().max().unwrap_or(0),
+        keep_duration,
         reserved_space: keep.unwrap_or(0),
         max_used_space: keep.unwrap_or(0),
         min_free_space: 0,
     })
 }
 
-/// Reads an age as Go writes lengths of time: `24h`, `1h30m`, `90s`.
+/// Takes the filters by age, in nanoseconds, out of all filters.
+fn selection(filters: &[String]) -> Result<(i64, Vec<String>)> {
+    let (ages, others): (Vec<&String>, Vec<&String>) =
+        filters.iter().partition(|filter| filter.starts_with("until=") || filter.starts_with("unused-for="));
+    let ages = ages.iter().map(|filter| {
+        let age = filter.split_once('=').map_or("", |(_, age)| age);
+        age_ns(age).context(|| format!("--filter {filter}"))
+    });
+    let ages: Vec<i64> = ages.collect::<Result<_>>()?;
+    Ok((ages.into_iter().max().unwrap_or(0), others.into_iter().cloned().collect()))
+}
+
+/// Reads an age, such as `24h`, into nanoseconds.
 fn age_ns(text: &str) -> Result<i64> {
-    let invalid = || Error::invalid(format!("{text:?} is not a length of time, such as 24h or 1h30m"));
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
-        let (number, tail) = rest.split_at(digits);
-        let unit = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
-        let number: u64 = number.parse().map_err(|_| invalid())?;
-        let seconds = match &tail[..unit] {
-            "h" => number.checked_mul(3600),
-            "m" => number.checked_mul(60),
-            "s" => Some(number),
-            _ => None,
-        };
-        total = total.checked_add(Duration::from_secs(seconds.ok_or_else(invalid)?)).ok_or_else(invalid)?;
-        rest = &tail[unit..];
-    }
-    let ns = i64::try_from(total.as_nanos()).map_err(|_| invalid())?;
-    if text.is_empty() { Err(invalid()) } else { Ok(ns) }
+    let age = config::duration(text).map_err(Error::invalid)?;
+    i64::try_from(age.as_nanos()).map_err(|_| Error::invalid(format!("{text:?} is too long a time")))
 }
 
 fn removed(records: &[UsageRecord]) -> String {
-    let bytes = |record: &UsageRecord| u64::try_from(record.size).unwrap_or(0);
     // What an image or a container needs too stays on the disk.
     let freed: u64 = records.iter().filter(|record| !record.shared).map(bytes).sum();
     let mut text = String::new();
@@ -119,15 +187,6 @@ fn removed(records: &[UsageRecord]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ages_are_written_as_in_go() {
-        assert_eq!(age_ns("24h").unwrap(), 86_400_000_000_000);
-        assert_eq!(age_ns("1h30m10s").unwrap(), 5_410_000_000_000);
-        for text in ["", "24", "h", "1d", "-1h", "99999999999h"] {
-            assert!(age_ns(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn filters_by_age_are_not_passed_on_as_filters() {

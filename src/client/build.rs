@@ -8,8 +8,8 @@ use super::http::Client;
 use crate::error::{Error, Kind, Result};
 use crate::types::build::control_client::ControlClient;
 use crate::types::build::{
-    Detail, MAX_MESSAGE_BYTES, PruneRequest, SolveRequest, SolveResponse, StatusRequest, StatusResponse, UsageRecord,
-    decode_details,
+    Detail, DiskUsageRequest, MAX_MESSAGE_BYTES, PruneRequest, SolveRequest, SolveResponse, StatusRequest,
+    StatusResponse, UsageRecord, decode_details,
 };
 
 /// A client of an engine's build service. Cloning gives another handle to the same connection.
@@ -57,6 +57,15 @@ impl Builder {
         // BuildKit answers at all only when it has something to report.
         let opened = stream::once(async move { control.status(request).await.map(tonic::Response::into_inner) });
         opened.try_flatten().map_err(|status| from_status(&status))
+    }
+
+    /// Lists the build cache.
+    ///
+    /// # Errors
+    /// What the engine answered.
+    pub async fn disk_usage(&self, request: DiskUsageRequest) -> Result<Vec<UsageRecord>> {
+        let answer = self.control.clone().disk_usage(request).await.map_err(|status| from_status(&status))?;
+        Ok(answer.into_inner().record)
     }
 
     /// Removes records of the build cache; calls `each` with every one.

@@ -31,6 +31,15 @@
 //! uploads = 5
 //! attempts = 5                             # of one request, in all
 //!
+//! [gc]                                     # of the build cache
+//! reserved-space = "10%"                   # so much always stays
+//! max-used-space = "100gb"
+//! min-free-space = "20%"                   # of the disk
+//! [[gc.policy]]                            # instead of the usual policies, with buildkitd.toml's meaning
+//! filters = ["type==exec.cachemount"]
+//! keep-duration = "48h"
+//! max-used-space = "2gb"
+//!
 //! [log]                                    # of containers
 //! max-size = "10m"
 //! max-file = 3
@@ -46,6 +55,7 @@ mod daemon;
 pub mod docker;
 mod document;
 mod environment;
+mod gc;
 mod keychain;
 mod proxy;
 mod registries;
@@ -56,6 +66,7 @@ use std::path::{Path, PathBuf};
 pub use credentials::{AuthConfig, Credentials, Secret};
 pub use daemon::{Daemon, TlsFiles};
 pub use environment::{Environment, User};
+pub use gc::{Gc, GcLimits, GcPolicy, Space, duration};
 pub use proxy::Proxies;
 pub use registries::{HostConfig, KeyPair, Mirror, Registries, Scheme, Transfer, domain_of};
 
@@ -117,6 +128,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// What the registry client needs.
     pub registries: Registries,
+    /// The size of the build cache.
+    pub gc: Gc,
     /// Container logs.
     pub log: Log,
     /// Containers' name resolution.
@@ -155,6 +168,7 @@ impl Config {
             tls: client_tls(flags, environment)?,
             daemon: file.daemon,
             registries: Registries::new(file.registries, certs_dirs, proxies, file.transfer.finish()),
+            gc: file.gc,
             log: file.log,
             dns: file.dns,
         })
@@ -227,6 +241,7 @@ struct File {
     daemon: Daemon,
     registries: Hosts,
     transfer: TransferFile,
+    gc: Gc,
     log: Log,
     dns: Dns,
 }
@@ -250,6 +265,7 @@ impl File {
             daemon: top.take("daemon").map(|v| Daemon::read(v.table()?)).transpose()?.unwrap_or_default(),
             registries: top.take("registry").map(|v| Hosts::read(v.table()?)).transpose()?.unwrap_or_default(),
             transfer: top.take("transfer").map(|v| TransferFile::read(v.table()?)).transpose()?.unwrap_or_default(),
+            gc: top.take("gc").map(|v| Gc::read(v.table()?)).transpose()?.unwrap_or_default(),
             log: top.take("log").map(|v| Log::read(v.table()?)).transpose()?.unwrap_or_default(),
             dns: top.take("dns").map(|v| Dns::read(v.table()?)).transpose()?.unwrap_or_default(),
         };
@@ -264,6 +280,7 @@ impl File {
         self.daemon.overlay(over.daemon);
         self.registries.overlay(over.registries);
         self.transfer = over.transfer.or(self.transfer);
+        self.gc.overlay(over.gc);
         self.log.max_size_bytes = over.log.max_size_bytes.or(self.log.max_size_bytes);
         self.log.max_files = over.log.max_files.or(self.log.max_files);
         registries::replace(&mut self.dns.nameservers, over.dns.nameservers);

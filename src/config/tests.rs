@@ -48,6 +48,16 @@ fn every_key_reaches_the_configuration() {
     assert_eq!((config.daemon.hosts.len(), config.daemon.group.as_deref()), (2, Some("kiln")));
     assert_eq!(config.daemon.tls.ca, Some(testdata("ca.pem")));
     assert_eq!(config.daemon.tls.cert.as_deref(), Some(Path::new("/etc/kiln/cert.pem")));
+    let limits =
+        GcLimits { reserved: Some(Space::Percent(10)), max_used: Some(Space::Bytes(100_000_000_000)), min_free: None };
+    assert_eq!((config.gc.enabled, config.gc.limits), (Some(false), limits));
+    let policy = GcPolicy {
+        kinds: vec!["exec.cachemount".to_owned(), "source.local".to_owned()],
+        all: true,
+        keep: Some(std::time::Duration::from_hours(48)),
+        limits: GcLimits { min_free: Some(Space::Bytes(7)), ..GcLimits::default() },
+    };
+    assert_eq!(config.gc.policies, [policy]);
     assert_eq!(config.dns.nameservers.len(), 2);
     assert_eq!((config.dns.search.len(), config.dns.options.len()), (1, 1));
 }

@@ -24,6 +24,9 @@ use notify::Supervisor;
 /// How long running work has to be cancelled in, once the daemon is told to stop.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How often the build cache is brought within its limits.
+const CACHE_CHECK: Duration = Duration::from_secs(60);
+
 /// Serves until SIGTERM or SIGINT; a second signal ends the process at once. Blocking.
 ///
 /// # Errors
@@ -39,7 +42,7 @@ pub fn run(arguments: Arguments, environment: &Environment) -> Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        engine.keep_durable();
+        engine.keep_up(CACHE_CHECK);
         let mut listeners = Vec::new();
         for address in &settings.hosts {
             listeners.extend(Listener::open(address, &settings, tls.as_ref(), environment)?);

@@ -3,6 +3,7 @@
 
 mod control;
 mod host;
+mod upkeep;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,11 +20,12 @@ use crate::error::{Error, Result};
 use crate::image::Images;
 use crate::network::{self, Network};
 use crate::registry::Client;
+use crate::solver::gc::Disk;
 use crate::solver::session::Sessions;
-use crate::solver::{Deps, Solver};
+use crate::solver::{Deps, PruneFilter, Solver};
 use crate::state::{self, Root, Schema};
 use crate::store::{Freed, Roots, Store};
-use crate::task::{self, Clock, Tasks};
+use crate::task::{Clock, Tasks};
 use crate::{container, image, solver, store};
 
 /// The tables of all modules.
@@ -32,9 +34,6 @@ const SCHEMAS: &[Schema] =
 
 /// How long what an interrupted download left is kept, to be resumed.
 const KEEP_PARTIAL: Duration = Duration::from_hours(24);
-
-/// How old something is before it is brought to the disk on purpose.
-const SETTLED: Duration = Duration::from_secs(30);
 
 /// Everything an API handler needs. Cloning gives another handle.
 #[derive(Clone, Debug)]
@@ -51,6 +50,7 @@ struct Inner {
     registry: Client,
     network: Network,
     solver: Solver,
+    policies: Vec<PruneFilter>,
     containers: Containers,
 }
 
@@ -67,6 +67,7 @@ impl Engine {
         state::recover(&root, image::record::DURABLE_TABLES)?;
         let images = Images::new(store.clone(), clock);
         let registry = Client::new(config.registries.clone());
+        let policies = upkeep::policies(&config.gc, Disk::below(root.path())?)?;
         let (tasks, sessions) = (Tasks::new(), Sessions::default());
         let solver = Solver::open(Deps {
             store,
@@ -88,6 +89,7 @@ impl Engine {
             registry,
             network,
             solver,
+            policies,
             containers,
         })))
     }
@@ -140,6 +142,12 @@ impl Engine {
         &self.0.solver
     }
 
+    /// Returns what may stay in the build cache; nothing goes by itself when there are no policies.
+    #[must_use]
+    pub fn policies(&self) -> &[PruneFilter] {
+        &self.0.policies
+    }
+
     /// Returns the containers.
     #[must_use]
     pub fn containers(&self) -> &Containers {
@@ -177,34 +185,6 @@ impl Engine {
     /// When the database or the file system fails; what could not be removed is tried again by the next call.
     pub fn collect(&self) -> Result<Freed> {
         self.store().collect(KEEP_PARTIAL, |connection| self.roots(connection))
-    }
-
-    /// Brings what was made to the disk, now and then for as long as the engine runs. Must be called in a runtime.
-    ///
-    /// What is younger than half a minute waits: by then the kernel has written most of it by itself, so that this does not hold
-    /// up a command that is over soon.
-    pub fn keep_durable(&self) {
-        let (engine, stopping) = (self.clone(), self.tasks().stopping());
-        self.tasks().spawn(async move {
-            loop {
-                let engine = engine.clone();
-                // What could not be brought to the disk stays at risk, and is tried again.
-                let _ = task::blocking(move || engine.make_durable()).await;
-                tokio::select! {
-                    () = stopping.cancelled() => return,
-                    () = tokio::time::sleep(SETTLED) => {}
-                }
-            }
-        });
-    }
-
-    fn make_durable(&self) -> Result<()> {
-        let settled = self.clock().now_ns() - i64::try_from(SETTLED.as_nanos()).expect("half a minute fits");
-        if self.store().oldest_at_risk()?.is_none_or(|oldest| oldest > settled) {
-            return Ok(());
-        }
-        let tables = [solver::DURABLE_TABLES, image::record::DURABLE_TABLES, store::DURABLE_TABLES].concat();
-        state::mark_durable(self.root(), &tables)
     }
 
     /// Gathers what has to stay, in the transaction of a collection. Each subsystem that keeps things adds a line.

@@ -18,6 +18,7 @@ mod export;
 pub mod failed;
 mod failure;
 mod frontend;
+pub mod gc;
 mod identify;
 mod job;
 pub mod key;

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::contexts::KEPT;
+use super::gc::{self, Disk, Limits};
 use super::{Solver, cache};
 use crate::error::{Error, Result};
 use crate::store::{Roots, SnapshotId};
@@ -29,6 +30,14 @@ pub struct CacheRecord {
     pub in_use: bool,
     /// Whether an image or a container needs its layer too, so that pruning frees nothing.
     pub shared: bool,
+}
+
+impl CacheRecord {
+    /// What forgetting it would free, in bytes.
+    #[must_use]
+    pub fn own_bytes(&self) -> u64 {
+        if self.shared { 0 } else { self.size_bytes }
+    }
 }
 
 /// What a record of the build cache is.
@@ -83,14 +92,15 @@ pub struct PruneFilter {
     pub kinds: Vec<CacheKind>,
     /// Only records that were not needed for so long.
     pub unused_for: Option<Duration>,
-    /// Stop when all records together take no more than this, in bytes.
-    pub keep_bytes: Option<u64>,
+    /// Stop when what nothing but the build cache needs takes no more than these allow.
+    pub limits: Limits,
 }
 
 /// A record with what is needed to forget it.
-struct Found {
-    record: CacheRecord,
-    row: i64,
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) record: CacheRecord,
+    pub(super) row: i64,
 }
 
 impl Solver {
@@ -102,30 +112,53 @@ impl Solver {
         Ok(self.records()?.into_iter().map(|found| found.record).collect())
     }
 
-    /// Forgets records and returns them; what they took is freed by the next collection of the store. Blocking.
+    /// Forgets what a filter takes and returns it; what that took is freed by the next collection of the store. Blocking.
     ///
     /// # Errors
     /// When the database fails.
     pub fn prune(&self, filter: &PruneFilter) -> Result<Vec<CacheRecord>> {
+        self.enforce(std::slice::from_ref(filter))
+    }
+
+    /// Applies policies, one after another, and returns what was forgotten; see [`Self::prune`]. Blocking.
+    ///
+    /// # Errors
+    /// When the database or the file system fails.
+    pub fn enforce(&self, policies: &[PruneFilter]) -> Result<Vec<CacheRecord>> {
+        let mut free = Disk::below(self.deps().store.root().path())?.free;
+        let mut found = self.records()?;
+        let mut all = Vec::new();
+        for policy in policies {
+            let forgotten = self.forget(&mut found, policy, free)?;
+            // It is as good as free: the collection comes next.
+            free += own_bytes(&forgotten);
+            all.extend(forgotten);
+        }
+        Ok(all)
+    }
+
+    /// Forgets those of `found` that a filter takes, the least valuable first, and removes them from `found`.
+    fn forget(&self, found: &mut Vec<Found>, filter: &PruneFilter, free: u64) -> Result<Vec<CacheRecord>> {
         let now_ns = self.deps().clock.now_ns();
-        let records = self.records()?;
-        let mut total: u64 = records.iter().map(|found| found.record.size_bytes).sum();
-        let mut pruned = Vec::new();
-        for found in records {
-            if filter.keep_bytes.is_some_and(|keep| total <= keep) {
-                break;
-            }
-            if !filter.takes(&found.record, now_ns) {
+        gc::least_valuable_first(found);
+        let mut total: u64 = found.iter().map(|found| found.record.own_bytes()).sum();
+        let keep = filter.limits.keep_bytes(total, free);
+        let (mut kept, mut forgotten) = (Vec::new(), Vec::new());
+        for one in found.drain(..) {
+            let enough = keep.is_some_and(|keep| total <= keep);
+            if enough || !filter.takes(&one.record, now_ns) {
+                kept.push(one);
                 continue;
             }
-            total -= found.record.size_bytes;
-            self.deps().store.root().db().write(|tx| match found.record.kind {
-                CacheKind::Regular => cache::forget(tx, found.row),
-                CacheKind::CacheMount | CacheKind::Git | CacheKind::Local => cache::forget_mount(tx, found.row),
+            total -= one.record.own_bytes();
+            self.deps().store.root().db().write(|tx| match one.record.kind {
+                CacheKind::Regular => cache::forget(tx, one.row),
+                CacheKind::CacheMount | CacheKind::Git | CacheKind::Local => cache::forget_mount(tx, one.row),
             })?;
-            pruned.push(found.record);
+            forgotten.push(one.record);
         }
-        Ok(pruned)
+        *found = kept;
+        Ok(forgotten)
     }
 
     fn records(&self) -> Result<Vec<Found>> {
@@ -190,6 +223,10 @@ impl Solver {
         }
         Ok(all)
     }
+}
+
+fn own_bytes(records: &[CacheRecord]) -> u64 {
+    records.iter().map(CacheRecord::own_bytes).sum()
 }
 
 impl PruneFilter {

@@ -14,6 +14,7 @@ use super::session;
 use crate::api::serve::Peer;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::solver::gc::Limits;
 use crate::solver::{CacheKind, CacheRecord, PruneFilter, Solver};
 use crate::task;
 use crate::types::build::control_server;
@@ -88,7 +89,7 @@ impl control_server::Control for Control {
     }
 
     async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Result<Response<ListWorkersResponse>, Status> {
-        Ok(Response::new(ListWorkersResponse { record: vec![worker()] }))
+        Ok(Response::new(ListWorkersResponse { record: vec![worker(self.engine.policies())] }))
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
@@ -151,7 +152,7 @@ fn version() -> BuildkitVersion {
     }
 }
 
-fn worker() -> WorkerRecord {
+fn worker(policies: &[PruneFilter]) -> WorkerRecord {
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let label = |name: &str, value: &str| (format!("org.mobyproject.buildkit.worker.{name}"), value.to_owned());
     let host = Platform::host().normalized();
@@ -169,7 +170,7 @@ fn worker() -> WorkerRecord {
             variant: host.variant,
             ..pb::Platform::default()
         }],
-        gc_policy: Vec::new(),
+        gc_policy: policies.iter().map(convert::policy).collect(),
         buildkit_version: Some(version()),
         cdi_devices: Vec::new(),
     }
@@ -214,17 +215,18 @@ impl Selection {
 
 /// Forgets what a request selects: without `all`, only what no image needs.
 fn prune(solver: &Solver, request: &PruneRequest) -> Result<Vec<CacheRecord>> {
-    if request.min_free_space > 0 {
-        return Err(Error::unsupported("pruning up to an amount of free space is not supported yet"));
-    }
     let selection = Selection::parse(&request.filter, request.keep_duration)?;
-    let keep = request.max_used_space.max(request.reserved_space);
+    let bytes = |value: i64| u64::try_from(value).unwrap_or(0);
     let filter = PruneFilter {
         all: request.all,
         ids: selection.ids,
         kinds: selection.kinds,
         unused_for: selection.unused_for,
-        keep_bytes: u64::try_from(keep).ok().filter(|keep| *keep > 0),
+        limits: Limits {
+            reserved: bytes(request.reserved_space),
+            max_used: bytes(request.max_used_space),
+            min_free: bytes(request.min_free_space),
+        },
     };
     solver.prune(&filter)
 }

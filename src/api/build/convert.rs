@@ -10,7 +10,8 @@ use bytes::Bytes;
 use crate::api::serve::Peer;
 use crate::error::{Error, Result};
 use crate::solver::progress::{Event, Status, VertexState, Warning};
-use crate::solver::{BuildRequest, CacheRecord, Exporter, Failure, Place, ProvenanceMode};
+use crate::solver::{BuildRequest, CacheRecord, Exporter, Failure, Place, ProvenanceMode, PruneFilter};
+use crate::types::build::types::GcPolicy;
 use crate::types::build::{
     CacheOptions, DOCKERFILE, Detail, KEEP_FAILED, LOCAL_PREFIX, OWN_PREFIX, RECORD_PROVENANCE, SolveDetail,
     SolveRequest, SourceDetail, SourceFinding, SourcePosition, SourceRange, SourceText, StatusResponse, UsageRecord,
@@ -219,6 +220,19 @@ fn source(place: &Place) -> SourceDetail {
             .finding
             .as_ref()
             .map(|finding| SourceFinding { message: finding.message.clone(), hint: finding.hint.clone() }),
+    }
+}
+
+/// Writes a policy about what may stay in the build cache.
+pub(super) fn policy(policy: &PruneFilter) -> GcPolicy {
+    let PruneFilter { all, kinds, unused_for, limits, ids: _ } = policy;
+    GcPolicy {
+        all: *all,
+        keep_duration: unused_for.map_or(0, |time| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)),
+        filters: kinds.iter().map(|kind| format!("type=={}", kind.as_str())).collect(),
+        reserved_space: signed(limits.reserved),
+        max_used_space: signed(limits.max_used),
+        min_free_space: signed(limits.min_free),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::api::Answer;
 use crate::api::params::{Filters, Params, point_in_time};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::solver::gc::Limits;
 use crate::solver::{CacheKind, PruneFilter};
 use crate::task;
 
@@ -17,11 +18,13 @@ const FILTERS: &[&str] = &["id", "type", "until", "unused-for"];
 
 /// `POST /build/prune`.
 pub(in crate::api) async fn build_prune(State(engine): State<Engine>, params: Params) -> Answer<Json<Value>> {
-    if params.text("min-free-space").is_some_and(|text| text != "0") {
-        return Err(Error::unsupported("pruning up to an amount of free space is not supported yet").into());
-    }
-    let keep = ["max-used-space", "reserved-space", "keep-storage"].iter().find_map(|name| params.text(name));
-    let filter = filter(&params.filters(FILTERS)?, params.flag("all"), keep, engine.clock().now_ns())?;
+    let bytes = |names: &[&str]| names.iter().find_map(|name| params.text(name)).map_or(Ok(0), space);
+    let limits = Limits {
+        reserved: bytes(&["reserved-space", "keep-storage"])?,
+        max_used: bytes(&["max-used-space"])?,
+        min_free: bytes(&["min-free-space"])?,
+    };
+    let filter = filter(&params.filters(FILTERS)?, params.flag("all"), limits, engine.clock().now_ns())?;
     let pruned = task::blocking(move || {
         let pruned = engine.solver().prune(&filter)?;
         let freed = engine.collect()?;
@@ -32,18 +35,20 @@ pub(in crate::api) async fn build_prune(State(engine): State<Engine>, params: Pa
     Ok(Json(pruned.await?))
 }
 
-fn filter(filters: &Filters, all: bool, keep: Option<&str>, now_ns: i64) -> Result<PruneFilter> {
+fn filter(filters: &Filters, all: bool, limits: Limits, now_ns: i64) -> Result<PruneFilter> {
     let kind = |text: &String| CacheKind::parse(text);
     let times = filters.all("until").iter().chain(filters.all("unused-for"));
     let times = times.map(|text| Ok(now_ns.saturating_sub(point_in_time(text, now_ns)?)));
     let unused_ns = times.collect::<Result<Vec<i64>>>()?.into_iter().max();
-    let keep =
-        keep.map(|text| text.parse::<u64>().map_err(|_| Error::invalid(format!("invalid amount of space {text:?}"))));
     Ok(PruneFilter {
         all,
         ids: filters.all("id").to_vec(),
         kinds: filters.all("type").iter().map(kind).collect::<Result<_>>()?,
         unused_for: unused_ns.and_then(|ns| u64::try_from(ns).ok()).map(Duration::from_nanos),
-        keep_bytes: keep.transpose()?.filter(|bytes| *bytes > 0),
+        limits,
     })
+}
+
+fn space(text: &str) -> Result<u64> {
+    text.parse().map_err(|_| Error::invalid(format!("invalid amount of space {text:?}")))
 }
