@@ -12,7 +12,8 @@ use crate::task::Cancel;
 /// An image to be made.
 #[derive(Clone, Debug)]
 pub struct NewImage {
-    /// The configuration; its `rootfs` is filled in, `created` and the times of its history where they are missing.
+    /// The configuration; its `rootfs` is filled in, `created` and the times of its history where they are missing: with those
+    /// that stand for its layers.
     pub config: ImageConfig,
     /// The topmost snapshot; `None` is an image without layers.
     pub snapshot: Option<SnapshotId>,
@@ -97,8 +98,8 @@ impl Images {
         let diff_ids = diff_ids.ok_or_else(|| Error::internal("a layer of the image was not identified"))?;
         let mut config = new.config;
         config.rootfs = RootFs { diff_ids, ..RootFs::default() };
-        let times: Vec<i64> = chain.iter().map(|snapshot| snapshot.created_at).collect();
-        fill_times(&mut config, &times, new.epoch_ns, self.clock.now_ns())?;
+        let times: Vec<i64> = chain.iter().map(|snapshot| snapshot.as_of.unwrap_or(snapshot.created_at)).collect();
+        fill_times(&mut config, &times, new.epoch_ns)?;
         let bytes = serde_json::to_vec(&config)?;
         let id = *self.store.write_blob(lease, &bytes)?.digest();
         Ok(Configured { id, config, bytes, chain })
@@ -126,9 +127,9 @@ impl Images {
     }
 }
 
-/// Gives history entries the time of their layer, and those without a layer the time before them, so that a build that finds
-/// everything in the cache gives the same image again (BuildKit's exporter does likewise).
-fn fill_times(config: &mut ImageConfig, layers: &[i64], epoch_ns: Option<i64>, now_ns: i64) -> Result<()> {
+/// Gives history entries the time of their layer, and those without a layer the time before them. No clock is read, so that the
+/// same build gives the same image again.
+fn fill_times(config: &mut ImageConfig, layers: &[i64], epoch_ns: Option<i64>) -> Result<()> {
     let with_layer = config.history.iter().filter(|entry| !entry.empty_layer).count();
     if config.history.is_empty() || with_layer < layers.len() {
         // Bases without a complete history: pad at the bottom.
@@ -138,21 +139,26 @@ fn fill_times(config: &mut ImageConfig, layers: &[i64], epoch_ns: Option<i64>, n
     } else if with_layer > layers.len() {
         return Err(Error::internal(format!("the history has {with_layer} layers, the file system {}", layers.len())));
     }
-    let clamp = |ns: i64| epoch_ns.map_or(ns, |epoch| ns.min(epoch));
-    let text = |ns: i64| rfc3339(clamp(ns));
-    // Instructions before the first new layer have its time.
+    let text = |ns: i64| rfc3339(epoch_ns.map_or(ns, |epoch| ns.min(epoch)));
+    // Instructions before the first new layer have its time; if there is none, that of the base.
     let first_new = config.history.iter().filter(|entry| !entry.empty_layer).position(|entry| entry.created.is_none());
-    let mut last = first_new.map(|at| layers[at]);
+    let mut last = first_new.map(|at| text(layers[at]));
+    let mut of_base = None;
     let mut layers = layers.iter();
     for entry in &mut config.history {
         let layer = if entry.empty_layer { None } else { layers.next().copied() };
-        if entry.created.is_none() {
-            last = layer.or(last);
-            entry.created = Some(text(last.unwrap_or(now_ns)));
+        match &entry.created {
+            Some(created) => of_base = of_base.max(Some(created.clone())),
+            None => {
+                last = layer.map(text).or(last);
+                entry.created = last.clone().or_else(|| of_base.clone()).or_else(|| Some(text(0)));
+            }
         }
     }
     if config.created.is_none() {
-        config.created = config.history.iter().filter_map(|entry| entry.created.clone()).max().or(Some(text(now_ns)));
+        let newest = config.history.iter().filter_map(|entry| entry.created.clone()).max();
+        // A base may be later than the epoch; what is made of it is said to be of that time, as the user wants it.
+        config.created = epoch_ns.map(rfc3339).or(newest).or_else(|| Some(text(0)));
     }
     Ok(())
 }
@@ -189,19 +195,31 @@ mod tests {
             ],
             ..ImageConfig::default()
         };
-        fill_times(&mut config, &[9 * SECOND, 7 * SECOND], None, 99 * SECOND).unwrap();
+        fill_times(&mut config, &[9 * SECOND, 7 * SECOND], None).unwrap();
         let times: Vec<&str> = config.history.iter().map(|entry| entry.created.as_deref().unwrap()).collect();
         assert_eq!(times, [base, "1970-01-01T00:00:07Z", "1970-01-01T00:00:07Z", "1970-01-01T00:00:07Z"]);
         assert_eq!(config.created.as_deref(), Some("1970-01-01T00:00:07Z"));
     }
 
     #[test]
+    fn an_image_that_adds_no_layer_is_as_old_as_its_base() {
+        let base = "1970-01-01T00:00:05Z";
+        let history = vec![entry("base", false, Some(base)), entry("ENV", true, None)];
+        let mut config = ImageConfig { history, ..ImageConfig::default() };
+        fill_times(&mut config, &[9 * SECOND], None).unwrap();
+        assert_eq!((config.history[1].created.as_deref(), config.created.as_deref()), (Some(base), Some(base)));
+        let mut empty = ImageConfig::default();
+        fill_times(&mut empty, &[], None).unwrap();
+        assert_eq!(empty.created.as_deref(), Some("1970-01-01T00:00:00Z"));
+    }
+
+    #[test]
     fn nothing_is_later_than_the_epoch_and_missing_history_is_padded() {
         let mut config = ImageConfig { history: vec![entry("RUN", false, None)], ..ImageConfig::default() };
-        fill_times(&mut config, &[SECOND, 8 * SECOND], Some(2 * SECOND), 0).unwrap();
+        fill_times(&mut config, &[SECOND, 8 * SECOND], Some(2 * SECOND)).unwrap();
         assert_eq!(config.history.len(), 2);
         assert_eq!(config.history[1].created.as_deref(), Some("1970-01-01T00:00:02Z"));
         let mut config = ImageConfig { history: vec![entry("RUN", false, None)], ..ImageConfig::default() };
-        assert!(fill_times(&mut config, &[], None, 0).is_err());
+        assert!(fill_times(&mut config, &[], None).is_err());
     }
 }

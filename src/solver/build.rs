@@ -64,6 +64,7 @@ impl Solver {
             options.no_cache = NoCache::All;
         }
         let exports: Vec<Export> = request.exporters.iter().map(Export::parse).collect::<Result<_>>()?;
+        exports.iter().try_for_each(|export| export.check(options.platforms.len()))?;
         let entitlements = request.entitlements.iter().map(|text| Entitlement::parse(text)).collect::<Result<_>>()?;
         let store = self.deps().store.clone();
         let lease = task::blocking(move || store.lease("build")).await?;

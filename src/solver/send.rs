@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic_prost::ProstCodec;
 
-use super::session::{Session, from_status};
+use super::session::{ENDED, Session, from_status};
 use crate::error::{Error, Kind, Result};
 use crate::filesync::{self, Source};
 use crate::task;
@@ -47,6 +47,17 @@ impl Session {
     /// # Errors
     /// Those of `write`; what the client says.
     pub async fn send_bytes(
+        &self,
+        exporter: usize,
+        write: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        tokio::select! {
+            sent = self.pass_bytes(exporter, write) => sent,
+            () = self.ended.cancelled() => Err(Error::unavailable(ENDED)),
+        }
+    }
+
+    async fn pass_bytes(
         &self,
         exporter: usize,
         write: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static,
@@ -94,6 +105,13 @@ impl Session {
     /// # Errors
     /// What cannot be read; what the client says.
     pub async fn send_tree(&self, exporter: usize, source: Source, multi_platform: bool) -> Result<()> {
+        tokio::select! {
+            sent = self.pass_tree(exporter, source, multi_platform) => sent,
+            () = self.ended.cancelled() => Err(Error::unavailable(ENDED)),
+        }
+    }
+
+    async fn pass_tree(&self, exporter: usize, source: Source, multi_platform: bool) -> Result<()> {
         self.check_takes_files()?;
         let (outgoing, receiver) = filesync::outgoing();
         let mut request = tonic::Request::new(ReceiverStream::new(receiver));

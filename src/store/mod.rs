@@ -44,7 +44,10 @@ use crate::state::{Root, Schema, recover};
 use crate::task::Clock;
 
 /// The tables of the store.
-pub const SCHEMA: Schema = Schema { module: "store", scripts: &[include_str!("schema.sql")] };
+pub const SCHEMA: Schema = Schema {
+    module: "store",
+    scripts: &[include_str!("schema.sql"), "ALTER TABLE snapshots ADD COLUMN as_of INTEGER"],
+};
 
 /// The tables whose records a power cut may lose, in the order [`crate::state::mark_durable`] must get them.
 pub const DURABLE_TABLES: &[&str] = &["snapshots", "blobs"];

@@ -197,6 +197,7 @@ impl Store {
             diff_id: Some(*diff_id),
             content: None,
             tar_size: Some(tar_size),
+            as_of: None,
         };
         let placed = if self.driver() == Driver::Native {
             let whole = self.prepare(lease, parent)?;

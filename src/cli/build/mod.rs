@@ -106,7 +106,12 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
                     return Ok(ExitCode::FAILURE);
                 }
             }
-            finish(args, &response, &reference, stdout_taken)
+            // buildx writes warnings when it is asked to.
+            let asked = std::env::var("BUILDX_METADATA_WARNINGS").is_ok_and(|wanted| wanted == "1" || wanted == "true");
+            let warnings = display.trace().warnings().iter().filter(|_| asked).map(|warning| warning.json.clone());
+            let metadata =
+                args.metadata_file.is_some().then(|| result::metadata(&response, &reference, warnings.collect()));
+            finish(args, &response, metadata.as_deref(), stdout_taken)
         }
         End::Failed(refused) => {
             screen.report(&failure::report(&refused, display.trace()));
@@ -166,14 +171,14 @@ async fn follow(context: &Context, request: SolveRequest, display: &mut Display,
     Ok(end)
 }
 
-fn finish(args: &BuildArgs, response: &SolveResponse, reference: &str, stdout_taken: bool) -> Result<ExitCode> {
+fn finish(args: &BuildArgs, response: &SolveResponse, metadata: Option<&str>, stdout_taken: bool) -> Result<ExitCode> {
     let id = result::image_id(response);
     if let Some(path) = &args.iidfile {
         let id = id.ok_or_else(|| Error::invalid("--iidfile: no image was made"))?;
         result::write(path, id)?;
     }
-    if let Some(path) = &args.metadata_file {
-        result::write(path, &result::metadata(response, reference))?;
+    if let (Some(path), Some(metadata)) = (&args.metadata_file, metadata) {
+        result::write(path, metadata)?;
     }
     match id {
         Some(id) if args.quiet && !stdout_taken => print(&format!("{id}\n")),

@@ -33,11 +33,14 @@ pub(super) fn write(path: &Path, content: &str) -> Result<()> {
     std::fs::rename(&temporary, path).context(doing)
 }
 
-/// Returns the metadata file's content, with buildx's keys.
-pub(super) fn metadata(response: &SolveResponse, reference: &str) -> String {
+/// Returns the metadata file's content, with buildx's keys. Without `warnings` there is no key for them.
+pub(super) fn metadata(response: &SolveResponse, reference: &str, warnings: Vec<Value>) -> String {
     let mut metadata: BTreeMap<&str, Value> =
         response.exporter_response.iter().map(|(key, text)| (key.as_str(), decoded(text))).collect();
     metadata.insert("buildx.build.ref", Value::from(format!("default/default/{reference}")));
+    if !warnings.is_empty() {
+        metadata.insert("buildx.build.warnings", Value::Array(warnings));
+    }
     serde_json::to_string_pretty(&metadata).expect("texts have a JSON form")
 }
 
@@ -65,7 +68,7 @@ mod tests {
         };
         assert_eq!(image_id(&response), Some("sha256:c"));
         assert_eq!(
-            metadata(&response, "r"),
+            metadata(&response, "r", Vec::new()),
             "{\n  \"buildx.build.ref\": \"default/default/r\",\n  \"containerimage.config.digest\": \"sha256:c\",\n  \
              \"containerimage.descriptor\": {\n    \"size\": 1\n  },\n  \"image.name\": \"a,b\"\n}"
         );

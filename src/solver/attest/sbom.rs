@@ -262,7 +262,9 @@ impl Job {
             let inventory = scan(&root, &job.cancel)?;
             // The time of what is scanned: another scan of the same gives the same document.
             let top = snapshot.map(|id| store.snapshot(&job.lease, id)).transpose()?.flatten();
-            let time = epoch_ns.or(top.map(|top| top.created_at)).unwrap_or_else(|| job.progress.now_ns());
+            let time = epoch_ns
+                .or(top.map(|top| top.as_of.unwrap_or(top.created_at)))
+                .unwrap_or_else(|| job.progress.now_ns());
             let seconds = jiff::Timestamp::from_second(time.div_euclid(1_000_000_000));
             let created = seconds.map_err(|error| Error::invalid(format!("the time of the SBOM: {error}")))?;
             let document = spdx::document(&name, &created.to_string(), &inventory);

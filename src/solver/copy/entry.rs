@@ -11,6 +11,16 @@ pub struct Selection {
     pub matches: Vec<Match>,
 }
 
+impl Selection {
+    /// Returns when the newest of the files was changed, in nanoseconds since 1970; 0 for none.
+    #[must_use]
+    pub fn newest_ns(&self) -> i64 {
+        let entries = self.matches.iter().flat_map(|found| found.below.iter().chain([&found.top]));
+        let times = entries.filter(|entry| entry.metadata.kind != Kind::Dir).map(|entry| entry.metadata.mtime.ns());
+        times.max().unwrap_or(0)
+    }
+}
+
 /// A path that was named or that a pattern matched.
 #[derive(Clone, Debug)]
 pub struct Match {

@@ -40,6 +40,21 @@ impl ArchiveExport {
     }
 }
 
+impl ArchiveExport {
+    /// Makes sure that so many platforms can be exported.
+    ///
+    /// # Errors
+    /// `Unsupported` when they cannot.
+    pub(super) fn check(&self, platforms: usize) -> Result<()> {
+        if self.layout == Layout::Docker && platforms > 1 {
+            return Err(Error::unsupported(
+                "the docker exporter cannot write an image for several platforms: use type=oci, or type=image",
+            ));
+        }
+        Ok(())
+    }
+}
+
 impl Job {
     /// Sends the archive to the client, and says what the client is told.
     ///
@@ -67,11 +82,6 @@ impl Job {
         exporting: &Begun,
         response: &mut Response,
     ) -> Result<()> {
-        if export.layout == Layout::Docker && product.variants.len() > 1 {
-            return Err(Error::unsupported(
-                "the docker exporter cannot write an image for several platforms: use type=oci, or type=image",
-            ));
-        }
         let layers = exporting.part("exporting layers", 0);
         let images = self.configure(&export.packaging, product).await?;
         let created = images.first().and_then(|image| image.config.created.clone());

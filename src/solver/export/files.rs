@@ -77,6 +77,19 @@ impl FilesExport {
         }
         Ok(export)
     }
+
+    /// Makes sure that so many platforms can be exported.
+    ///
+    /// # Errors
+    /// `Unsupported` when they cannot.
+    pub(super) fn check(&self, platforms: usize) -> Result<()> {
+        if self.platform_split == Some(false) && platforms > 1 {
+            return Err(Error::unsupported(
+                "platform-split=false: files for several platforms cannot go into one directory",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Returns the directory of a platform: `linux_arm_v7`.
@@ -88,7 +101,7 @@ impl Job {
     /// Sends the files of a result to the client.
     ///
     /// # Errors
-    /// `Unsupported` when what is built for several platforms goes into one directory; what the client says.
+    /// What the client says.
     pub(super) async fn export_files(
         self: &Arc<Self>,
         number: usize,
@@ -113,11 +126,6 @@ impl Job {
         exporting: &Begun,
     ) -> Result<()> {
         let split = export.platform_split.unwrap_or(product.multi_platform);
-        if !split && product.variants.len() > 1 {
-            return Err(Error::unsupported(
-                "platform-split=false: files for several platforms cannot go into one directory",
-            ));
-        }
         let client = self.client_for_files().await?;
         let epoch_ns = export.epoch_ns.or(product.epoch_ns);
         let branches = self.branches(export, product, split).await?;

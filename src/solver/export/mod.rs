@@ -102,6 +102,20 @@ impl Export {
     }
 }
 
+impl Export {
+    /// Makes sure, before anything is built, that a result for so many platforms can be exported.
+    ///
+    /// # Errors
+    /// `Unsupported` when it cannot.
+    pub(super) fn check(&self, platforms: usize) -> Result<()> {
+        match self {
+            Self::Image(_) => Ok(()),
+            Self::Archive(archive) => archive.check(platforms),
+            Self::Files(files) => files.check(platforms),
+        }
+    }
+}
+
 /// What the client is told of an export: BuildKit's `ExporterResponse`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Response(BTreeMap<String, String>);

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use super::exit::{Ended, Unsuccessful, judge};
 use super::logs;
 use super::step::Step;
+use super::times;
 use crate::error::{Error, Kind, Result};
 use crate::sandbox::{Limits, Sandbox, Stdio};
 use crate::solver::job::{Entitlement, Job, Stop, cancelled};
@@ -34,11 +35,18 @@ impl Job {
             prepared = self.prepare(id, exec, &base) => prepared?,
             () = stop.stopped() => return Err(cancelled().into()),
         };
+        let started_ns = self.progress.now_ns();
         let (step, outcome) = attempts(step, reporter, stop).await?;
         let name = vertex.meta.name.clone();
         match outcome {
             Ok(()) => {
-                let snapshot = task::blocking(move || step.into_tree().commit()).await?;
+                let (job, lower) = (Arc::clone(self), base.clone());
+                let snapshot = task::blocking(move || {
+                    let (tree, as_of) = (step.into_tree(), job.as_of(&lower)?);
+                    times::settle(tree.dir(), as_of, started_ns)?;
+                    tree.commit_as_of(as_of)
+                })
+                .await?;
                 Ok(Made { snapshot, base, listing: None, name, has_digests: false })
             }
             Err(error) if error.kind() != Kind::Cancelled && reporter.keeps_failed() => {

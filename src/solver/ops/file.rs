@@ -35,9 +35,10 @@ impl Job {
             }
         }
         let (job, actions, cancel) = (Arc::clone(self), file.actions.clone(), stop.flag().clone());
-        let now = self.progress.now_ns();
+        let lower = base.clone();
         let (snapshot, listing) = task::blocking(move || {
-            FileStep { job: &job, op, below, now: time(now), cancel: &cancel }.carry_out(&actions, &taken)
+            let as_of = taken.iter().map(|taken| taken.selection.newest_ns()).fold(job.as_of(&lower)?, i64::max);
+            FileStep { job: &job, op, below, as_of, cancel: &cancel }.carry_out(&actions, &taken)
         })
         .await?;
         let name = vertex.meta.name.clone();
@@ -54,7 +55,8 @@ struct FileStep<'a> {
     job: &'a Job,
     op: Key,
     below: Option<SnapshotId>,
-    now: Time,
+    /// The time that what is made here has, and the layer; see [`super::times`].
+    as_of: i64,
     cancel: &'a Cancel,
 }
 
@@ -67,7 +69,7 @@ impl FileStep<'_> {
         let copies = !taken.is_empty();
         let donor = if copies { store.root().db().read(|c| cache::find_listing(c, &self.op))? } else { None };
         let target = Target { active: &active, below, donor };
-        let writer = Writer::new(target, self.now, self.cancel)?;
+        let writer = Writer::new(target, time(self.as_of), self.cancel)?;
         let mut sources = taken.iter();
         for action in actions {
             self.cancel.check()?;
@@ -82,7 +84,7 @@ impl FileStep<'_> {
         }
         drop(writer);
         let listing = copies.then(|| Listing::of(taken.iter().map(|taken| &taken.selection)).encode());
-        Ok((active.commit()?, listing))
+        Ok((active.commit_as_of(self.as_of)?, listing))
     }
 
     /// Looks an owner up in what this layer and those below hold.
@@ -98,7 +100,7 @@ impl FileStep<'_> {
         let attributes = |mode: u32, owner: &Option<Owner>, mtime_ns: &Option<i64>| -> Result<Attributes> {
             let owner = owner.as_ref().map(|owner| make::ownership(&root, owner)).transpose()?;
             let Ownership { uid, gid } = owner.unwrap_or(Ownership { uid: 0, gid: 0 });
-            Ok(Attributes { mode, uid, gid, mtime: mtime_ns.map_or(self.now, time), xattrs: Xattrs::default() })
+            Ok(Attributes { mode, uid, gid, mtime: time(mtime_ns.unwrap_or(self.as_of)), xattrs: Xattrs::default() })
         };
         match action {
             FileAction::Copy(_) => Ok(()),

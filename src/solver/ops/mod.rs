@@ -9,6 +9,7 @@ mod make;
 mod merge;
 mod mounts;
 mod step;
+mod times;
 
 pub(super) use cache_mount::{CacheMount, Wanted};
 

@@ -51,8 +51,9 @@ impl Job {
             checkout.check_directory(&subdir)?;
             checkout.files(&subdir, active.dir())?;
         }
-        let time = if git.commit_mtime { Some(checkout.time()?) } else { None };
-        normalize(active.dir(), time, cancel).context(|| "prepare the files of a checkout")?;
+        // The time of the checkout would make another image of the same commit each time.
+        let time = checkout.time()?;
+        normalize(active.dir(), Some(time), cancel).context(|| "prepare the files of a checkout")?;
         active.commit()
     }
 }

@@ -191,10 +191,23 @@ impl Active {
     /// # Errors
     /// When the database fails.
     pub fn commit(self) -> Result<SnapshotId> {
+        self.commit_with(None)
+    }
+
+    /// Makes it a snapshot, as [`Self::commit`] does, with a time that stands for what it was made of: one that is the same
+    /// whenever and wherever the same is made again, in nanoseconds since 1970.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn commit_as_of(self, as_of: i64) -> Result<SnapshotId> {
+        self.commit_with(Some(as_of))
+    }
+
+    fn commit_with(self, as_of: Option<i64>) -> Result<SnapshotId> {
         let parent = self.base;
         let form = if parent.is_none() { LayerForm::Whole } else { LayerForm::Changes };
         let (diff_id, content, tar_size) = (None, None, None);
-        self.commit_as(|tree| NewSnapshot { tree, layer: tree, form, parent, diff_id, content, tar_size })
+        self.commit_as(|tree| NewSnapshot { tree, layer: tree, form, parent, diff_id, content, tar_size, as_of })
     }
 
     pub(in crate::store) fn commit_as(mut self, new: impl FnOnce(i64) -> NewSnapshot) -> Result<SnapshotId> {

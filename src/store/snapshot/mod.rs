@@ -85,6 +85,8 @@ pub struct Snapshot {
     pub allocated: Option<u64>,
     /// When it was committed, in nanoseconds since 1970.
     pub created_at: i64,
+    /// The time that stands for what its layer was made of, in nanoseconds since 1970; see [`Active::commit_as_of`].
+    pub as_of: Option<i64>,
 }
 
 /// When an earlier layer is taken for one that was just made.
@@ -97,7 +99,7 @@ pub enum Sameness {
 }
 
 const COLUMNS: &str = "id, parent, diff_id, chain_id, content, tar_size,
-    (SELECT allocated FROM trees WHERE trees.id = layer), created_at";
+    (SELECT allocated FROM trees WHERE trees.id = layer), created_at, as_of";
 
 impl Snapshot {
     fn read(row: &Row<'_>) -> rusqlite::Result<(i64, Self)> {
@@ -117,6 +119,7 @@ impl Snapshot {
             tar_size: row.get(5)?,
             allocated: row.get(6)?,
             created_at: row.get(7)?,
+            as_of: row.get(8)?,
         };
         Ok((id.0, snapshot))
     }
@@ -154,6 +157,7 @@ pub(super) struct NewSnapshot {
     pub diff_id: Option<Digest>,
     pub content: Option<ContentHash>,
     pub tar_size: Option<u64>,
+    pub as_of: Option<i64>,
 }
 
 impl Store {
@@ -267,17 +271,17 @@ impl Store {
     /// # Errors
     /// `NotFound`; `Conflict` for a layer that depends on its parent.
     pub fn rebase(&self, lease: &Lease, id: SnapshotId, parent: Option<SnapshotId>) -> Result<SnapshotId> {
-        let columns = "SELECT layer, form, diff_id, content, tar_size FROM snapshots WHERE id = ?1";
+        let columns = "SELECT layer, form, diff_id, content, tar_size, as_of FROM snapshots WHERE id = ?1";
         let new = self.root().db().read(|connection| {
             let mut find = connection.prepare_cached(columns)?;
             let row = find.query_row([id], |row| {
                 let texts: (Option<String>, Option<[u8; 32]>) = (row.get(2)?, row.get(3)?);
-                Ok((row.get(0)?, row.get::<_, i64>(1)?, texts, row.get(4)?))
+                Ok((row.get(0)?, row.get::<_, i64>(1)?, texts, row.get(4)?, row.get(5)?))
             });
-            let (layer, form, (diff_id, content), tar_size) = optional(row)?.ok_or_else(|| id.missing())?;
+            let (layer, form, (diff_id, content), tar_size, as_of) = optional(row)?.ok_or_else(|| id.missing())?;
             let (form, diff_id) = (LayerForm::read(form)?, diff_id.as_deref().map(parse_digest).transpose()?);
             let content = content.map(ContentHash);
-            Ok(NewSnapshot { tree: layer, layer, form, parent, diff_id, content, tar_size })
+            Ok(NewSnapshot { tree: layer, layer, form, parent, diff_id, content, tar_size, as_of })
         })?;
         if new.form == LayerForm::Changes {
             return Err(Error::conflict(format!("the layer of snapshot {id} depends on the snapshot it lies on")));
@@ -366,8 +370,8 @@ impl Store {
         };
         tx.prepare_cached(
             "INSERT INTO snapshots
-             (tree, layer, form, parent, depth, diff_id, content, tar_size, chain_id, created_at, boot)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+             (tree, layer, form, parent, depth, diff_id, content, tar_size, chain_id, created_at, boot, as_of)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
         )?
         .execute((
             new.tree,
@@ -381,6 +385,7 @@ impl Store {
             chain_id.map(|digest| digest.to_string()),
             self.now(),
             self.root().boot_id(),
+            new.as_of,
         ))?;
         Ok(SnapshotId(tx.last_insert_rowid()))
     }

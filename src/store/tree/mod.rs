@@ -83,6 +83,14 @@ pub struct Time {
     pub nanos: u32,
 }
 
+impl Time {
+    /// Returns it in nanoseconds since 1970.
+    #[must_use]
+    pub fn ns(self) -> i64 {
+        self.seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(self.nanos))
+    }
+}
+
 /// What tells one file from another under two names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Inode {

@@ -151,6 +151,11 @@ fn log(log: &VertexLog) -> JsonLog<'_> {
     }
 }
 
+/// Returns a warning alone.
+pub(super) fn warning_json(message: &VertexWarning) -> serde_json::Value {
+    serde_json::to_value(warning(message)).expect("texts and numbers have a JSON form")
+}
+
 fn warning(warning: &VertexWarning) -> JsonWarning<'_> {
     let position = |position: Option<pb::Position>| {
         let position = position.unwrap_or_default();

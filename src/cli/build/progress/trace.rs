@@ -68,6 +68,8 @@ pub(in crate::cli::build) struct Warning {
     pub(in crate::cli::build) url: String,
     /// The first line it is about, from 1.
     pub(in crate::cli::build) line: Option<i32>,
+    /// All of it, as buildx writes it to its metadata file.
+    pub(in crate::cli::build) json: serde_json::Value,
 }
 
 /// What a message changed. Steps are numbered from 1 in the order in which they began.
@@ -268,7 +270,8 @@ impl Step {
 impl Warning {
     fn read(warning: &VertexWarning) -> Self {
         let line = warning.ranges.first().and_then(|range| range.start).map(|start| start.line);
-        Self { text: one_line(&String::from_utf8_lossy(&warning.short)), url: warning.url.clone(), line }
+        let (text, json) = (one_line(&String::from_utf8_lossy(&warning.short)), super::rawjson::warning_json(warning));
+        Self { text, url: warning.url.clone(), line, json }
     }
 }
 
