@@ -12,6 +12,7 @@ pub mod meddler;
 pub mod registry;
 mod remains;
 pub mod terminal;
+pub mod web;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
