@@ -1,5 +1,6 @@
 //! The Dockerfile frontend: parser, variable expansion, checks and lowering to the step graph.
 
+pub mod call;
 pub mod check;
 mod directive;
 mod frontend;
@@ -25,7 +26,8 @@ pub use include::{IncludeError, include};
 pub use instruction::Dockerfile;
 pub use line::Word;
 pub use lower::{
-    Files, ImageKey, ImageName, Lowered, NamedContext, Need, NoCache, Outcome, Remote, Request, ResolvedImage, lower,
+    Files, ImageKey, ImageName, Lowered, Mounted, NamedContext, Need, NoCache, Outcome, Outline, OutlineArgument,
+    Remote, Request, ResolvedImage, lower,
 };
 pub use mount::{Mount, MountFlag, Permissions};
 pub use parse::parse;

@@ -6,6 +6,7 @@ use kiln_graph::op::{ImageSource, Source};
 use kiln_graph::{Diagnostic, Platform, Span};
 
 use super::draft::Node;
+use super::outline::StageOutline;
 use super::plan::Origin;
 use super::request::{Files, ImageKey, ImageName};
 use super::{Lowering, stage};
@@ -31,6 +32,8 @@ pub(super) struct Built {
     pub(super) workdir_set: bool,
     /// The image it all began with.
     pub(super) base: Option<ImageKey>,
+    /// What an outline says about the stage.
+    pub(super) outline: StageOutline,
     /// Whether an SBOM of the context, of the stage, is asked for.
     pub(super) scan_context: bool,
     pub(super) scan_stage: bool,
@@ -46,6 +49,7 @@ impl Built {
             arguments: Vec::new(),
             workdir_set: false,
             base: None,
+            outline: StageOutline::default(),
             scan_context: false,
             scan_stage: false,
         }
@@ -98,6 +102,11 @@ impl<'a> Lowering<'a> {
         for entry in &built.image.config.env {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
             built.variables.set(name, value);
+        }
+        for word in std::iter::once(&stage.base).chain(&stage.platform) {
+            let lexer = Lexer::new(self.dockerfile.directives.escape);
+            let used = lexer.expand(&word.text, &self.globals.variables).map(|expansion| expansion.used);
+            used.unwrap_or_default().iter().for_each(|name| built.outline.uses(name));
         }
         (built, first)
     }

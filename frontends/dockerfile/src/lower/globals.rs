@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use kiln_graph::{Diagnostic, Platform};
 
 use super::Request;
+use super::outline::{GlobalOutline, OutlineArgument};
 use crate::instruction::Dockerfile;
 use crate::shell::{Lexer, Variables};
 
@@ -20,6 +21,8 @@ pub(super) struct Globals {
     pub(super) variables: Variables,
     /// The same without build arguments: what the file says by itself.
     pub(super) defaults: Option<Variables>,
+    /// What an outline says about global arguments.
+    pub(super) outline: GlobalOutline,
     /// Names that a global ARG declares, with or without a value.
     pub(super) declared: Vec<String>,
 }
@@ -30,20 +33,22 @@ impl Globals {
         let target = request.target.unwrap_or(last);
         let platforms = platform_variables(&request.build_platform(), &request.target_platform(), target);
         let none = BTreeMap::new();
-        let with = |build_args: &BTreeMap<String, String>| {
+        let with = |build_args: &BTreeMap<String, String>, outline: &mut GlobalOutline| {
             let mut variables = Variables::new();
             for (name, value) in &platforms {
                 variables.set(name, build_args.get(*name).unwrap_or(value));
             }
-            declare(dockerfile, build_args, &mut variables).map(|()| variables)
+            declare(dockerfile, build_args, &mut variables, outline).map(|()| variables)
         };
-        let mut variables = with(&request.build_args)?;
+        let mut outline = GlobalOutline::default();
+        let mut variables = with(&request.build_args, &mut outline)?;
         if let Some(epoch) = request.epoch_s {
             variables.set(EPOCH, epoch.to_string());
         }
         let arguments = dockerfile.global_arguments.iter().flat_map(|instruction| &instruction.arguments);
         let declared = arguments.map(|argument| argument.name.text.clone()).collect();
-        Ok(Self { variables, defaults: with(&none).ok(), declared })
+        let defaults = with(&none, &mut GlobalOutline::default()).ok();
+        Ok(Self { variables, defaults, outline, declared })
     }
 
     /// Says whether a variable exists, though perhaps without a value.
@@ -56,16 +61,28 @@ fn declare(
     dockerfile: &Dockerfile,
     build_args: &BTreeMap<String, String>,
     variables: &mut Variables,
+    outline: &mut GlobalOutline,
 ) -> Result<(), Diagnostic> {
     let lexer = Lexer::new(dockerfile.directives.escape);
-    for argument in dockerfile.global_arguments.iter().flat_map(|instruction| &instruction.arguments) {
+    let all = dockerfile.global_arguments.iter().flat_map(|i| i.arguments.iter().map(|argument| (&i.head, argument)));
+    for (head, argument) in all {
         let name = &argument.name.text;
+        let mut parts = Vec::new();
         if let Some(value) = build_args.get(name) {
             variables.set(name, value);
         } else if let Some(default) = &argument.default {
             let expansion = lexer.expand(&default.text, variables);
-            variables.set(name, expansion.map_err(|error| Diagnostic::error(default.span, error.to_string()))?.text);
+            let expansion = expansion.map_err(|error| Diagnostic::error(default.span, error.to_string()))?;
+            variables.set(name, expansion.text);
+            parts = expansion.used;
         }
+        let described = OutlineArgument {
+            name: name.clone(),
+            value: variables.get(name).unwrap_or_default().to_owned(),
+            description: argument.description.clone().unwrap_or_default(),
+            span: head.span,
+        };
+        outline.declare(described, parts);
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod base;
 mod draft;
 mod files;
 mod globals;
+mod outline;
 mod owner;
 mod plan;
 mod ports;
@@ -31,6 +32,7 @@ use crate::{frontend, parse, scalar};
 use base::Built;
 use draft::{Draft, Node};
 use globals::Globals;
+pub use outline::{Mounted, Outline, OutlineArgument};
 use plan::Plan;
 pub use remote::Remote;
 pub use request::{Files, ImageKey, ImageName, Lowered, NamedContext, Need, NoCache, Outcome, Request, ResolvedImage};
@@ -107,7 +109,7 @@ fn violation(warnings: &[Diagnostic]) -> Diagnostic {
         message: format!("lint violation found for rules: {}", rules.join(", ")),
         span: first.and_then(|first| first.span),
         within: first.and_then(|first| first.within),
-        hint: Some("the file asks with error=true that findings stop the build".to_owned()),
+        hint: None,
     }
 }
 
@@ -231,10 +233,23 @@ impl Lowering<'_> {
             config,
             base,
             scan: scan.into_iter().map(|(name, node)| (name, edges[&node])).collect(),
+            outline: self.outline(),
             epoch_s: self.epoch_s,
             context_paths: context_paths.unwrap_or_default(),
             warnings: Vec::new(),
             graph,
+        }
+    }
+
+    /// What the target may be given: itself first, then what it needs.
+    fn outline(&self) -> Outline {
+        let others = self.built.iter().enumerate().filter(|(index, _)| *index != self.plan.target);
+        let needed = std::iter::once(self.target()).chain(others.filter_map(|(_, built)| built.as_ref()));
+        let stage = self.plan.stages[self.plan.target].stage;
+        Outline {
+            name: stage.name.as_ref().map(|name| name.text.clone()).unwrap_or_default(),
+            description: stage.description.clone().unwrap_or_default(),
+            ..self.globals.outline.outline(needed.map(|built| &built.outline))
         }
     }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use kiln_graph::oci::ImageConfig;
+use kiln_graph::oci::{ImageConfig, RootFs};
 use kiln_graph::op::{GitSource, HttpSource, NetworkMode, OciLayoutSource, ResolveMode, Ulimit};
 use kiln_graph::{Diagnostic, Digest, Edge, Graph, Platform, Reference, SourceFile, Span};
 
+use super::outline::Outline;
 use crate::ignore::Ignore;
 
 /// What is built, and how.
@@ -51,6 +52,9 @@ pub struct Request<'a> {
     pub epoch_s: Option<i64>,
     /// Whether all stages are lowered and checked, not only those that the target needs.
     pub all_stages: bool,
+    /// Whether images are made up ([`ResolvedImage::assumed`]): then a variable that usual images set is not reported as
+    /// undefined.
+    pub assume_images: bool,
 }
 
 impl<'a> Request<'a> {
@@ -78,6 +82,7 @@ impl<'a> Request<'a> {
             cache_namespace: String::new(),
             epoch_s: None,
             all_stages: false,
+            assume_images: false,
         }
     }
 
@@ -179,6 +184,24 @@ pub struct ResolvedImage {
     pub reference: Reference,
 }
 
+impl ResolvedImage {
+    /// Makes an image up, for checks that do without registries: for the platform that is asked for, with one layer.
+    #[must_use]
+    pub fn assumed(key: &ImageKey) -> Self {
+        let name = match &key.image {
+            ImageName::Registry(reference) => Some(reference.clone()),
+            ImageName::OciLayout(layout) => layout.name.parse().ok(),
+        };
+        let reference = name.unwrap_or_else(|| "assumed".parse().expect("it is a name"));
+        let Platform { os, architecture, variant, os_version, os_features } = key.platform.clone();
+        let id = Digest::of(b"assumed");
+        let rootfs = RootFs { diff_ids: vec![id], ..RootFs::default() };
+        let config =
+            ImageConfig { os, architecture, variant, os_version, os_features, rootfs, ..ImageConfig::default() };
+        Self { config, id, reference }
+    }
+}
+
 /// An image whose configuration is needed.
 #[derive(Clone, Debug)]
 pub struct Need {
@@ -214,6 +237,8 @@ pub struct Lowered {
     pub base: Option<ImageKey>,
     /// What an SBOM is asked for besides the image (`BUILDKIT_SBOM_SCAN_CONTEXT` and `_STAGE`): names and filesystems.
     pub scan: Vec<(String, Edge)>,
+    /// What the target may be given.
+    pub outline: Outline,
     /// The time in seconds since 1970 to which times in the image are clamped.
     pub epoch_s: Option<i64>,
     /// The paths of the local main context that are read, sorted; empty when all of it may be, or nothing.

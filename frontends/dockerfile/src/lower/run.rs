@@ -202,6 +202,7 @@ impl StageLowering<'_, '_> {
                 (self.mount_point(&target, flag)?, false, MountKind::Tmpfs { size_bytes })
             }
             Mount::Secret { id, target, env, required, permissions } => {
+                self.state.outline.secret(&id, required, self.place(head.span));
                 if let Some(name) = env {
                     mounts.secret_env.push(SecretEnv { id: id.clone(), name, optional: !required });
                 }
@@ -210,6 +211,7 @@ impl StageLowering<'_, '_> {
                 (path::absolute("/", &target), true, MountKind::Secret(file))
             }
             Mount::Ssh { id, target, required, permissions } => {
+                self.state.outline.agent(&id, required, self.place(head.span));
                 let target = target.unwrap_or_else(|| format!("{SSH_SOCKET}{}", mounts.ssh_agents));
                 let target = path::absolute("/", &target);
                 mounts.ssh_agents += 1;

@@ -5,6 +5,7 @@ use kiln_graph::oci::{Empty, Healthcheck as HealthConfig};
 use kiln_graph::op::{FileAction, FileOp, Op};
 
 use super::draft::Inputs;
+use super::outline::OutlineArgument;
 use super::owner;
 use super::ports;
 use super::stage::StageLowering;
@@ -49,9 +50,9 @@ fn listed(values: &[String]) -> String {
 }
 
 impl StageLowering<'_, '_> {
-    pub(super) fn arg(&mut self, arguments: &[Argument]) -> Result<(), Diagnostic> {
+    pub(super) fn arg(&mut self, head: &Head, arguments: &[Argument]) -> Result<(), Diagnostic> {
         let mut texts = Vec::new();
-        for Argument { name, default, .. } in arguments {
+        for Argument { name, default, description } in arguments {
             self.check_secret("ARG", name);
             let given = self.lowering.request.build_args.get(&name.text).cloned();
             let value = match (given, default) {
@@ -59,6 +60,17 @@ impl StageLowering<'_, '_> {
                 (None, Some(default)) => Some(self.expand(default)?),
                 (None, None) => self.lowering.globals.variables.get(&name.text).map(str::to_owned),
             };
+            if default.is_some() || self.lowering.request.build_args.contains_key(&name.text) || value.is_none() {
+                self.state.outline.declare(OutlineArgument {
+                    name: name.text.clone(),
+                    value: value.clone().unwrap_or_default(),
+                    description: description.clone().unwrap_or_default(),
+                    span: self.place(head.span),
+                });
+            } else {
+                // It is a global one, or of the platform.
+                self.state.outline.uses(&name.text);
+            }
             texts.push(value.as_ref().map_or_else(|| name.text.clone(), |value| format!("{}={value}", name.text)));
             self.declare(&name.text, value);
         }

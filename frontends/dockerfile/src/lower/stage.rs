@@ -25,6 +25,39 @@ const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
 /// Arguments that are for the builder only and never enter the environment.
 const BUILDER_ARGUMENTS: &[&str] = &["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
+/// Variables that images of languages, servers and distributions set. Checks that have not seen the image do not call them
+/// undefined.
+const USUAL_VARIABLES: &[&str] = &[
+    "ASPNETCORE_HTTP_PORTS",
+    "BUNDLE_APP_CONFIG",
+    "CARGO_HOME",
+    "CATALINA_HOME",
+    "CONDA_DIR",
+    "DOTNET_VERSION",
+    "GEM_HOME",
+    "GOLANG_VERSION",
+    "GOPATH",
+    "GRADLE_HOME",
+    "HOME",
+    "JAVA_HOME",
+    "JAVA_VERSION",
+    "LANG",
+    "LC_ALL",
+    "MAVEN_CONFIG",
+    "MAVEN_HOME",
+    "NGINX_VERSION",
+    "NODE_VERSION",
+    "PGDATA",
+    "PG_MAJOR",
+    "PHP_INI_DIR",
+    "PHP_VERSION",
+    "PYTHON_VERSION",
+    "RUBY_VERSION",
+    "RUSTUP_HOME",
+    "RUST_VERSION",
+    "YARN_VERSION",
+];
+
 /// A step that progress numbers.
 struct Step {
     /// The vertices that have its name: the step itself, and what it fetches.
@@ -103,7 +136,7 @@ impl<'l, 'a> StageLowering<'l, 'a> {
         let head = &instruction.head;
         match &instruction.kind {
             Kind::Add(add) => self.add(head, add),
-            Kind::Arg(arguments) => self.arg(arguments),
+            Kind::Arg(arguments) => self.arg(head, arguments),
             Kind::Cmd(command) => self.cmd(head, command),
             Kind::Copy(copy) => self.copy(head, copy),
             Kind::Entrypoint(command) => self.entrypoint(head, command),
@@ -139,7 +172,8 @@ impl<'l, 'a> StageLowering<'l, 'a> {
 
     fn report_missing(&mut self, name: &str, span: Span) {
         let declared = self.state.arguments.iter().any(|(known, _)| known == name);
-        if declared || BUILDER_ARGUMENTS.contains(&name) {
+        let assumed = self.lowering.request.assume_images && self.state.base.is_some();
+        if declared || BUILDER_ARGUMENTS.contains(&name) || (assumed && USUAL_VARIABLES.contains(&name)) {
             return;
         }
         let near = similar(name, self.state.variables.names());

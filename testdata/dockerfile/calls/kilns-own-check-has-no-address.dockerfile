@@ -1,0 +1,2 @@
+FROM scratch
+RUN --retry=2 make
