@@ -108,7 +108,7 @@ fn privileged_the_packages_of_an_image_are_listed() {
     let files = [
         (
             "Dockerfile",
-            "FROM busybox AS deps\nARG BUILDKIT_SBOM_SCAN_STAGE=true\nCOPY lock/ /app/\nFROM busybox\nARG BUILDKIT_SBOM_SCAN_CONTEXT=true\nCOPY rootfs/ /\n",
+            "FROM busybox AS deps\nARG BUILDKIT_SBOM_SCAN_STAGE=true\nCOPY lock/ /app/\nFROM busybox\nARG BUILDKIT_SBOM_SCAN_CONTEXT=true\nCOPY rootfs/ /\nCOPY --from=deps /app/Cargo.lock /Cargo.lock.old\n",
         ),
         ("lock/Cargo.lock", "[[package]]\nname = \"crate\"\nversion = \"1.2.3\"\n"),
         ("rootfs/etc/os-release", "ID=debian\nVERSION_ID=12\n"),

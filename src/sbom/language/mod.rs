@@ -36,12 +36,17 @@ pub(super) fn reader(path: &str) -> Option<Reader> {
         _ if name.starts_with("requirements") && name.ends_with(".txt") => python::requirements,
         "go.mod" => golang::module,
         "Gemfile.lock" | "gems.locked" => ruby::lock,
-        _ if parent == "specifications" && name.ends_with(".gemspec") => ruby::specification,
+        _ if name.ends_with(".gemspec") && is_specifications(dir) => ruby::specification,
         "composer.lock" => php::lock,
         "installed.json" if parent == "composer" => php::lock,
         "pom.properties" if path.contains("META-INF/maven/") => java::properties,
         _ => return None,
     })
+}
+
+/// Says whether a directory holds the specifications of installed gems; those that come with Ruby are one deeper.
+fn is_specifications(dir: &str) -> bool {
+    dir.strip_suffix("/default").unwrap_or(dir).rsplit('/').next() == Some("specifications")
 }
 
 /// Says whether a file is a Java archive, by its name.
@@ -97,6 +102,8 @@ mod tests {
             ("app/node_modules/left-pad/test/package.json", false),
             ("srv/requirements-dev.txt", true),
             ("var/lib/gems/3.1/specifications/rake-13.gemspec", true),
+            ("usr/lib/ruby/gems/3.1.0/specifications/default/json-2.6.1.gemspec", true),
+            ("app/own.gemspec", false),
             ("vendor/composer/installed.json", true),
             ("installed.json", false),
         ] {
