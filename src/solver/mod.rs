@@ -7,6 +7,7 @@
 //! watchers see meanwhile.
 
 mod attest;
+pub mod bridge;
 mod build;
 pub mod cache;
 pub mod changes;
@@ -36,6 +37,7 @@ mod settle;
 mod usage;
 mod value;
 mod verify;
+mod workshop;
 
 #[cfg(test)]
 mod tests;

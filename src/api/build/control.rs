@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
@@ -9,13 +10,14 @@ use kiln_graph::Platform;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
-use super::running::{Builds, Watching};
+use super::running::{Builds, Running, Watching};
 use super::session;
 use crate::api::serve::Peer;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::solver::bridge::Outcome;
 use crate::solver::gc::Limits;
-use crate::solver::{CacheKind, CacheRecord, PruneFilter, Solver};
+use crate::solver::{BuildRequest, CacheKind, CacheRecord, PruneFilter, Solver};
 use crate::task;
 use crate::types::build::control_server;
 use crate::types::build::types::{BuildkitVersion, WorkerRecord};
@@ -36,8 +38,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Control {
     /// Makes the service of an engine.
-    pub(super) fn new(engine: Engine) -> Self {
-        let builds = Builds::new(engine.clock());
+    pub(super) fn new(engine: Engine, builds: Builds) -> Self {
         Self { engine, builds }
     }
 
@@ -45,6 +46,10 @@ impl Control {
         let reference = request.r#ref.clone();
         let request = convert::build_request(request, peer).map_err(|error| convert::refusal(&error))?;
         let running = self.builds.begin(&reference).map_err(|error| convert::refusal(&error))?;
+        if request.frontend.is_empty() {
+            return self.follow(request, &running).await;
+        }
+        running.without_bridge();
         // Dropping this future, when the client goes, cancels the build and ends its report.
         let built = Box::pin(self.engine.solver().build(request, running.progress().clone())).await;
         drop(running);
@@ -52,6 +57,27 @@ impl Control {
             Ok(built) => Ok(SolveResponse { exporter_response: built.response.into_iter().collect() }),
             Err(failure) => Err(convert::failure(&failure)),
         }
+    }
+}
+
+impl Control {
+    /// Runs a build whose frontend is at the client, until that has returned and its result is exported.
+    async fn follow(&self, request: BuildRequest, running: &Running) -> Result<SolveResponse, Status> {
+        let opened = self.engine.solver().bridge(request, running.progress().clone()).await;
+        let (bridge, outcome) = opened.map_err(|error| convert::refusal(&error))?;
+        let bridge = Arc::new(bridge);
+        running.with_bridge(&bridge);
+        let exported = match outcome.await {
+            Ok(Outcome::Result(findings)) => {
+                Box::pin(bridge.export(&findings)).await.map_err(|failure| convert::failure_of_part(&failure))
+            }
+            Ok(Outcome::Failed(status)) => Err(status),
+            Err(_) => Err(Status::aborted("the frontend has gone")),
+        };
+        let finished = bridge.finish().await.map_err(|error| convert::refusal(&error));
+        let built = exported?;
+        finished?;
+        Ok(SolveResponse { exporter_response: built.response.into_iter().collect() })
     }
 }
 
@@ -152,7 +178,7 @@ fn version() -> BuildkitVersion {
     }
 }
 
-fn worker(policies: &[PruneFilter]) -> WorkerRecord {
+pub(super) fn worker(policies: &[PruneFilter]) -> WorkerRecord {
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let label = |name: &str, value: &str| (format!("org.mobyproject.buildkit.worker.{name}"), value.to_owned());
     let host = Platform::host().normalized();

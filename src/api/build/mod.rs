@@ -3,9 +3,11 @@
 //! A client reaches the services by HTTP/2 with prior knowledge on the listener itself, or over a connection that it upgrades
 //! with `POST /grpc`.
 
+mod capabilities;
 mod control;
 mod convert;
 mod failed;
+mod gateway;
 mod running;
 pub(super) mod session;
 
@@ -18,12 +20,15 @@ use axum::routing::{delete, get, post};
 use hyper_util::service::TowerToHyperService;
 
 use self::control::Control;
+use self::gateway::Gateway;
+use self::running::Builds;
 use super::Answer;
 use super::serve::{Executor, Peer};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::types::build::MAX_MESSAGE_BYTES;
 use crate::types::build::control_server::ControlServer;
+use crate::types::build::frontend::llb_bridge_server::LlbBridgeServer;
 
 /// The routes of builds: the services themselves and the upgrades.
 pub(super) fn routes(engine: &Engine) -> Router<Engine> {
@@ -40,8 +45,14 @@ pub(super) fn routes(engine: &Engine) -> Router<Engine> {
 }
 
 fn services(engine: &Engine) -> Router<Engine> {
-    let control = ControlServer::new(Control::new(engine.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    Router::new().route_service("/moby.buildkit.v1.Control/{method}", control)
+    let builds = Builds::new(engine.clock());
+    let control = Control::new(engine.clone(), builds.clone());
+    let control = ControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let gateway =
+        LlbBridgeServer::new(Gateway::new(engine.clone(), builds)).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    Router::new()
+        .route_service("/moby.buildkit.v1.Control/{method}", control)
+        .route_service("/moby.buildkit.v1.frontend.LLBBridge/{method}", gateway)
 }
 
 /// `POST /grpc`: the connection becomes HTTP/2 that carries the services alone.

@@ -3,12 +3,14 @@
 //! `Status` finds the build here that `Solve` runs. Either may come first: both travel at once.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
+use crate::solver::bridge::Bridge;
 use crate::solver::progress::{Event, Progress, Watcher};
 use crate::task::Clock;
 
@@ -36,8 +38,22 @@ struct Build {
     progress: Progress,
     /// Cancelled when the build begins.
     begun: CancellationToken,
+    /// The frontend's side of the build, once it is known whether there is one.
+    gate: watch::Sender<Gate>,
     /// How many watch it.
     watchers: usize,
+}
+
+/// Whether calls of a frontend lead to a build.
+#[derive(Clone, Debug, Default)]
+enum Gate {
+    /// It is not known yet.
+    #[default]
+    Unknown,
+    /// They do as long as the bridge is there.
+    Open(Weak<Bridge>),
+    /// The build's frontend is not at the client.
+    Closed,
 }
 
 impl Builds {
@@ -64,7 +80,27 @@ impl Builds {
             return Err(Error::conflict(format!("job ID exists: there is a build {reference} already")));
         }
         build.begun.cancel();
-        Ok(Running { builds: self.clone(), reference: reference.to_owned(), progress: build.progress.clone() })
+        let (reference, progress, gate) = (reference.to_owned(), build.progress.clone(), build.gate.clone());
+        Ok(Running { builds: self.clone(), reference, progress, gate })
+    }
+
+    /// Finds the frontend's side of a build, which may be still to come.
+    ///
+    /// # Errors
+    /// `NotFound` when the build does not begin within seconds, or has ended; `InvalidArgument` when its frontend is not at the
+    /// client.
+    pub(super) async fn bridge(&self, reference: &str) -> Result<Arc<Bridge>> {
+        let _watching = self.watch(reference);
+        let gate = self.lock().builds.get(reference).map(|build| build.gate.subscribe());
+        let unknown = || Error::not_found(format!("no such job {reference}"));
+        let mut gate = gate.ok_or_else(unknown)?;
+        let known = tokio::time::timeout(PATIENCE, gate.wait_for(|gate| !matches!(gate, Gate::Unknown))).await;
+        match known.map_err(|_| unknown())?.map_err(|_| unknown())?.clone() {
+            Gate::Open(bridge) => bridge.upgrade().ok_or_else(unknown),
+            Gate::Closed | Gate::Unknown => {
+                Err(Error::invalid(format!("the build {reference} has no frontend at the client")))
+            }
+        }
     }
 
     /// Begins to watch a build, whether it goes on, has ended or is still to come.
@@ -79,7 +115,12 @@ impl Builds {
 
 impl Build {
     fn new(clock: Clock) -> Self {
-        Self { progress: Progress::new(clock), begun: CancellationToken::new(), watchers: 0 }
+        Self {
+            progress: Progress::new(clock),
+            begun: CancellationToken::new(),
+            gate: watch::Sender::new(Gate::Unknown),
+            watchers: 0,
+        }
     }
 }
 
@@ -89,9 +130,20 @@ pub(super) struct Running {
     builds: Builds,
     reference: String,
     progress: Progress,
+    gate: watch::Sender<Gate>,
 }
 
 impl Running {
+    /// Lets a frontend's calls in.
+    pub(super) fn with_bridge(&self, bridge: &Arc<Bridge>) {
+        self.gate.send_replace(Gate::Open(Arc::downgrade(bridge)));
+    }
+
+    /// Says that there is no frontend that could call.
+    pub(super) fn without_bridge(&self) {
+        self.gate.send_replace(Gate::Closed);
+    }
+
     /// Returns where the build reports to.
     pub(super) fn progress(&self) -> &Progress {
         &self.progress

@@ -1,0 +1,322 @@
+//! The service `moby.buildkit.v1.frontend.LLBBridge`: builds whose frontend is at the client.
+//!
+//! Each call names its build in the metadata. It may come before the build has begun, and waits for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kiln_graph::{Digest, Platform};
+use tonic::{Request, Response, Status};
+
+use super::running::Builds;
+use super::{capabilities, control, convert};
+use crate::engine::Engine;
+use crate::error::{Error, Result as Outcomes};
+use crate::image::Policy;
+use crate::solver::bridge::{Bridge, Findings, ImageAnswer, Outcome, Refs};
+use crate::solver::progress::Warning;
+use crate::types::build::frontend::llb_bridge_server::LlbBridge;
+use crate::types::build::frontend::{
+    EvaluateRequest, EvaluateResponse, ExecMessage, InputsRequest, InputsResponse, NewContainerRequest,
+    NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse, ReadFileRequest,
+    ReadFileResponse, Ref, RefMap, ReleaseContainerRequest, ReleaseContainerResponse, ResolveImageConfigRequest,
+    ResolveImageConfigResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
+    Result as FrontendResult, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse, StatFileRequest,
+    StatFileResponse, WarnRequest, WarnResponse, result,
+};
+use crate::types::build::{google, pb};
+
+/// Names the build of a call.
+const BUILD: &str = "buildkit-controlapi-buildid";
+
+/// The service. It finds the builds of its engine.
+#[derive(Debug)]
+pub(super) struct Gateway {
+    engine: Engine,
+    builds: Builds,
+}
+
+impl Gateway {
+    pub(super) fn new(engine: Engine, builds: Builds) -> Self {
+        Self { engine, builds }
+    }
+
+    /// Finds the build of a call.
+    async fn bridge<T>(&self, request: &Request<T>) -> Result<Arc<Bridge>, Status> {
+        let reference = request.metadata().get(BUILD).and_then(|value| value.to_str().ok());
+        let reference =
+            reference.ok_or_else(|| Status::invalid_argument(format!("the call names no build ({BUILD})")))?;
+        self.builds.bridge(reference).await.map_err(|error| convert::refusal(&error))
+    }
+}
+
+fn refuse<T>(outcome: Outcomes<T>) -> Result<T, Status> {
+    outcome.map_err(|error| convert::refusal(&error))
+}
+
+fn unsupported<T>(what: &str) -> Result<Response<T>, Status> {
+    Err(Status::unimplemented(format!("{what} is not supported yet")))
+}
+
+fn platform(platform: Option<pb::Platform>) -> Option<Platform> {
+    let platform = platform?;
+    let known = Platform {
+        architecture: platform.architecture,
+        os: platform.os,
+        variant: platform.variant,
+        os_version: platform.os_version,
+        os_features: platform.os_features,
+    };
+    Some(known.normalized())
+}
+
+fn policy(mode: &str) -> Outcomes<Policy> {
+    match mode {
+        "" | "default" | "local" => Ok(Policy::Missing),
+        "pull" => Ok(Policy::Always),
+        other => Err(Error::invalid(format!("invalid resolve mode {other:?}: default, pull or local"))),
+    }
+}
+
+/// Refuses what a call may ask for and nobody does yet.
+fn check(request: &SolveRequest) -> Outcomes<()> {
+    let refused = [
+        (request.definition.is_some(), "building from LLB (SolveRequest.Definition)"),
+        (!request.frontend_inputs.is_empty(), "inputs for the frontend (SolveRequest.FrontendInputs)"),
+        (!request.cache_imports.is_empty(), "importing a build cache (--cache-from)"),
+        (!request.source_policies.is_empty(), "source policies"),
+        (!request.exporter_attr.is_empty(), "exporter attributes of frontends"),
+    ];
+    match refused.into_iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(Error::unsupported(format!("{what} is not supported yet"))),
+        None => Ok(()),
+    }
+}
+
+fn to_wire(findings: Findings) -> FrontendResult {
+    let reference = |id: String| Ref { id, def: None };
+    let result = match findings.refs {
+        Refs::None => None,
+        Refs::One(id) => Some(result::Result::Ref(reference(id))),
+        Refs::ByPlatform(refs) => {
+            let refs = refs.into_iter().map(|(platform, id)| (platform, reference(id))).collect();
+            Some(result::Result::Refs(RefMap { refs }))
+        }
+    };
+    FrontendResult { metadata: findings.metadata.into_iter().collect(), result, ..FrontendResult::default() }
+}
+
+fn from_wire(result: FrontendResult) -> Outcomes<Findings> {
+    if result.attestations.values().any(|attestations| !attestations.attestation.is_empty()) {
+        return Err(Error::unsupported("attestations of frontends are not supported yet"));
+    }
+    let refs = match result.result {
+        None => Refs::None,
+        Some(result::Result::RefDeprecated(id)) => Refs::One(id),
+        Some(result::Result::RefsDeprecated(map)) => Refs::ByPlatform(map.refs.into_iter().collect()),
+        Some(result::Result::Ref(Ref { id, .. })) => Refs::One(id),
+        Some(result::Result::Refs(RefMap { refs })) => {
+            Refs::ByPlatform(refs.into_iter().map(|(platform, reference)| (platform, reference.id)).collect())
+        }
+    };
+    Ok(Findings { refs, metadata: result.metadata.into_iter().collect() })
+}
+
+/// The failure that a frontend reports, as it is passed on to whoever waits for the build.
+fn reported(status: google::rpc::Status) -> Status {
+    let (code, message) = (tonic::Code::from(status.code), status.message.clone());
+    Status::with_details(code, message, prost::Message::encode_to_vec(&status).into())
+}
+
+fn warning(request: WarnRequest) -> Outcomes<Warning> {
+    let line = |position: Option<pb::Position>| {
+        position.and_then(|position| u32::try_from(position.line).ok()).filter(|line| *line > 0)
+    };
+    let lines = request.ranges.into_iter().filter_map(|range| {
+        let first = line(range.start)?;
+        Some((first, line(range.end).unwrap_or(first)))
+    });
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Warning {
+        vertex: if request.digest.is_empty() { Digest::of(b"frontend") } else { request.digest.parse()? },
+        short: text(&request.short),
+        detail: request.detail.iter().map(|line| text(line)).collect(),
+        url: request.url,
+        file: request.info.map(|info| (info.filename, text(&info.data))),
+        lines: lines.collect(),
+    })
+}
+
+fn config_json(answer: &ImageAnswer) -> Outcomes<Vec<u8>> {
+    Ok(serde_json::to_vec(answer.config.as_ref())?)
+}
+
+#[tonic::async_trait]
+impl LlbBridge for Gateway {
+    type ExecProcessStream = tokio_stream::Empty<Result<ExecMessage, Status>>;
+
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PongResponse>, Status> {
+        self.bridge(&request).await?;
+        let workers = vec![control::worker(self.engine.policies())];
+        let (frontend_api_caps, llb_caps) = (capabilities::of_frontends(), capabilities::of_llb());
+        Ok(Response::new(PongResponse { frontend_api_caps, llb_caps, workers }))
+    }
+
+    async fn resolve_image_config(
+        &self,
+        request: Request<ResolveImageConfigRequest>,
+    ) -> Result<Response<ResolveImageConfigResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        if request.resolver_type != 0 {
+            return unsupported("resolving an image of an OCI layout");
+        }
+        let policy = refuse(policy(&request.resolve_mode))?;
+        let platform = platform(request.platform);
+        let answer = bridge.resolve_image(&request.r#ref, platform.as_ref(), policy, &request.log_name).await;
+        let answer = refuse(answer)?;
+        Ok(Response::new(ResolveImageConfigResponse {
+            digest: answer.digest.to_string(),
+            config: refuse(config_json(&answer))?,
+            r#ref: answer.reference.to_string(),
+        }))
+    }
+
+    async fn resolve_source_meta(
+        &self,
+        request: Request<ResolveSourceMetaRequest>,
+    ) -> Result<Response<ResolveSourceMetaResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let source = request.source.unwrap_or_default();
+        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+            return unsupported(&format!("looking at the source {}", source.identifier));
+        };
+        let policy = refuse(policy(&request.resolve_mode))?;
+        let platform = platform(request.platform);
+        let answer = refuse(bridge.resolve_image(name, platform.as_ref(), policy, &request.log_name).await)?;
+        let wanted = request.image.unwrap_or_default();
+        if wanted.attestation_chain || !wanted.resolve_attestations.is_empty() {
+            return unsupported("looking at an image's attestations");
+        }
+        let config = if wanted.no_config { Vec::new() } else { refuse(config_json(&answer))? };
+        let digest = answer.digest.to_string();
+        Ok(Response::new(ResolveSourceMetaResponse {
+            source: Some(source),
+            image: Some(ResolveSourceImageResponse { digest, config, attestation_chain: None }),
+            ..ResolveSourceMetaResponse::default()
+        }))
+    }
+
+    async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        refuse(check(&request))?;
+        let attrs: BTreeMap<String, String> = request.frontend_opt.into_iter().collect();
+        let findings = match request.frontend.as_str() {
+            "" => Findings::default(),
+            frontend => {
+                let solved = Box::pin(bridge.solve(frontend, &attrs)).await;
+                solved.map_err(|failure| convert::failure_of_part(&failure))?
+            }
+        };
+        if request.evaluate {
+            let names: Vec<String> = match &findings.refs {
+                Refs::None => Vec::new(),
+                Refs::One(name) => vec![name.clone()],
+                Refs::ByPlatform(names) => names.values().cloned().collect(),
+            };
+            for name in names {
+                Box::pin(bridge.evaluate(&name)).await.map_err(|failure| convert::failure_of_part(&failure))?;
+            }
+        }
+        Ok(Response::new(SolveResponse { r#ref: String::new(), result: Some(to_wire(findings)) }))
+    }
+
+    async fn evaluate(&self, request: Request<EvaluateRequest>) -> Result<Response<EvaluateResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let evaluated = Box::pin(bridge.evaluate(&request.into_inner().r#ref)).await;
+        evaluated.map_err(|failure| convert::failure_of_part(&failure))?;
+        Ok(Response::new(EvaluateResponse {}))
+    }
+
+    async fn read_file(&self, request: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let number = |number: i64| u64::try_from(number).map_err(|_| Status::invalid_argument("a negative range"));
+        let range = request.range.map(|range| Ok::<_, Status>((number(range.offset)?, number(range.length)?)));
+        let (offset, length) = range.transpose()?.map_or((0, None), |(offset, length)| (offset, Some(length)));
+        let read = Box::pin(bridge.read_file(&request.r#ref, &request.file_path, offset, length)).await;
+        let data = read.map_err(|failure| convert::failure_of_part(&failure))?;
+        Ok(Response::new(ReadFileResponse { data }))
+    }
+
+    async fn read_dir(&self, request: Request<ReadDirRequest>) -> Result<Response<ReadDirResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let read = Box::pin(bridge.read_dir(&request.r#ref, &request.dir_path, &request.include_pattern)).await;
+        let entries = read.map_err(|failure| convert::failure_of_part(&failure))?;
+        Ok(Response::new(ReadDirResponse { entries: entries.iter().map(crate::solver::bridge::stat).collect() }))
+    }
+
+    async fn stat_file(&self, request: Request<StatFileRequest>) -> Result<Response<StatFileResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let read = Box::pin(bridge.stat_file(&request.r#ref, &request.path)).await;
+        let entry = read.map_err(|failure| convert::failure_of_part(&failure))?;
+        Ok(Response::new(StatFileResponse { stat: Some(crate::solver::bridge::stat(&entry)) }))
+    }
+
+    async fn r#return(&self, request: Request<ReturnRequest>) -> Result<Response<ReturnResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let outcome = match request.error {
+            Some(status) if status.code != 0 => Outcome::Failed(reported(status)),
+            _ => Outcome::Result(refuse(from_wire(request.result.unwrap_or_default()))?),
+        };
+        refuse(bridge.answer(outcome))?;
+        Ok(Response::new(ReturnResponse {}))
+    }
+
+    async fn inputs(&self, request: Request<InputsRequest>) -> Result<Response<InputsResponse>, Status> {
+        // A build with inputs is refused when it begins.
+        self.bridge(&request).await?;
+        Ok(Response::new(InputsResponse::default()))
+    }
+
+    async fn warn(&self, request: Request<WarnRequest>) -> Result<Response<WarnResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        bridge.warn(refuse(warning(request.into_inner()))?);
+        Ok(Response::new(WarnResponse {}))
+    }
+
+    async fn new_container(&self, _: Request<NewContainerRequest>) -> Result<Response<NewContainerResponse>, Status> {
+        unsupported("running a process for a frontend (NewContainer)")
+    }
+
+    async fn release_container(
+        &self,
+        _: Request<ReleaseContainerRequest>,
+    ) -> Result<Response<ReleaseContainerResponse>, Status> {
+        unsupported("running a process for a frontend (ReleaseContainer)")
+    }
+
+    async fn exec_process(
+        &self,
+        _: Request<tonic::Streaming<ExecMessage>>,
+    ) -> Result<Response<Self::ExecProcessStream>, Status> {
+        unsupported("running a process for a frontend (ExecProcess)")
+    }
+
+    async fn read_file_container(&self, _: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {
+        unsupported("reading files of a frontend's process (ReadFileContainer)")
+    }
+
+    async fn read_dir_container(&self, _: Request<ReadDirRequest>) -> Result<Response<ReadDirResponse>, Status> {
+        unsupported("reading files of a frontend's process (ReadDirContainer)")
+    }
+
+    async fn stat_file_container(&self, _: Request<StatFileRequest>) -> Result<Response<StatFileResponse>, Status> {
+        unsupported("reading files of a frontend's process (StatFileContainer)")
+    }
+}

@@ -1,0 +1,490 @@
+//! A build whose frontend is at the client: it asks for parts of the build, looks at them, and says what the result is.
+//!
+//! What it asked for is referred to by names of our choice and not made before somebody looks at it or it is the result.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use kiln_graph::oci::ImageConfig;
+use kiln_graph::{Digest, Edge, Platform, Reference, VertexId};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::Solver;
+use super::export::{Export, Product, Variant};
+use super::failure::Failure;
+use super::job::{Begun, Job};
+use super::progress::{Event, Progress, Warning};
+use super::request::{BuildRequest, Built};
+use super::value::Value;
+use super::workshop::{Draft, Workshop};
+use crate::error::{Error, Kind, Result, ResultExt as _};
+use crate::filesync::{Entry, EntryKind};
+use crate::image::Policy;
+use crate::store::tree::{self, Metadata};
+use crate::task;
+
+/// The largest file, and the largest part of one, that is read at once.
+const MAX_READ: u64 = 16 << 20;
+
+/// How many results a frontend may ask for.
+const MAX_REFS: usize = 10_000;
+
+/// Keys of what is said about a result.
+mod key {
+    pub(super) const CONFIG: &str = "containerimage.config";
+    pub(super) const PLATFORMS: &str = "refs.platforms";
+    pub(super) const EPOCH: &str = "source.date.epoch";
+}
+
+/// A build whose frontend is at the client.
+#[derive(Debug)]
+pub struct Bridge {
+    shop: Workshop,
+    exports: Vec<Export>,
+    refs: Mutex<HashMap<String, Part>>,
+    answer: Mutex<Option<oneshot::Sender<Outcome>>>,
+    _given_up: task::CancelOnDrop,
+}
+
+/// What the frontend says the build comes to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// A result, by the names of what was asked for.
+    Result(Findings),
+    /// It failed.
+    Failed(tonic::Status),
+}
+
+/// The results of a frontend, with what is said about them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// The results.
+    pub refs: Refs,
+    /// What is said about them: image configurations, platforms, answers to questions.
+    pub metadata: BTreeMap<String, Vec<u8>>,
+}
+
+/// Results by their names; an empty name is an empty file system.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Refs {
+    /// None.
+    #[default]
+    None,
+    /// One.
+    One(String),
+    /// One for each platform.
+    ByPlatform(BTreeMap<String, String>),
+}
+
+/// Something a frontend asked for.
+#[derive(Clone, Debug)]
+struct Part {
+    batch: Arc<Batch>,
+    /// Which of the draft's targets.
+    number: usize,
+}
+
+/// What one question of a frontend gave.
+#[derive(Debug)]
+struct Batch {
+    draft: Draft,
+    /// Taken by whoever makes something of the draft.
+    making: tokio::sync::Mutex<()>,
+}
+
+/// What an image's name stands for.
+#[derive(Clone, Debug)]
+pub struct ImageAnswer {
+    /// The digest of the manifest or the index at its registry; the image's id for one that is here only.
+    pub digest: Digest,
+    /// The configuration.
+    pub config: Arc<ImageConfig>,
+    /// The name.
+    pub reference: Reference,
+}
+
+/// The platforms of a result, as BuildKit's frontends write them.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Platforms {
+    platforms: Vec<NamedPlatform>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct NamedPlatform {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Platform")]
+    platform: Platform,
+}
+
+impl Solver {
+    /// Opens a build whose frontend is at the client. The receiver gets what that frontend returns.
+    ///
+    /// Dropping the bridge gives the build up.
+    ///
+    /// # Errors
+    /// As for [`Solver::build`], for exporters and entitlements.
+    pub async fn bridge(
+        &self,
+        request: BuildRequest,
+        progress: Progress,
+    ) -> Result<(Bridge, oneshot::Receiver<Outcome>)> {
+        let exports = request.exporters.iter().map(Export::parse).collect::<Result<_>>()?;
+        let shop = Workshop::open(self, request, progress, None).await?;
+        let (sender, outcome) = oneshot::channel();
+        let given_up = shop.give_up_on_drop();
+        let answer = Mutex::new(Some(sender));
+        Ok((Bridge { shop, exports, refs: Mutex::default(), answer, _given_up: given_up }, outcome))
+    }
+}
+
+impl Bridge {
+    fn refs(&self) -> MutexGuard<'_, HashMap<String, Part>> {
+        self.refs.lock().expect("no panic happens while the lock is held")
+    }
+
+    fn part(&self, name: &str) -> Result<Part> {
+        let part = self.refs().get(name).cloned();
+        part.ok_or_else(|| Error::not_found(format!("no such reference {name:?} in this build")))
+    }
+
+    fn add(&self, part: Part) -> Result<String> {
+        let mut refs = self.refs();
+        if refs.len() >= MAX_REFS {
+            return Err(Error::exhausted(format!("a build has at most {MAX_REFS} results")));
+        }
+        let unique = getrandom::u64().map_err(|error| Error::internal(format!("make a name: {error}")))?;
+        let name = format!("{unique:016x}{:04}", refs.len());
+        refs.insert(name.clone(), part);
+        Ok(name)
+    }
+
+    /// Lets a frontend of this engine make results.
+    ///
+    /// # Errors
+    /// As for [`Solver::build`], as far as the frontend.
+    pub async fn solve(&self, frontend: &str, attrs: &BTreeMap<String, String>) -> Result<Findings, Failure> {
+        let draft = self.shop.frontend(frontend, attrs).await?;
+        Ok(self.findings(draft)?)
+    }
+
+    fn findings(&self, draft: Draft) -> Result<Findings> {
+        let batch = Arc::new(Batch { draft, making: tokio::sync::Mutex::default() });
+        let draft = &batch.draft;
+        let (mut metadata, mut refs, mut platforms) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        for (number, (target, _)) in draft.targets.iter().enumerate() {
+            let id = target.platform.to_string();
+            let suffix = if draft.multi_platform { format!("/{id}") } else { String::new() };
+            metadata.insert(format!("{}{suffix}", key::CONFIG), serde_json::to_vec(&target.config)?);
+            refs.insert(id.clone(), self.add(Part { batch: Arc::clone(&batch), number })?);
+            platforms.push(NamedPlatform { id, platform: target.platform.clone() });
+        }
+        metadata.insert(key::PLATFORMS.to_owned(), serde_json::to_vec(&Platforms { platforms })?);
+        if let Some(epoch_ns) = draft.facts.epoch_ns {
+            metadata.insert(key::EPOCH.to_owned(), (epoch_ns / 1_000_000_000).to_string().into_bytes());
+        }
+        let one = refs.first_key_value().map(|(_, name)| name.clone()).filter(|_| !draft.multi_platform);
+        let refs = one.map_or(Refs::ByPlatform(refs), Refs::One);
+        Ok(Findings { refs, metadata })
+    }
+
+    /// Makes a result.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn evaluate(&self, name: &str) -> Result<(), Failure> {
+        if name.is_empty() {
+            return Ok(());
+        }
+        let part = self.part(name)?;
+        part.batch.make(part.root().map(|root| root.vertex)).await
+    }
+
+    /// Opens the root directory of a result, which is made first.
+    async fn open(&self, name: &str) -> Result<OwnedFd, Failure> {
+        self.evaluate(name).await?;
+        let part = self.part(name)?;
+        let job = &part.batch.draft.job;
+        let value = part.root().and_then(|root| job.value(root.vertex));
+        match value {
+            Some(Value::FileSystem(file_system)) => Ok(job.mount(&file_system).await?),
+            Some(Value::Local(dir)) => Ok(dir.root.try_clone().map_err(Error::from)?),
+            None => Err(Error::not_found("the result is an empty file system").into()),
+        }
+    }
+
+    /// Reads a part of a file of a result; without a length, to its end.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidArgument` for what is no file and for more than is read at once; failures of making the result.
+    pub async fn read_file(
+        &self,
+        name: &str,
+        path: &str,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<Vec<u8>, Failure> {
+        let (root, path) = (self.open(name).await?, path.to_owned());
+        let read = task::blocking(move || {
+            let file = std::fs::File::from(open_beneath(&root, &path, OFlags::RDONLY | OFlags::NONBLOCK)?);
+            let metadata = file.metadata().context(|| format!("read {path}"))?;
+            if !metadata.is_file() {
+                return Err(Error::invalid(format!("read {path}: it is no file")));
+            }
+            let rest = metadata.len().saturating_sub(offset);
+            let length = length.map_or(rest, |length| length.min(rest));
+            if length > MAX_READ {
+                return Err(Error::invalid(format!("read {path}: more than {} MiB at once", MAX_READ >> 20)));
+            }
+            let mut data = vec![0; usize::try_from(length).unwrap_or_default()];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut data, offset).context(|| format!("read {path}"))?;
+            Ok(data)
+        });
+        Ok(read.await?)
+    }
+
+    /// Lists a directory of a result: names that match a pattern, all when it is empty.
+    ///
+    /// # Errors
+    /// As for [`Self::read_file`].
+    pub async fn read_dir(&self, name: &str, path: &str, pattern: &str) -> Result<Vec<Entry>, Failure> {
+        let (root, path) = (self.open(name).await?, path.to_owned());
+        let glob = kiln_dockerfile::glob::Glob::parse(pattern);
+        let glob = glob.map_err(|error| Error::invalid(format!("malformed pattern {pattern:?}: {error}")))?;
+        let all = pattern.is_empty();
+        let read = task::blocking(move || {
+            let dir = open_beneath(&root, &path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            let list = tree::list(&dir).context(|| format!("list {path}"))?;
+            let names = list.into_iter().filter(|entry| all || glob.matches(&entry.name.to_string_lossy()));
+            names.map(|entry| entry_at(&dir, &entry.name, entry.name.to_string_lossy().into_owned())).collect()
+        });
+        Ok(read.await?)
+    }
+
+    /// Says what a path of a result is, not following a symbolic link at its end.
+    ///
+    /// # Errors
+    /// As for [`Self::read_file`].
+    pub async fn stat_file(&self, name: &str, path: &str) -> Result<Entry, Failure> {
+        let (root, path) = (self.open(name).await?, path.to_owned());
+        let read = task::blocking(move || {
+            let file = open_beneath(&root, &path, OFlags::PATH | OFlags::NOFOLLOW)?;
+            let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
+            let metadata = Metadata::of(&file).context(|| format!("read {path}"))?;
+            let target = match metadata.kind {
+                tree::Kind::Symlink => rustix::fs::readlinkat(&file, c"", Vec::new())?.to_string_lossy().into_owned(),
+                _ => String::new(),
+            };
+            Ok(entry_of(last, &metadata, target))
+        });
+        Ok(read.await?)
+    }
+
+    /// Finds out what an image's name stands for.
+    ///
+    /// # Errors
+    /// `NotFound`; what the registry says.
+    pub async fn resolve_image(
+        &self,
+        name: &str,
+        platform: Option<&Platform>,
+        policy: Policy,
+        log_name: &str,
+    ) -> Result<ImageAnswer> {
+        let reference: Reference = name.parse()?;
+        let title = if log_name.is_empty() { format!("resolve image config for {name}") } else { log_name.to_owned() };
+        let looking = Begun::internal(&self.shop.shared.progress, &title)?;
+        let images = &self.shop.shared.solver.deps().images;
+        let resolved =
+            images.resolve(&self.shop.shared.lease, &reference, platform, policy, &self.shop.shared.registry).await;
+        looking.end(resolved.as_ref().err());
+        let resolved = resolved?;
+        let digest = resolved.reference.digest().unwrap_or(resolved.id);
+        Ok(ImageAnswer { digest, config: resolved.config, reference: resolved.reference })
+    }
+
+    /// Reports what the frontend warns of.
+    pub fn warn(&self, warning: Warning) {
+        self.shop.shared.progress.report(Event::Warning(warning));
+    }
+
+    /// Takes what the frontend returns.
+    ///
+    /// # Errors
+    /// `Conflict` when it has returned already.
+    pub fn answer(&self, outcome: Outcome) -> Result<()> {
+        let sender = self.answer.lock().expect("no panic happens while the lock is held").take();
+        let sender = sender.ok_or_else(|| Error::conflict("the frontend has returned already"))?;
+        // The build may have been given up.
+        let _ = sender.send(outcome);
+        Ok(())
+    }
+
+    /// Makes the results of a frontend and exports them.
+    ///
+    /// # Errors
+    /// As for [`Solver::build`].
+    pub async fn export(&self, findings: &Findings) -> Result<Built, Failure> {
+        let names: Vec<&String> = match &findings.refs {
+            Refs::None => return Ok(Built::default()),
+            Refs::One(name) => vec![name],
+            Refs::ByPlatform(names) => names.values().collect(),
+        };
+        self.exports.iter().try_for_each(|export| export.check(names.len()))?;
+        self.make_all(&names).await?;
+        if self.exports.is_empty() {
+            return Ok(Built::default());
+        }
+        let product = self.product(findings).await?;
+        let job = self.refs().values().next().map(|part| Arc::clone(&part.batch.draft.job));
+        let job = job.ok_or_else(|| Error::invalid("the frontend returned nothing that could be exported"))?;
+        Ok(Built { response: job.export(&self.exports, &Arc::new(product)).await? })
+    }
+
+    /// Makes several results; those of one draft together.
+    async fn make_all(&self, names: &[&String]) -> Result<(), Failure> {
+        let mut batches: Vec<(Arc<Batch>, Vec<usize>)> = Vec::new();
+        for name in names.iter().filter(|name| !name.is_empty()) {
+            let Part { batch, number } = self.part(name)?;
+            match batches.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &batch)) {
+                Some((_, numbers)) => numbers.push(number),
+                None => batches.push((batch, vec![number])),
+            }
+        }
+        for (batch, numbers) in batches {
+            batch.make(batch.draft.roots(&numbers)).await?;
+        }
+        Ok(())
+    }
+
+    async fn product(&self, findings: &Findings) -> Result<Product> {
+        let metadata = &findings.metadata;
+        let platforms = match metadata.get(key::PLATFORMS) {
+            Some(json) => serde_json::from_slice::<Platforms>(json).context(|| key::PLATFORMS)?.platforms,
+            None => Vec::new(),
+        };
+        let named: Vec<(String, &String)> = match &findings.refs {
+            Refs::None => Vec::new(),
+            Refs::One(name) => vec![(platforms.first().map(|known| known.id.clone()).unwrap_or_default(), name)],
+            Refs::ByPlatform(names) if platforms.is_empty() => {
+                names.iter().map(|(id, name)| (id.clone(), name)).collect()
+            }
+            Refs::ByPlatform(names) => {
+                let named = platforms.iter().map(|known| {
+                    let name = names.get(&known.id);
+                    let name = name.ok_or_else(|| Error::invalid(format!("there is no result for {}", known.id)))?;
+                    Ok((known.id.clone(), name))
+                });
+                named.collect::<Result<_>>()?
+            }
+        };
+        let mut variants = Vec::new();
+        for (id, name) in named {
+            let config = metadata.get(&format!("{}/{id}", key::CONFIG)).or_else(|| metadata.get(key::CONFIG));
+            let config: Option<ImageConfig> =
+                config.map(|json| serde_json::from_slice(json).context(|| key::CONFIG)).transpose()?;
+            let known = platforms.iter().find(|known| known.id == id).map(|known| known.platform.clone());
+            let platform = known.or_else(|| config.as_ref().map(ImageConfig::platform)).unwrap_or_else(Platform::host);
+            let config = config.unwrap_or_else(|| ImageConfig {
+                architecture: platform.architecture.clone(),
+                os: platform.os.clone(),
+                variant: platform.variant.clone(),
+                ..ImageConfig::default()
+            });
+            let variant = if name.is_empty() {
+                Variant { platform, config, snapshot: None, base_layers: 0, attestations: Vec::new() }
+            } else {
+                let Part { batch, number } = self.part(name)?;
+                Variant { platform, config, ..batch.draft.variant(number).await? }
+            };
+            variants.push(variant);
+        }
+        let epoch = metadata.get(key::EPOCH).and_then(|text| std::str::from_utf8(text).ok()?.parse::<i64>().ok());
+        let multi_platform = matches!(findings.refs, Refs::ByPlatform(_));
+        Ok(Product { variants, multi_platform, epoch_ns: epoch.map(|seconds| seconds.saturating_mul(1_000_000_000)) })
+    }
+
+    /// Ends the build in order: waits for what goes on in the background, and writes down what was learnt.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn finish(&self) -> Result<()> {
+        let parts: Vec<Part> = self.refs().drain().map(|(_, part)| part).collect();
+        let mut jobs: Vec<Arc<Job>> = Vec::new();
+        for Part { batch, .. } in parts {
+            if !jobs.iter().any(|job| Arc::ptr_eq(job, &batch.draft.job)) {
+                jobs.push(Arc::clone(&batch.draft.job));
+            }
+        }
+        for job in jobs {
+            job.finish().await?;
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    fn root(&self) -> Option<Edge> {
+        self.batch.draft.targets.get(self.number).and_then(|(target, _)| target.root)
+    }
+}
+
+impl Batch {
+    /// Makes what was not made before.
+    async fn make(&self, roots: impl IntoIterator<Item = VertexId>) -> Result<(), Failure> {
+        let _turn = self.making.lock().await;
+        let job = &self.draft.job;
+        let missing: Vec<VertexId> = roots.into_iter().filter(|root| job.value(*root).is_none()).collect();
+        if missing.is_empty() { Ok(()) } else { job.carry_out(missing).await }
+    }
+}
+
+/// Opens a path of a result; symbolic links stay within.
+fn open_beneath(root: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd> {
+    let relative = path.trim_start_matches('/');
+    let relative = if relative.is_empty() { "." } else { relative };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    tree::openat2(root, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve).map_err(|errno| {
+        let kind = match errno {
+            Errno::NOENT => Kind::NotFound,
+            Errno::NOTDIR | Errno::LOOP => Kind::InvalidArgument,
+            _ => Kind::Internal,
+        };
+        // What clients look for.
+        Error::from(errno).context(format!("open {path}")).with_kind(kind)
+    })
+}
+
+fn entry_at(dir: &OwnedFd, name: &std::ffi::CStr, path: String) -> Result<Entry> {
+    let metadata = Metadata::at(dir, name).context(|| format!("read {path}"))?;
+    let target = match metadata.kind {
+        tree::Kind::Symlink => String::from_utf8_lossy(&tree::read_link(dir, name)?).into_owned(),
+        _ => String::new(),
+    };
+    Ok(entry_of(path, &metadata, target))
+}
+
+fn entry_of(path: String, metadata: &Metadata, target: String) -> Entry {
+    let kind = match metadata.kind {
+        tree::Kind::Dir => EntryKind::Dir,
+        tree::Kind::File => EntryKind::File { size: metadata.size },
+        tree::Kind::Symlink => EntryKind::Symlink { target },
+        tree::Kind::Fifo => EntryKind::Fifo,
+        tree::Kind::Socket => EntryKind::Socket,
+        kind @ (tree::Kind::Char | tree::Kind::Block) => EntryKind::Device { kind, number: metadata.rdev },
+    };
+    let mtime_ns = metadata.mtime.seconds.saturating_mul(1_000_000_000).saturating_add(metadata.mtime.nanos.into());
+    let Metadata { mode, uid, gid, .. } = *metadata;
+    Entry { path, kind, mode, uid, gid, mtime_ns, xattrs: Vec::new() }
+}
+
+/// Writes an entry as it is sent to frontends.
+#[must_use]
+pub fn stat(entry: &Entry) -> bollard_buildkit_proto::fsutil::types::Stat {
+    entry.to_stat()
+}

@@ -1,0 +1,267 @@
+//! What all parts of one build share, and what frontends make with it: drafts of results, whose steps have not run yet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kiln_dockerfile::NoCache;
+use kiln_graph::VertexId;
+
+use super::attest::{Attest, Facts, Survey};
+use super::contexts::Locals;
+use super::export::{Export, Product, Variant};
+use super::failure::Failure;
+use super::frontend::{Frontend, Surroundings, Target};
+use super::job::{ClientSession, Entitlement, Job, Shared};
+use super::options::Options;
+use super::progress::Progress;
+use super::request::{BuildRequest, Built};
+use super::verify::Witness;
+use super::{ProvenanceMode, Solver};
+use crate::error::{Error, Result};
+use crate::registry::{Client, Credentials, Notes, Provider};
+use crate::sandbox::Limits;
+use crate::task::{self, Cancel, CancelOnDrop};
+
+/// The frontend that is built in.
+const FRONTEND: &str = "dockerfile.v0";
+
+/// The frontend that runs others, by their images.
+const GATEWAY: &str = "gateway.v0";
+
+/// The image that is the built-in frontend.
+const FRONTEND_IMAGE: &str = "docker/dockerfile";
+
+/// The key of the answer that says how two builds differ: JSON in base64.
+const VERIFIED: &str = "kiln.verify";
+
+/// Docker Hub has two names: clients' sessions know it by that of its server.
+const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+
+/// What all parts of one build share. Cloning gives another handle.
+#[derive(Clone, Debug)]
+pub(super) struct Workshop {
+    pub(super) shared: Shared,
+    pub(super) request: Arc<BuildRequest>,
+    cancel: Cancel,
+}
+
+/// A result that is known and not made yet.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) job: Arc<Job>,
+    /// What is made, one for each platform, with what is scanned of it.
+    pub(super) targets: Vec<(Target, Survey)>,
+    /// What is said about it.
+    pub(super) attest: Attest,
+    pub(super) facts: Facts,
+    /// Whether it is one for several platforms, though there may be one only.
+    pub(super) multi_platform: bool,
+}
+
+impl Workshop {
+    /// Opens the workshop of a build.
+    ///
+    /// # Errors
+    /// `Unsupported` for an entitlement that does not exist; when the store fails.
+    pub(super) async fn open(
+        solver: &Solver,
+        request: BuildRequest,
+        progress: Progress,
+        witness: Option<Witness>,
+    ) -> Result<Self> {
+        let entitlements = request.entitlements.iter().map(|text| Entitlement::parse(text)).collect::<Result<_>>()?;
+        let store = solver.deps().store.clone();
+        let lease = task::blocking(move || store.lease("build")).await?;
+        let session = ClientSession { sessions: solver.deps().sessions.clone(), id: request.session.clone() };
+        let registry = registry(solver, &session);
+        let shared = Shared {
+            solver: solver.clone(),
+            lease,
+            session,
+            registry,
+            progress,
+            pins: Arc::default(),
+            entitlements,
+            request_limits: Limits::default(),
+            keep_failed: request.keep_failed,
+            witness,
+        };
+        Ok(Self { shared, request: Arc::new(request), cancel: Cancel::new() })
+    }
+
+    /// Returns a guard that gives the build up when it is dropped.
+    pub(super) fn give_up_on_drop(&self) -> CancelOnDrop {
+        self.cancel.on_drop()
+    }
+
+    /// Gives the workshop back with what was made: its lease may end here, which writes to the database.
+    ///
+    /// # Errors
+    /// When the engine is stopping.
+    pub(super) async fn close(self, made: impl Send + 'static) -> Result<()> {
+        task::blocking(move || {
+            drop((self, made));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Lets a frontend make a draft.
+    ///
+    /// # Errors
+    /// `Unsupported` for other frontends than the one that is built in; what it finds wrong, with the place in the source.
+    pub(super) async fn frontend(&self, name: &str, attrs: &BTreeMap<String, String>) -> Result<Draft, Failure> {
+        let mut attrs = attrs.clone();
+        let image = attrs.remove("source").unwrap_or_default();
+        match name {
+            FRONTEND => {}
+            // The built-in one is meant, of whatever version.
+            GATEWAY if is_built_in(&image) => drop(attrs.remove("cmdline")),
+            GATEWAY => {
+                let text = format!("the frontend image {image} cannot be run yet: only {FRONTEND_IMAGE} is built in");
+                return Err(Error::unsupported(text).into());
+            }
+            _ => {
+                let text = format!("the frontend {name:?} is not built in; {FRONTEND} is");
+                return Err(Error::unsupported(text).into());
+            }
+        }
+        let mut options = Options::parse(&attrs)?;
+        if self.shared.witness.is_some() {
+            options.no_cache = NoCache::All;
+        }
+        let shared = Shared { request_limits: options.limits.clone(), ..self.shared.clone() };
+        let around = Surroundings::of(&shared);
+        let Frontend { mut graph, targets, epoch_s, mut images, ignore } =
+            Box::pin(around.lower(&self.request, &options)).await?;
+        let (surveys, scanner) =
+            around.surveys(options.attest.sbom.as_ref(), options.resolve, &mut graph, &targets).await?;
+        images.extend(scanner.map(|image| (image.id, image)));
+        let started_ns = shared.progress.now_ns();
+        let facts = Facts {
+            frontend: name.to_owned(),
+            attrs,
+            filename: options.filename,
+            local_file: self.request.dockerfile.is_none() && options.elsewhere.is_none(),
+            started_ns,
+            epoch_ns: epoch_s.map(|seconds| seconds.saturating_mul(1_000_000_000)),
+        };
+        let paths = self.request.locals.clone();
+        let none = Locals::none(shared.solver.memos(), started_ns);
+        let locals = Locals { paths, context: options.context, ignore, ..none };
+        Ok(Draft {
+            job: Job::of(&shared, graph, images, locals, self.cancel.clone()),
+            targets: targets.into_iter().zip(surveys).collect(),
+            attest: options.attest,
+            facts,
+            multi_platform: options.multi_platform,
+        })
+    }
+}
+
+impl Draft {
+    /// The vertices that must be made before the results of these numbers are exported.
+    pub(super) fn roots(&self, numbers: &[usize]) -> Vec<VertexId> {
+        let targets = numbers.iter().filter_map(|number| self.targets.get(*number));
+        let edges = targets.flat_map(|(target, survey)| target.root.into_iter().chain(survey.roots()));
+        edges.map(|edge| edge.vertex).collect()
+    }
+
+    /// Makes and exports the result. `record` asks for provenance in the answer.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub(super) async fn build(&self, exports: &[Export], record: Option<ProvenanceMode>) -> Result<Built, Failure> {
+        let all: Vec<usize> = (0..self.targets.len()).collect();
+        self.job.carry_out(self.roots(&all)).await?;
+        let mut built = Built::default();
+        if let Some(mode) = record {
+            built.response = self.record(mode).await?;
+        }
+        let witness = &self.job.witness;
+        if exports.is_empty() && witness.is_none() {
+            return Ok(built);
+        }
+        let mut variants = Vec::new();
+        for number in all {
+            variants.push(self.variant(number).await?);
+        }
+        let (multi_platform, epoch_ns) = (self.multi_platform, self.facts.epoch_ns);
+        let product = Arc::new(Product { variants, multi_platform, epoch_ns });
+        if let Some(witness) = witness {
+            let Some(comparison) = self.job.compare(witness, &product).await? else { return Ok(built) };
+            let same = comparison.is_same();
+            built.response.insert(VERIFIED.to_owned(), STANDARD.encode(String::from(comparison)));
+            if !same {
+                return Ok(built);
+            }
+        }
+        built.response.extend(self.job.export(exports, &product).await?);
+        Ok(built)
+    }
+
+    /// Returns a result that was made, with what is said about it.
+    ///
+    /// # Errors
+    /// When an image cannot be fetched or a scan cannot be read.
+    pub(super) async fn variant(&self, number: usize) -> Result<Variant> {
+        let (target, survey) =
+            self.targets.get(number).ok_or_else(|| Error::internal("a result that does not exist"))?;
+        let snapshot = self.job.result(target.root).await?;
+        let attestations = self.job.attest(&self.attest, &self.facts, target, survey, snapshot).await?;
+        let Target { platform, config, base_layers, .. } = target;
+        let (platform, config, base_layers) = (platform.clone(), config.clone(), *base_layers);
+        Ok(Variant { platform, config, snapshot, base_layers, attestations })
+    }
+
+    /// Writes what buildx's metadata file says about where the result is from.
+    async fn record(&self, mode: ProvenanceMode) -> Result<BTreeMap<String, String>> {
+        let mut response = BTreeMap::new();
+        for (target, _) in &self.targets {
+            let made = self.job.recorded_provenance(mode, &self.facts, target).await?;
+            let platform = if self.multi_platform { format!("/{}", target.platform) } else { String::new() };
+            response.insert(format!("buildx.build.provenance{platform}"), STANDARD.encode(&made.predicate));
+        }
+        Ok(response)
+    }
+}
+
+/// Says whether an image is the built-in frontend. Its experimental channel has instructions that are not.
+fn is_built_in(image: &str) -> bool {
+    let name = image.split_once('@').map_or(image, |(name, _)| name);
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    let (name, tag) = name.split_once(':').unwrap_or((name, ""));
+    name == FRONTEND_IMAGE && !tag.contains("labs")
+}
+
+/// A registry client with the credentials of the client's session.
+fn registry(solver: &Solver, session: &ClientSession) -> Client {
+    let session = session.clone();
+    let provider = Provider::of(move |domain| {
+        let session = session.clone();
+        async move {
+            let Some(session) = session.get().await? else { return Ok(None) };
+            let host = if domain == HUB.0 { HUB.1 } else { &domain };
+            let found = session.credentials(host).await?;
+            Ok(found.and_then(|(username, secret)| Credentials::from_pair(&username, &secret)))
+        }
+    });
+    solver.deps().registry.session(provider, Notes::none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_of_the_built_in_frontend_are_known_by_name() {
+        for image in ["docker/dockerfile", "docker/dockerfile:1", "docker.io/docker/dockerfile:1.7@sha256:00"] {
+            assert!(is_built_in(image), "{image}");
+        }
+        for image in ["", "docker/dockerfile:1-labs", "docker/dockerfile-upstream", "example.com/docker/dockerfile"] {
+            assert!(!is_built_in(image), "{image}");
+        }
+    }
+}
