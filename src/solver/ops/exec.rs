@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use super::exit::{Ended, Unsuccessful, judge};
 use super::logs;
 use super::step::Step;
-use super::times;
+use super::times::{self, Touched};
 use crate::error::{Error, Kind, Result};
 use crate::sandbox::{Limits, Sandbox, Stdio};
 use crate::solver::job::{Entitlement, Job, Stop, cancelled};
@@ -43,7 +43,7 @@ impl Job {
                 let (job, lower) = (Arc::clone(self), base.clone());
                 let snapshot = task::blocking(move || {
                     let (tree, as_of) = (step.into_tree(), job.as_of(&lower)?);
-                    times::settle(tree.dir(), as_of, started_ns)?;
+                    times::settle(tree.dir(), Touched::Anything, as_of, started_ns)?;
                     tree.commit_as_of(as_of)
                 })
                 .await?;

@@ -7,6 +7,7 @@ use kiln_graph::VertexId;
 use kiln_graph::op::{FileAction, FileOp, Owner};
 
 use super::make;
+use super::times::{self, Touched};
 use crate::error::{Result, ResultExt as _};
 use crate::solver::cache;
 use crate::solver::copy::{Listing, Ownership, Target, Writer};
@@ -63,6 +64,7 @@ struct FileStep<'a> {
 impl FileStep<'_> {
     /// Blocking.
     fn carry_out(&self, actions: &[FileAction], taken: &[Arc<Taken>]) -> Result<(SnapshotId, Option<Vec<u8>>)> {
+        let started_ns = self.job.progress.now_ns();
         let store = &self.job.solver.deps().store;
         let active = store.prepare(&self.job.lease, self.below)?;
         let below = store.rootfs(self.below)?.mount(Access::ReadOnly)?;
@@ -84,6 +86,7 @@ impl FileStep<'_> {
         }
         drop(writer);
         let listing = copies.then(|| Listing::of(taken.iter().map(|taken| &taken.selection)).encode());
+        times::settle(active.dir(), Touched::Dirs, self.as_of, started_ns)?;
         Ok((active.commit_as_of(self.as_of)?, listing))
     }
 

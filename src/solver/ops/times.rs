@@ -44,12 +44,21 @@ impl Job {
     }
 }
 
-/// Gives what a process wrote into a tree since it was started the time `as_of`. All times are in nanoseconds since 1970.
+/// What of a tree may have the time of the day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Touched {
+    /// Everything: a process was at work.
+    Anything,
+    /// Directories, in which something was made; files were given their time.
+    Dirs,
+}
+
+/// Gives what was written into a tree since work on it was `started` the time `as_of`. All times are in nanoseconds since 1970.
 /// Blocking; nobody else uses the tree.
 ///
 /// # Errors
 /// When the tree cannot be read or written.
-pub(super) fn settle(dir: &Path, as_of: i64, started: i64) -> Result<()> {
+pub(super) fn settle(dir: &Path, touched: Touched, as_of: i64, started: i64) -> Result<()> {
     let span = Span { as_of, since: (started - LAG).max(as_of + 1) };
     let root = tree::open_root(dir)?;
     if span.holds(Metadata::of(&root)?.mtime.ns()) {
@@ -57,9 +66,12 @@ pub(super) fn settle(dir: &Path, as_of: i64, started: i64) -> Result<()> {
     }
     let mut walk = Walk::new(tree::open_dir(&root, c".")?)?;
     while let Some(step) = walk.step()? {
-        if let Step::Enter(found, _) | Step::Pass(found) = step {
-            span.settle(&found).context(|| format!("set the time of /{}", String::from_utf8_lossy(&found.path)))?;
-        }
+        let found = match step {
+            Step::Enter(found, _) => found,
+            Step::Pass(found) if touched == Touched::Anything => found,
+            Step::Pass(_) | Step::Leave => continue,
+        };
+        span.settle(&found).context(|| format!("set the time of /{}", String::from_utf8_lossy(&found.path)))?;
     }
     Ok(())
 }
@@ -135,7 +147,7 @@ mod tests {
         write("d/new.pyc", &compiled(2000), 2000);
         write("d/of-old.pyc", &compiled(1500), 2000);
         std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
-        settle(dir.path(), 1000 * SECOND, 2000 * SECOND).unwrap();
+        settle(dir.path(), Touched::Anything, 1000 * SECOND, 2000 * SECOND).unwrap();
         for (path, time) in
             [("", 1000), ("d", 1000), ("d/new", 1000), ("d/old", 1500), ("link", 1000), ("d/new.pyc", 1000)]
         {
