@@ -100,6 +100,16 @@ pub(super) enum Command {
 }
 
 impl Command {
+    /// Runs what needs no engine; `None` is everything else.
+    pub(super) fn alone(&self) -> Result<Option<ExitCode>> {
+        match self {
+            Self::BuildFlat(build::Flat::Build(args)) | Self::Builder(builder::Grouped::Build(args)) => {
+                build::alone(args)
+            }
+            _ => Ok(None),
+        }
+    }
+
     pub(super) async fn run(self, context: &Context) -> Result<ExitCode> {
         match self {
             Self::BuildFlat(command) => command.run(context).await,

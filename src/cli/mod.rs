@@ -76,6 +76,9 @@ fn print(text: &str) -> Result<ExitCode> {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
+    if let Some(code) = cli.command.alone()? {
+        return Ok(code);
+    }
     let context = Context::new(&cli.global)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(cli.command.run(&context));

@@ -164,11 +164,15 @@ impl Bridge {
         Ok(name)
     }
 
-    /// Lets a frontend of this engine make results.
+    /// Lets a frontend of this engine make results, or answer a question about them.
     ///
     /// # Errors
     /// As for [`Solver::build`], as far as the frontend.
     pub async fn solve(&self, frontend: &str, attrs: &BTreeMap<String, String>) -> Result<Findings, Failure> {
+        if let Some(answer) = self.shop.answer(frontend, attrs).await? {
+            let metadata = answer.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
+            return Ok(Findings { refs: Refs::None, metadata });
+        }
         let draft = self.shop.frontend(frontend, attrs).await?;
         Ok(self.findings(draft)?)
     }

@@ -41,6 +41,10 @@ impl Solver {
         let exports: Vec<Export> = request.exporters.iter().map(Export::parse).collect::<Result<_>>()?;
         let shop = Workshop::open(self, request, progress, witness).await?;
         let _given_up = shop.give_up_on_drop();
+        if let Some(response) = Box::pin(shop.answer(&shop.request.frontend, &shop.request.attrs)).await? {
+            shop.close(()).await?;
+            return Ok(Built { response });
+        }
         let draft = Box::pin(shop.frontend(&shop.request.frontend, &shop.request.attrs)).await?;
         exports.iter().try_for_each(|export| export.check(draft.targets.len()))?;
         let result = draft.build(&exports, shop.request.record_provenance).await;

@@ -25,7 +25,8 @@ pub struct Place {
     pub file: SourceFile,
     /// First and last line, from 1.
     pub lines: (u32, u32),
-    /// First and last column, from 1 and in characters, when the place is within a line.
+    /// The column in the first line where the place begins and that in the last line where it ends, from 1 and in characters;
+    /// `None` when whole lines are meant.
     pub columns: Option<(u32, u32)>,
     /// What is wrong there and what to do about it, when that is not the error itself.
     pub finding: Option<Diagnostic>,
@@ -50,7 +51,8 @@ impl Failure {
         let places = diagnostics.into_iter().filter_map(|diagnostic| {
             let (file, span) = file.origin(diagnostic.span?);
             let (start, end) = (file.position(span.start), file.position(span.end));
-            let columns = (start.line == end.line).then_some((start.column, end.column.max(start.column)));
+            let last = if start.line == end.line { end.column.max(start.column) } else { end.column };
+            let columns = Some((start.column, last));
             let lines = file.lines(span);
             Some(Place { file: file.clone(), lines, columns, finding: Some(diagnostic) })
         });

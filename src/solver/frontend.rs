@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
+use kiln_dockerfile::call::{self, Asked, Call};
 use kiln_dockerfile::check::Rule;
 use kiln_dockerfile::{
-    Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Request, ResolvedImage, lower,
+    Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Request, ResolvedImage, include, lower,
 };
 use kiln_graph::oci::ImageConfig;
 use kiln_graph::op::ResolveMode;
@@ -34,6 +35,9 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// Where the main context's rules are.
 const DOCKERIGNORE: &str = ".dockerignore";
+
+/// The name under which an answer to a call says why the file cannot be built: for people, and Kiln's own.
+const CALL_ERROR: &str = "kiln.call.error";
 
 /// What the frontend made of a request: one graph for all platforms.
 pub(super) struct Frontend {
@@ -144,17 +148,55 @@ impl<'a> Surroundings<'a> {
                 self.warn(source, file, &refused.warnings);
                 Failure::of_source(file, refused.errors)
             })?;
-            let needs = match outcome {
-                Outcome::Need(needs) => needs,
+            match outcome {
+                Outcome::Need(needs) => self.look_up(&needs, platform, options, file, found).await?,
                 Outcome::Done(lowered) => return Ok(*lowered),
-            };
-            let resolved = needs.iter().map(|need| self.resolve(need, options.resolve, platform.is_none(), file));
-            for (need, resolved) in needs.iter().zip(try_join_all(resolved).await?) {
-                let (config, reference) = ((*resolved.config).clone(), resolved.reference.clone());
-                found.known.insert(need.key.clone(), ResolvedImage { config, id: resolved.id, reference });
-                found.images.insert(resolved.id, Arc::new(resolved));
             }
         }
+    }
+
+    /// Answers a question about the Dockerfile: BuildKit's metadata of the result, by name.
+    ///
+    /// # Errors
+    /// With the places in the file: what makes no sense there, unless that is what is asked; images that do not exist.
+    pub(super) async fn answer(
+        &self,
+        call: Call,
+        request: &BuildRequest,
+        options: &Options,
+    ) -> Result<BTreeMap<String, String>, Failure> {
+        let (_, inputs) = self.read(request, options).await?;
+        let (file, platform) = (&inputs.file, options.platforms.first());
+        let asked = Request { target_platform: platform.cloned(), ..lowering_request(options, &inputs) };
+        let mut found = Found::default();
+        loop {
+            let answer = call::answer(call, &asked, &found.known);
+            match answer.map_err(|refused| Failure::of_source(file, refused.errors))? {
+                Asked::Need(needs) => self.look_up(&needs, platform, options, file, &mut found).await?,
+                Asked::Done(answer) => {
+                    let metadata = answer.metadata(call).into_iter().map(|(name, value)| (name.to_owned(), value));
+                    return Ok(metadata.chain(answer.error.map(|error| (CALL_ERROR.to_owned(), error))).collect());
+                }
+            }
+        }
+    }
+
+    /// Finds out about images.
+    async fn look_up(
+        &self,
+        needs: &[Need],
+        platform: Option<&Platform>,
+        options: &Options,
+        file: &SourceFile,
+        found: &mut Found,
+    ) -> Result<(), Failure> {
+        let resolved = needs.iter().map(|need| self.resolve(need, options.resolve, platform.is_none(), file));
+        for (need, resolved) in needs.iter().zip(try_join_all(resolved).await?) {
+            let (config, reference) = ((*resolved.config).clone(), resolved.reference.clone());
+            found.known.insert(need.key.clone(), ResolvedImage { config, id: resolved.id, reference });
+            found.images.insert(resolved.id, Arc::new(resolved));
+        }
+        Ok(())
     }
 
     /// Reads the Dockerfile and the ignore files. Returns them with the vertex that stands for the Dockerfile.
@@ -187,6 +229,7 @@ impl<'a> Surroundings<'a> {
         }
         reading.end(read.as_ref().err());
         let (ignore, ignores, _) = read?;
+        let file = self.included(file, request, options, fetched.as_ref().map(|fetched| &fetched.root)).await?;
         let context = match fetched {
             Some(fetched) => fetched.files,
             None => Files::Local { name: options.context.clone(), ignore: ignore.clone() },
@@ -226,6 +269,55 @@ impl<'a> Surroundings<'a> {
             Ok((file, Some(dir)))
         })
         .await
+    }
+
+    /// Reads what a Dockerfile includes: from the context, or else from beside the Dockerfile.
+    async fn included(
+        &self,
+        file: SourceFile,
+        request: &BuildRequest,
+        options: &Options,
+        fetched: Option<&Arc<OwnedFd>>,
+    ) -> Result<SourceFile, Failure> {
+        let mut known = BTreeMap::new();
+        loop {
+            let mut wanted = None;
+            let included = include(&file, &mut |path| match known.get(path) {
+                Some(read) => Clone::clone(read),
+                None => {
+                    wanted = Some(path.to_owned());
+                    Err(String::new())
+                }
+            });
+            let Some(path) = wanted else {
+                return included.map_err(|refused| Failure::of_source(&refused.file, vec![refused.error]));
+            };
+            let read = match fetched {
+                Some(root) => {
+                    let (root, path) = (Arc::clone(root), path.clone());
+                    task::blocking(move || read_in(&root, &path, "the build context", MAX_FILE_BYTES)).await
+                }
+                None => self.read_included(request, options, &path).await,
+            };
+            let text = read.map_err(|error| error.to_string()).and_then(|bytes| {
+                let text = bytes.map(String::from_utf8).transpose();
+                text.map_err(|_| "it is no text: it is not valid UTF-8".to_owned())
+            });
+            known.insert(path, text);
+        }
+    }
+
+    async fn read_included(&self, request: &BuildRequest, options: &Options, path: &str) -> Result<Option<Vec<u8>>> {
+        for name in [&options.context, &options.dockerfile] {
+            if let Some(dir) = self.directory(request, name, &[path]).await? {
+                let path = path.to_owned();
+                let read = task::blocking(move || dir.read(&path, MAX_FILE_BYTES)).await?;
+                if read.is_some() {
+                    return Ok(read);
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Reads the rules of all local contexts; returns how many bytes that were, too.

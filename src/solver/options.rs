@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use kiln_dockerfile::call::Call;
 use kiln_dockerfile::{NoCache, Remote};
 use kiln_graph::op::{GitSource, HttpSource, NetworkMode, ResolveMode, Ulimit};
 use kiln_graph::{Platform, Reference};
@@ -46,6 +47,8 @@ pub(super) struct Options {
     pub(super) context_subdir: String,
     /// What is to be said about the result.
     pub(super) attest: Attest,
+    /// What is asked instead of a build.
+    pub(super) call: Option<Call>,
     /// The names of the local directories that hold the context and the Dockerfile.
     pub(super) context: String,
     pub(super) dockerfile: String,
@@ -87,6 +90,7 @@ impl Default for Options {
             context_subdir: String::new(),
             attest: Attest::default(),
             context: super::contexts::CONTEXT.to_owned(),
+            call: None,
             dockerfile: "dockerfile".to_owned(),
         }
     }
@@ -141,9 +145,13 @@ impl Options {
             "dockerfilekey" if !value.is_empty() => value.clone_into(&mut self.dockerfile),
             "context" if !value.is_empty() => self.elsewhere = Some(elsewhere(value)?),
             "contextsubdir" => value.clone_into(&mut self.context_subdir),
+            "requestid" if !value.is_empty() => {
+                self.call = Some(Call::from_request_id(value).map_err(Error::unsupported)?);
+            }
             "frontend.caps" => check_capabilities(value)?,
             // What says nothing, or names the frontend that is built in.
-            "filename" | "shm-size" | "contextkey" | "dockerfilekey" | "context" | "source" | "cmdline" => {}
+            "filename" | "shm-size" | "requestid" | "contextkey" | "dockerfilekey" | "context" | "source"
+            | "cmdline" => {}
             "cache-imports" | "cache-from" if matches!(value, "" | "false" | "[]" | "null") => {}
             _ => return Err(Error::unsupported(format!("the build option {key}={value} is not supported yet"))),
         }
@@ -301,7 +309,11 @@ fn context_source(name: &str, value: &str) -> Result<ContextSource> {
 
 /// What a client wants the frontend to be able to; a final `+forward` says that the frontend decides.
 fn check_capabilities(value: &str) -> Result<()> {
-    const KNOWN: &[&str] = &["moby.buildkit.frontend.contexts", "moby.buildkit.frontend.gitquerystring"];
+    const KNOWN: &[&str] = &[
+        "moby.buildkit.frontend.contexts",
+        "moby.buildkit.frontend.gitquerystring",
+        "moby.buildkit.frontend.subrequests",
+    ];
     let unknown = value.split(',').filter(|name| !name.is_empty() && !name.ends_with("+forward"));
     match unknown.into_iter().find(|name| !KNOWN.contains(name)) {
         Some(name) => Err(Error::unsupported(format!("the frontend capability {name} is not supported yet"))),
@@ -354,7 +366,7 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
-        for (key, value) in [("context:x", "target:x"), ("requestid", "frontend.lint")] {
+        for (key, value) in [("context:x", "target:x"), ("requestid", "frontend.convertllb")] {
             let error = parse(&[(key, value)]).unwrap_err();
             assert_eq!(error.kind(), crate::error::Kind::Unsupported, "{key}");
             assert!(error.to_string().contains(if value.is_empty() { key } else { value }), "{error}");

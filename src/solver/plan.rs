@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use kiln_graph::VertexId;
 use kiln_graph::op::{Op, Source};
+use rusqlite::Connection;
 
 use super::cache;
 use super::failure::Failure;
@@ -58,18 +59,32 @@ impl Job {
         order: &[VertexId],
         records: &mut HashMap<VertexId, i64>,
     ) -> Result<HashMap<VertexId, Work>, Failure> {
-        let mut misses = HashMap::new();
+        // One connection for all: taking one, and a lock for every question, would cost more than the questions do.
         let db = self.solver.deps().store.root().db();
+        let asked = db.read(|connection| {
+            let questions = connection.unchecked_transaction()?;
+            Ok(self.identify_each(&questions, order, records))
+        });
+        asked?
+    }
+
+    fn identify_each(
+        self: &Arc<Self>,
+        connection: &Connection,
+        order: &[VertexId],
+        records: &mut HashMap<VertexId, i64>,
+    ) -> Result<HashMap<VertexId, Work>, Failure> {
+        let mut misses = HashMap::new();
         for id in order {
             self.cancel.check()?;
             let vertex = self.graph.vertex(*id);
             let found = match &vertex.op {
                 Op::Source(source @ (Source::Git(_) | Source::Http(_))) => {
-                    db.read(|connection| self.identify_source(connection, vertex, source)).map(Some)
+                    self.identify_source(connection, vertex, source).map(Some)
                 }
                 Op::Source(source) => self.source(vertex, source).map(|value| Some(Found::Value(value, None))),
                 _ if vertex.inputs.iter().any(|edge| self.value(edge.vertex).is_none()) => Ok(None),
-                _ => db.read(|connection| self.identify_now(connection, *id)),
+                _ => self.identify_now(connection, *id),
             };
             let failed = |error| {
                 self.report_failed(*id, &error);

@@ -108,11 +108,8 @@ impl Workshop {
         .await
     }
 
-    /// Lets a frontend make a draft.
-    ///
-    /// # Errors
-    /// `Unsupported` for other frontends than the one that is built in; what it finds wrong, with the place in the source.
-    pub(super) async fn frontend(&self, name: &str, attrs: &BTreeMap<String, String>) -> Result<Draft, Failure> {
+    /// Reads what a frontend is asked, and for what it is asked: the attributes without those that name it.
+    fn asked(&self, name: &str, attrs: &BTreeMap<String, String>) -> Result<(Options, BTreeMap<String, String>)> {
         let mut attrs = attrs.clone();
         let image = attrs.remove("source").unwrap_or_default();
         match name {
@@ -121,17 +118,38 @@ impl Workshop {
             GATEWAY if is_built_in(&image) => drop(attrs.remove("cmdline")),
             GATEWAY => {
                 let text = format!("the frontend image {image} cannot be run yet: only {FRONTEND_IMAGE} is built in");
-                return Err(Error::unsupported(text).into());
+                return Err(Error::unsupported(text));
             }
-            _ => {
-                let text = format!("the frontend {name:?} is not built in; {FRONTEND} is");
-                return Err(Error::unsupported(text).into());
-            }
+            _ => return Err(Error::unsupported(format!("the frontend {name:?} is not built in; {FRONTEND} is"))),
         }
         let mut options = Options::parse(&attrs)?;
         if self.shared.witness.is_some() {
             options.no_cache = NoCache::All;
         }
+        Ok((options, attrs))
+    }
+
+    /// Answers a question about what would be built: BuildKit's metadata, by name. `None` when a build is asked for.
+    ///
+    /// # Errors
+    /// As for [`Workshop::frontend`].
+    pub(super) async fn answer(
+        &self,
+        name: &str,
+        attrs: &BTreeMap<String, String>,
+    ) -> Result<Option<BTreeMap<String, String>>, Failure> {
+        let (options, _) = self.asked(name, attrs)?;
+        let Some(call) = options.call else { return Ok(None) };
+        let answer = Surroundings::of(&self.shared).answer(call, &self.request, &options).await?;
+        Ok(Some(answer))
+    }
+
+    /// Lets a frontend make a draft.
+    ///
+    /// # Errors
+    /// `Unsupported` for other frontends than the one that is built in; what it finds wrong, with the place in the source.
+    pub(super) async fn frontend(&self, name: &str, attrs: &BTreeMap<String, String>) -> Result<Draft, Failure> {
+        let (options, attrs) = self.asked(name, attrs)?;
         let shared = Shared { request_limits: options.limits.clone(), ..self.shared.clone() };
         let around = Surroundings::of(&shared);
         let Frontend { mut graph, targets, epoch_s, mut images, ignore } =

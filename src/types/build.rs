@@ -56,6 +56,9 @@ pub struct Difference {
     pub what: Vec<String>,
 }
 
+/// The key of a response under which an answer to `frontend.lint` says, for people, why the file cannot be built.
+pub const CALL_ERROR: &str = "kiln.call.error";
+
 /// What all attributes of Kiln's own begin with.
 pub const OWN_PREFIX: &str = "kiln.";
 

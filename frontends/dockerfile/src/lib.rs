@@ -14,6 +14,7 @@ mod lower;
 mod mount;
 mod parse;
 mod path;
+mod print;
 mod scalar;
 pub mod shell;
 mod split;
@@ -31,3 +32,4 @@ pub use lower::{
 };
 pub use mount::{Mount, MountFlag, Permissions};
 pub use parse::parse;
+pub use print::print;

@@ -56,3 +56,12 @@ fn every_case_becomes_what_stands_beside_it() {
     }
     assert!(wrong.is_empty(), "KILN_BLESS=1 accepts these:\n{}", wrong.join("\n"));
 }
+
+#[test]
+fn a_line_may_be_long() {
+    // Go's scanner stops at 64 KiB, and with it BuildKit.
+    let text = format!("FROM alpine\nENV A={}\n", "x".repeat(1 << 20));
+    let file = SourceFile::new("Dockerfile", &text);
+    let lowered = Case::new(&file, "", None).lower().unwrap();
+    assert_eq!(lowered.config.config.env.last().map(String::len), Some((1 << 20) + 2));
+}

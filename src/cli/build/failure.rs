@@ -49,14 +49,15 @@ fn output(step: &Step) -> String {
 }
 
 /// The lines of a source that are meant, those around them, and what is wrong there.
-fn excerpt(source: &SourceDetail) -> String {
+pub(super) fn excerpt(source: &SourceDetail) -> String {
     let content = String::from_utf8_lossy(&source.info.data);
     let lines: Vec<&str> = content.lines().collect();
     let Some(first) = source.ranges.first() else { return String::new() };
     let meant = |line: usize| source.ranges.iter().any(|range| (start(range)..=end(range)).contains(&line));
     let from = source.ranges.iter().map(start).min().unwrap_or(1).saturating_sub(AROUND).max(1);
     let to = (source.ranges.iter().map(end).max().unwrap_or(1) + AROUND).min(lines.len());
-    let mut text = format!("{}:{}\n{RULE}\n", source.info.filename, first.start.line);
+    let column = source.finding.as_ref().map(|_| format!(":{}", first.start.character + 1)).unwrap_or_default();
+    let mut text = format!("{}:{}{column}\n{RULE}\n", source.info.filename, first.start.line);
     let width = to.to_string().len().max(4);
     let red = AnsiColor::Red.on_default();
     for number in from..=to {
@@ -166,7 +167,7 @@ mod tests {
         let refused = Refused { error: Error::invalid("bad"), details: vec![source(text, (2, 0), (2, 5), finding)] };
         assert_eq!(
             plain(&refused, &Trace::default()),
-            "Dockerfile:2\n--------------------\n   1 |     FROM x\n   2 | >>> COPPY a b\n     |     ^^^^^ unknown \
+            "Dockerfile:2:1\n--------------------\n   1 |     FROM x\n   2 | >>> COPPY a b\n     |     ^^^^^ unknown \
              instruction COPPY\n     |     hint: did you mean COPY?\n--------------------\nERROR: failed to build: failed to \
              solve: bad\n"
         );

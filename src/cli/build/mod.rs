@@ -1,6 +1,7 @@
 //! `build`: sends the build to the engine, offers it secrets and credentials meanwhile, and shows how it goes.
 
 mod attest;
+mod call;
 mod context;
 mod failure;
 mod named;
@@ -24,10 +25,12 @@ use std::time::Duration;
 use clap::Subcommand;
 use futures_util::StreamExt as _;
 
+use self::call::Asked;
+pub(super) use self::call::alone;
 use self::context::Sources;
 use self::on_failure::OnFailure;
 pub(super) use self::options::BuildArgs;
-use self::progress::{Display, Mode, Outcome};
+use self::progress::{Detail as WarningDetail, Display, Mode, Outcome};
 use self::request::Surroundings;
 use self::screen::{Received, Screen, Signals};
 use self::secret::Secrets;
@@ -70,6 +73,7 @@ enum End {
 
 async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
     refuse_daemon(context)?;
+    let asked = Asked::parse(args)?;
     let mut screen = Screen::new();
     let mode = if args.quiet { Mode::Quiet } else { args.progress };
     if mode == Mode::Tty && !screen.is_terminal() {
@@ -92,14 +96,19 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
     let reference = identifier()?;
     request.r#ref.clone_from(&reference);
     request.session = identifier()?;
+    request.frontend_attrs.extend(asked.map(|asked| ("requestid".to_owned(), asked.call.request_id().to_owned())));
     let mut display = Display::new(mode, screen.is_terminal(), screen.colors(), screen.now());
     let deliveries: Vec<_> = outputs.into_iter().map(|output| output.delivery).collect();
     let stdout_taken = deliveries.contains(&Some(Delivery::Stdout));
     let offer =
         Offer { agents: Agents(agents), uploads: Uploads::new(uploads), ..offer::offer(secrets, docker, deliveries) };
     let session = context.client.session(&request.session, offer).await?;
-    match follow(context, request, &mut display, &mut screen).await? {
+    let detail = if args.debug { WarningDetail::Full } else { WarningDetail::Short };
+    match follow(context, request, &mut display, &mut screen, detail).await? {
         End::Built(response) => {
+            if let Some(asked) = asked {
+                return asked.answered(args, &response);
+            }
             if let Some(comparison) = verify::comparison(&response)? {
                 screen.report(&verify::report(&comparison));
                 if comparison.total > 0 {
@@ -135,7 +144,13 @@ fn refuse_daemon(context: &Context) -> Result<()> {
 }
 
 /// Sends the build and shows how it goes until it has ended. Leaving early cancels the build.
-async fn follow(context: &Context, request: SolveRequest, display: &mut Display, screen: &mut Screen) -> Result<End> {
+async fn follow(
+    context: &Context,
+    request: SolveRequest,
+    display: &mut Display,
+    screen: &mut Screen,
+    detail: WarningDetail,
+) -> Result<End> {
     let mut signals = Signals::new()?;
     let builder = context.client.builder().await?;
     let mut reports = builder.status(&request.r#ref).boxed();
@@ -167,7 +182,7 @@ async fn follow(context: &Context, request: SolveRequest, display: &mut Display,
         End::Failed(_) => Outcome::Failed,
         End::Interrupted(_) => Outcome::Interrupted,
     };
-    screen.show(&display.finish(screen.now(), screen.size(), outcome));
+    screen.show(&display.finish(screen.now(), screen.size(), outcome, detail));
     Ok(end)
 }
 

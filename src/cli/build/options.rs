@@ -96,6 +96,15 @@ pub(in crate::cli) struct BuildArgs {
     /// Print the image's id only
     #[arg(short, long)]
     pub(super) quiet: bool,
+    /// Answer a question about the Dockerfile instead of building: check, outline or targets[,format=json]
+    #[arg(long, value_name = "CALL")]
+    pub(super) call: Option<String>,
+    /// Check the Dockerfile instead of building, as --call=check
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(super) check: Option<bool>,
+    /// Show all that is known of warnings
+    #[arg(short = 'D', long)]
+    pub(super) debug: bool,
     /// How progress is shown
     #[arg(long, value_enum, env = "BUILDKIT_PROGRESS", default_value_t, value_name = "MODE")]
     pub(super) progress: Mode,

@@ -141,6 +141,16 @@ fn attributes(args: &BuildArgs, sources: Sources, surroundings: Surroundings) ->
     Ok(attrs)
 }
 
+/// Reads the Dockerfile that attributes carry.
+///
+/// # Errors
+/// `InvalidArgument` when it is no text.
+pub(super) fn decode_dockerfile(text: &str) -> Result<String> {
+    let bytes = STANDARD.decode(text).map_err(|_| Error::internal("the Dockerfile is not base64"))?;
+    String::from_utf8(bytes)
+        .map_err(|_| Error::invalid("the Dockerfile on standard input is no text: it is not valid UTF-8"))
+}
+
 /// A bare name passes on this command's variable, if it has one. What the user gave wins over the surroundings.
 fn build_args(args: &BuildArgs, surroundings: Surroundings) -> Result<BTreeMap<String, String>> {
     let mut all = surroundings.proxies;

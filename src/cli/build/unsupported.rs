@@ -7,8 +7,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("--builder", "there is one builder; --root or --host choose another engine"),
     ("--cache-from", "the build cache is always used; it is not shared between machines yet"),
     ("--cache-to", "the build cache is always kept; it is not shared between machines yet"),
-    ("--call", "only builds are supported, no other requests to the frontend"),
-    ("--check", "only builds are supported; warnings are printed at their end"),
     ("--isolation", "it is for Windows"),
     ("--policy", "source policies are not supported"),
     ("--security-opt", "use --allow security.insecure"),

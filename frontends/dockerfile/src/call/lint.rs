@@ -64,7 +64,8 @@ pub(super) fn answer(file: &SourceFile, warnings: &[Diagnostic], errors: &[Diagn
     Answer { findings, error, ..Answer::new(&results, text) }
 }
 
-fn shown(file: &SourceFile, error: &Diagnostic) -> String {
+/// Writes an error for people: what is wrong, then its lines.
+pub(super) fn shown(file: &SourceFile, error: &Diagnostic) -> String {
     let place = error.span.map(|span| excerpt(file, span, error.within.unwrap_or(span))).unwrap_or_default();
     format!("{error}\n{place}")
 }

@@ -11,6 +11,7 @@ mod targets;
 use std::collections::HashMap;
 
 use kiln_graph::diagnostic::closest;
+use kiln_graph::{Diagnostic, SourceFile};
 use serde::Serialize;
 
 use crate::check::Refused;
@@ -159,6 +160,12 @@ pub fn answer_alone(call: Call, request: &Request<'_>) -> Result<Answer, Refused
             }
         }
     }
+}
+
+/// Writes an error of a file for people: what is wrong and what to do about it, the place, and the lines around it.
+#[must_use]
+pub fn shown(file: &SourceFile, error: &Diagnostic) -> String {
+    lint::shown(file, error)
 }
 
 /// One kind of request, as BuildKit describes it.

@@ -99,18 +99,27 @@ impl Display {
     }
 
     /// Returns what to print at the end: warnings are among it.
-    pub(super) fn finish(&mut self, now: i64, size: Size, outcome: Outcome) -> String {
+    pub(super) fn finish(&mut self, now: i64, size: Size, outcome: Outcome, detail: Detail) -> String {
         let mut text = match self {
             Self::Tty(view) => view.finish(now, size, outcome),
             Self::Plain(view) => view.finish(),
             Self::Rawjson(_) | Self::Quiet(_) => return String::new(),
         };
-        text.push_str(&warnings(self.trace()));
+        text.push_str(&warnings(self.trace(), detail));
         text
     }
 }
 
-fn warnings(trace: &Trace) -> String {
+/// How much is printed of warnings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// A line each.
+    Short,
+    /// What each check asks for and where it is described, too (`--debug`).
+    Full,
+}
+
+fn warnings(trace: &Trace, detail: Detail) -> String {
     let warnings = trace.warnings();
     if warnings.is_empty() {
         return String::new();
@@ -119,9 +128,25 @@ fn warnings(trace: &Trace) -> String {
     let lines = warnings.iter().map(|warning| {
         let place = warning.line.map(|line| format!(" (line {line})"));
         let place = place.filter(|place| !warning.text.ends_with(place.as_str())).unwrap_or_default();
-        format!(" - {}{place}\n", warning.text)
+        let mut text = format!(" - {}{place}\n", warning.text);
+        if detail == Detail::Full {
+            warning.detail.iter().for_each(|line| text.push_str(&format!("{line}\n")));
+            if !warning.url.is_empty() {
+                text.push_str(&format!("More info: {}\n", warning.url));
+            }
+            text.push_str(&excerpt_of(warning));
+            text.push('\n');
+        }
+        text
     });
-    format!("\n {} warning{plural} found:\n{}", warnings.len(), lines.collect::<String>())
+    let expand = if detail == Detail::Short { " (use --debug to expand)" } else { "" };
+    format!("\n {} warning{plural} found{expand}:\n{}", warnings.len(), lines.collect::<String>())
+}
+
+/// The lines a warning is about, without styles.
+fn excerpt_of(warning: &trace::Warning) -> String {
+    let excerpt = warning.source.as_ref().map(super::failure::excerpt).unwrap_or_default();
+    anstream::adapter::strip_str(&excerpt).to_string()
 }
 
 /// Returns how far a transfer is, as `3.40MB / 10.00MB`; `None` when a part is none.

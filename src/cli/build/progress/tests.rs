@@ -182,8 +182,8 @@ fn play(path: &Path) -> [(&'static str, String); 3] {
         let frame = match outcome {
             None => tty.frame(now, size),
             Some(outcome) => {
-                plain.push_str(&lines.finish(now, size, outcome));
-                tty.finish(now, size, outcome)
+                plain.push_str(&lines.finish(now, size, outcome, Detail::Short));
+                tty.finish(now, size, outcome, Detail::Short)
             }
         };
         emulator.print(&frame, size);

@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use crate::types::build::{StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning, nanoseconds};
+use crate::types::build::{
+    SourceDetail, SourcePosition, SourceRange, SourceText, StatusResponse, Vertex, VertexLog, VertexStatus,
+    VertexWarning, nanoseconds, pb,
+};
 
 /// How many lines of a step's output are kept, for the live view and for a failure.
 const TAIL: usize = 20;
@@ -70,6 +73,10 @@ pub(in crate::cli::build) struct Warning {
     pub(in crate::cli::build) line: Option<i32>,
     /// All of it, as buildx writes it to its metadata file.
     pub(in crate::cli::build) json: serde_json::Value,
+    /// What is wanted instead, in words.
+    pub(in crate::cli::build) detail: Vec<String>,
+    /// The lines it is about.
+    pub(in crate::cli::build) source: Option<SourceDetail>,
 }
 
 /// What a message changed. Steps are numbered from 1 in the order in which they began.
@@ -272,6 +279,30 @@ impl Warning {
         let line = warning.ranges.first().and_then(|range| range.start).map(|start| start.line);
         let (text, json) = (one_line(&String::from_utf8_lossy(&warning.short)), super::rawjson::warning_json(warning));
         Self { text, url: warning.url.clone(), line, json }
+        let position = |position: Option<pb::Position>| {
+            let line = position.map_or(0, |position| position.line);
+            SourcePosition { line: line.try_into().unwrap_or(0), character: 0 }
+        };
+        let source = warning.info.as_ref().map(|info| SourceDetail {
+            info: SourceText {
+                filename: info.filename.clone(),
+                data: info.data.clone(),
+                language: info.language.clone(),
+            },
+            ranges: warning
+                .ranges
+                .iter()
+                .map(|range| SourceRange { start: position(range.start), end: position(range.end) })
+                .collect(),
+            finding: None,
+        });
+        Self {
+            text: one_line(&String::from_utf8_lossy(&warning.short)),
+            url: warning.url.clone(),
+            line,
+            detail: warning.detail.iter().map(|line| one_line(&String::from_utf8_lossy(line))).collect(),
+            source,
+        }
     }
 }
 

@@ -1,0 +1,4 @@
+FROM scratch
+COPY a /
+copy b /
+Copy c /

@@ -1,0 +1,3 @@
+FROM scratch AS base
+# a comment
+ARG A

@@ -1,0 +1,2 @@
+from scratch AS bad
+from scratch as good

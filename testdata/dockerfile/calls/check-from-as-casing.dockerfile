@@ -1,0 +1,2 @@
+FROM scratch as bad
+FROM scratch AS good

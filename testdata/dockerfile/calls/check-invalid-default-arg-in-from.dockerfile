@@ -1,0 +1,4 @@
+ARG VERSION
+ARG VARIANT
+FROM busybox:$VERSION AS bad
+FROM busybox:stable${VARIANT} AS good

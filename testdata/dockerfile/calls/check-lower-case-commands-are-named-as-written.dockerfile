@@ -1,0 +1,4 @@
+from scratch
+env a b
+cmd x
+cmd y

@@ -1,0 +1,3 @@
+FROM scratch
+MAINTAINER me
+LABEL org.opencontainers.image.authors=me

@@ -1,0 +1,9 @@
+FROM scratch AS a
+ENTRYPOINT ["a"]
+CMD ["a"]
+HEALTHCHECK CMD ["a"]
+ENTRYPOINT ["b"]
+CMD ["b"]
+HEALTHCHECK NONE
+FROM a
+CMD ["c"]

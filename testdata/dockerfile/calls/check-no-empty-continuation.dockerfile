@@ -1,0 +1,7 @@
+FROM scratch
+COPY a \
+
+ b /
+COPY a \
+ # comments are fine
+ b /

@@ -1,0 +1,6 @@
+FROM scratch
+# check=skip=UndefinedVar
+COPY $a /
+COPY $b /
+# check=skip=all
+ENV A b

@@ -1,0 +1,5 @@
+# check=skip=UndefinedVar, LegacyKeyValueFormat
+FROM scratch
+COPY $a /
+ENV A b
+CMD x

@@ -1,0 +1,2 @@
+FROM scratch AS Bad
+FROM scratch AS good

@@ -1,0 +1,6 @@
+FROM scratch AS bad
+WORKDIR app/
+FROM scratch AS good
+WORKDIR /app
+FROM good
+WORKDIR below

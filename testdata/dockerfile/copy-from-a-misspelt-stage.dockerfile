@@ -1,0 +1,3 @@
+FROM alpine AS builder
+FROM scratch
+COPY --from=3 a /
