@@ -11,7 +11,7 @@ use kiln_dockerfile::{Files, Ignore, NamedContext, Request, include};
 use kiln_graph::{Diagnostic, SourceFile};
 use serde_json::Value;
 
-use super::context::Sources;
+use super::context::{Sources, is_address};
 use super::options::BuildArgs;
 use super::request::{self, Surroundings};
 use super::result;
@@ -125,10 +125,11 @@ struct Shown<'a> {
 /// Files that cannot be read, options that make no sense. A Dockerfile that makes no sense is part of the answer.
 pub(in crate::cli) fn alone(args: &BuildArgs) -> Result<Option<ExitCode>> {
     let Some(asked) = Asked::parse(args)? else { return Ok(None) };
-    if args.context != Path::new("-") && !args.context.is_dir() {
+    // Whether standard input is a Dockerfile or an archive is known once it is read, and then the engine cannot have it.
+    if args.context == Path::new("-") || (!args.context.is_dir() && args.context.to_str().is_some_and(is_address)) {
         return Ok(None);
     }
-    let sources = Sources::find(&args.context, args.file.as_deref(), &mut std::io::stdin().lock())?;
+    let sources = Sources::find(&args.context, args.file.as_deref(), std::io::stdin(), "")?;
     let name = sources.filename.clone().unwrap_or_else(|| "Dockerfile".to_owned());
     let attrs: BTreeMap<String, String> =
         request::request(args, sources, &[], Surroundings::default())?.frontend_attrs.into_iter().collect();
