@@ -277,8 +277,6 @@ impl Step {
 impl Warning {
     fn read(warning: &VertexWarning) -> Self {
         let line = warning.ranges.first().and_then(|range| range.start).map(|start| start.line);
-        let (text, json) = (one_line(&String::from_utf8_lossy(&warning.short)), super::rawjson::warning_json(warning));
-        Self { text, url: warning.url.clone(), line, json }
         let position = |position: Option<pb::Position>| {
             let line = position.map_or(0, |position| position.line);
             SourcePosition { line: line.try_into().unwrap_or(0), character: 0 }
@@ -300,6 +298,7 @@ impl Warning {
             text: one_line(&String::from_utf8_lossy(&warning.short)),
             url: warning.url.clone(),
             line,
+            json: super::rawjson::warning_json(warning),
             detail: warning.detail.iter().map(|line| one_line(&String::from_utf8_lossy(line))).collect(),
             source,
         }
