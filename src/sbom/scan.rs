@@ -308,6 +308,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn put(root: &Path, path: &str, content: &[u8]) {
@@ -362,5 +364,63 @@ mod tests {
         assert_eq!(found.packages, []);
         let noted: Vec<&str> = found.notes.iter().map(|note| note.split(' ').next().unwrap()).collect();
         assert_eq!(noted, ["/app/Cargo.lock", "/app/lib.jar", "/app/package-lock.json"]);
+    }
+
+    /// Bytes that look a little like what the readers know, so that they come further than the first check.
+    fn hostile() -> impl Strategy<Value = Vec<u8>> {
+        let pieces: Vec<&'static [u8]> = vec![
+            b"Package: a\nVersion: 1\n\n",
+            b"P:\nV:\n\n",
+            b"[[package]]\nname = \"",
+            b"{\"packages\": {\"node_modules/",
+            b"\"@a@:\n  version",
+            b"packages:\n  /@",
+            b"  '\xc3\xa9@1(",
+            b"require (\n",
+            b"GEM\n  specs:\n    a (",
+            b"s.name = \"",
+            b"sha512-AAAA",
+            b"PK\x05\x06\0\0\0\0\x01\0\x01\0",
+            b"PK\x01\x02",
+            b"RpmP\0\0\0\0\0\0\0\0\x01\0\0\0",
+            b"SQLite format 3\0",
+            b"\x61\x15\x06\0",
+            b"\xff Go buildinf:\x08\x02",
+            b"\xff\xff\xff\xff",
+            b"==",
+            b"\n",
+            b"\"",
+        ];
+        let piece = prop_oneof![
+            proptest::sample::select(pieces).prop_map(<[u8]>::to_vec),
+            proptest::collection::vec(any::<u8>(), 0..40),
+            "[ -~\n\u{e9}]{0,20}".prop_map(String::into_bytes),
+        ];
+        proptest::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_file_holds_its_reader_comes_to_an_end(bytes in hostile()) {
+            let names = [
+                "Cargo.lock", "package-lock.json", "yarn.lock", "pnpm-lock.yaml", "node_modules/a/package.json", "uv.lock",
+                "Pipfile.lock", "a.dist-info/METADATA", "requirements.txt", "go.mod", "Gemfile.lock",
+                "specifications/a.gemspec", "composer.lock", "META-INF/maven/a/b/pom.properties",
+            ];
+            for name in names {
+                let reader = language::reader(name).unwrap();
+                for package in reader(name, &bytes).into_iter().flatten() {
+                    let _ = package.purl.to_string();
+                }
+            }
+            let _ = language::archive("a-1.jar", std::io::Cursor::new(&bytes));
+            let _ = language::build_info(&bytes);
+            let _ = language::auditable(&bytes);
+            let _ = rpm::database(bytes.clone(), None);
+            let _ = dpkg::status(&text(&bytes), None);
+            let _ = dpkg::licence(&text(&bytes));
+            let _ = apk::installed(&text(&bytes), None);
+            let _ = crate::sbom::licence::expression(&text(&bytes));
+        }
     }
 }
