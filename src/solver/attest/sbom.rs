@@ -260,11 +260,9 @@ impl Job {
             let store = &job.solver.deps().store;
             let root = store.rootfs(snapshot)?.mount(Access::ReadOnly)?;
             let inventory = scan(&root, &job.cancel)?;
-            // The time of what is scanned: another scan of the same gives the same document.
+            // The time of what is scanned, not that of the scan: the same files give the same document everywhere.
             let top = snapshot.map(|id| store.snapshot(&job.lease, id)).transpose()?.flatten();
-            let time = epoch_ns
-                .or(top.map(|top| top.as_of.unwrap_or(top.created_at)))
-                .unwrap_or_else(|| job.progress.now_ns());
+            let time = epoch_ns.or(top.map(|top| top.as_of.unwrap_or(top.created_at))).unwrap_or(0);
             let seconds = jiff::Timestamp::from_second(time.div_euclid(1_000_000_000));
             let created = seconds.map_err(|error| Error::invalid(format!("the time of the SBOM: {error}")))?;
             let document = spdx::document(&name, &created.to_string(), &inventory);
