@@ -219,3 +219,47 @@ fn privileged_a_build_that_gives_the_same_again_passes_and_another_is_shown_file
     // What differs is not exported.
     kiln.fails(["image", "inspect", "app"]);
 }
+
+/// Reads the JSON documents of an OCI archive, by path.
+fn documents(archive: &Path) -> std::collections::BTreeMap<String, Value> {
+    let mut archive = tar::Archive::new(std::fs::File::open(archive).expect("open an archive"));
+    let entries = archive.entries().expect("read an archive").map(|entry| entry.expect("read an archive"));
+    entries
+        .filter_map(|entry| {
+            let path = entry.path().expect("a path").to_string_lossy().into_owned();
+            serde_json::from_reader(entry).ok().map(|document| (path, document))
+        })
+        .collect()
+}
+
+#[test]
+fn privileged_statements_stand_in_the_index_beside_the_image_they_are_about() {
+    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nRUN true\n")]) else { return };
+    kiln.ok(["build", "-t", "team/app:1", "--sbom", "--provenance", "-o", "type=oci,dest=app.tar", "app"]);
+    let documents = documents(&kiln.scratch().join("app.tar"));
+    let blob = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().expect("a digest");
+        &documents[&format!("blobs/{}", digest.replace(':', "/"))]
+    };
+    let index = blob(&documents["index.json"]["manifests"][0]);
+    let [image, attached] = index["manifests"].as_array().expect("an index").as_slice() else {
+        panic!("expected an image and what is said about it: {index}")
+    };
+    assert_eq!(attached["platform"], serde_json::json!({"architecture": "unknown", "os": "unknown"}));
+    assert_eq!(attached["annotations"]["vnd.docker.reference.digest"], image["digest"]);
+    let layers = blob(attached)["layers"].as_array().expect("layers");
+    let kinds: Vec<&str> =
+        layers.iter().filter_map(|layer| layer["annotations"]["in-toto.io/predicate-type"].as_str()).collect();
+    assert_eq!(kinds, ["https://spdx.dev/Document", "https://slsa.dev/provenance/v1"]);
+    for layer in layers {
+        let subject = &blob(layer)["subject"][0];
+        let name = format!("pkg:docker/team/app@1?platform=linux%2F{}", base::arch());
+        assert_eq!(subject["name"], name);
+        let digest = format!("sha256:{}", subject["digest"]["sha256"].as_str().expect("a digest"));
+        assert_eq!(image["digest"], digest);
+    }
+    // Who wants no attestations, gets an image and no index.
+    kiln.ok(["build", "-t", "team/app:1", "--provenance=false", "-o", "type=oci,dest=plain.tar", "app"]);
+    let plain = self::documents(&kiln.scratch().join("plain.tar"));
+    assert_eq!(plain["index.json"]["manifests"][0]["mediaType"], "application/vnd.oci.image.manifest.v1+json");
+}
