@@ -31,9 +31,11 @@ impl Daemon {
 
     /// Where it says that it listens.
     fn host(&self) -> String {
-        let line = self.process.said();
-        let at = line.find("listening on ").expect("the daemon listens") + "listening on ".len();
-        line[at..].lines().next().expect("a line").to_owned()
+        eventually("the line with the address", PATIENCE, || {
+            let said = self.process.said();
+            let (line, _) = said.split_once("listening on ")?.1.split_once('\n')?;
+            Some(line.to_owned())
+        })
     }
 }
 
