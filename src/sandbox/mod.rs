@@ -49,6 +49,7 @@ use crate::error::{Error, Result, ResultExt as _};
 use crate::sys::process::Started;
 use crate::task;
 
+pub use crate::sys::process::limit_file_size;
 pub use capability::Capabilities;
 pub use cgroup::{
     Cgroup, CgroupSpec, DEFAULT_PARENT, Limits, Stats, Swap, cgroup_version, remove_abandoned, temporary_id,

@@ -6,18 +6,28 @@ use std::arch::asm;
 use std::ffi::c_void;
 use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::process::Command;
 use std::ptr;
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::plan::{self, Failure, Plan};
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Makes a program that is about to be started, and all that it starts, write no file longer than this, in bytes.
+pub fn limit_file_size(command: &mut Command, bytes: u64) {
+    use std::os::unix::process::CommandExt as _;
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    let set = move || rustix::process::setrlimit(Resource::Fsize, limit).map_err(std::io::Error::from);
+    // SAFETY: between fork and exec the closure makes one system call, and neither allocates nor takes a lock.
+    unsafe { command.pre_exec(set) };
+}
 
 /// A process that has been started but may still be setting itself up.
 #[derive(Debug)]

@@ -221,6 +221,9 @@ mod tests {
         let mut put = |path: &str, mode, text: &str, kind| {
             let mut header = tar::Header::new_gnu();
             header.set_mode(mode);
+            header.set_mtime(0);
+            header.set_uid(u64::from(rustix::process::geteuid().as_raw()));
+            header.set_gid(u64::from(rustix::process::getegid().as_raw()));
             header.set_size(text.len() as u64);
             header.set_entry_type(kind);
             tar.append_data(&mut header, path, text.as_bytes()).unwrap();

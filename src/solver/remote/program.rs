@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::error::{Error, Result, ResultExt as _};
+use crate::sandbox;
 use crate::task::Cancel;
 
 /// Where programs are looked for.
@@ -60,15 +61,12 @@ impl Program {
         command.args(&self.args).env_clear().env("PATH", PATH).envs(self.env.iter().map(|(key, value)| (key, value)));
         command.current_dir(&self.dir).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        sandbox::limit_file_size(&mut command, self.max_file);
         let child = command.spawn().map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::not_found(format!("the program {0} is not installed", self.name)),
             _ => Error::from(error).context(format!("start {}", self.name)),
         })?;
-        let mut running = Running::new(child)?;
-        // Before it has had time to start others, which inherit it.
-        let limit = Rlimit { current: Some(self.max_file), maximum: Some(self.max_file) };
-        rustix::process::prlimit(Some(running.pid), Resource::Fsize, limit).context(|| "limit the size of files")?;
-        running.follow(self, cancel, listen)
+        Running::new(child)?.follow(self, cancel, listen)
     }
 }
 
