@@ -22,7 +22,7 @@ use crate::network::{self, Network};
 use crate::registry::Client;
 use crate::solver::gc::Disk;
 use crate::solver::session::Sessions;
-use crate::solver::{Deps, PruneFilter, Solver};
+use crate::solver::{DEVICE_DIRECTORIES, Deps, PruneFilter, Solver};
 use crate::state::{self, Root, Schema};
 use crate::store::{Freed, Roots, Store};
 use crate::task::{Clock, Tasks};
@@ -76,6 +76,7 @@ impl Engine {
             registry: registry.clone(),
             sessions: sessions.clone(),
             tasks: tasks.clone(),
+            device_directories: DEVICE_DIRECTORIES.iter().map(Into::into).collect(),
             clock,
         })?;
         let containers = Containers::open(images.clone(), network.clone(), clock, tasks.clone())?;

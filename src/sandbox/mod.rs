@@ -16,6 +16,7 @@ mod capability;
 mod cgroup;
 mod defaults;
 mod device;
+mod emulation;
 mod exec;
 mod exit;
 mod failure;
@@ -56,6 +57,7 @@ pub use cgroup::{
 };
 pub use defaults::{DEFAULT_PATH, DEFAULT_SHM_SIZE_BYTES, masked_paths, readonly_paths};
 pub use device::{Device, DeviceAccess, Kind as DeviceKind, Rule as DeviceRule};
+pub use emulation::{obstacle, platforms};
 pub use exec::{Execution, exec};
 pub use exit::{Exit, Status};
 pub use failure::{NotStarted, exit_code};

@@ -234,7 +234,7 @@ pub enum Source {
     },
     /// Memory.
     Tmpfs(Tmpfs),
-    /// A file with this content, which never reaches a disk. It cannot be executed.
+    /// A file with this content, which never reaches a disk. It cannot be executed unless its permissions say so.
     File {
         /// The content.
         content: Vec<u8>,

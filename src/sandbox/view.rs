@@ -164,7 +164,7 @@ struct Staging {
 impl Staging {
     fn new(owner: (u32, u32)) -> Result<Self> {
         let doing = |errno| failure::step("prepare the staging file system", errno);
-        let mount = tmpfs(&[(c"mode", "755")], NOSUID | NOEXEC).map_err(doing)?;
+        let mount = tmpfs(&[(c"mode", "755")], NOSUID).map_err(doing)?;
         let device = rustix::fs::makedev(1, 3);
         let mode = Mode::from(0o666);
         rustix::fs::mknodat(&mount, c"null", FileType::CharacterDevice, Mode::empty(), device).map_err(doing)?;
@@ -505,7 +505,8 @@ impl Builder {
                     .staging
                     .add_file(&content, mode, owner)
                     .map_err(|errno| failure::step("write the file", errno))?;
-                let flags = readonly.set | NOSUID | NODEV | NOEXEC;
+                let noexec = if mode & 0o111 == 0 { NOEXEC } else { MountAttrFlags::empty() };
+                let flags = readonly.set | NOSUID | NODEV | noexec;
                 self.graft(&target, PointKind::File, file, Change::set(flags, Extent::Top))?;
             }
         }
@@ -629,7 +630,11 @@ fn tmpfs(options: &[(&CStr, &str)], attributes: MountAttrFlags) -> Result<OwnedF
 }
 
 /// Makes a detached mount of a new file system.
-fn file_system(kind: &CStr, options: &[(&CStr, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn file_system(
+    kind: &CStr,
+    options: &[(&CStr, &str)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(context.as_fd(), *key, *value)?;

@@ -27,6 +27,7 @@ use super::request::BuildRequest;
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::image::{Images, Policy, Resolved};
 use crate::registry::Client;
+use crate::sandbox;
 use crate::store::{Lease, tree};
 use crate::task;
 
@@ -429,7 +430,7 @@ fn lowering_request<'a>(options: &'a Options, inputs: &'a Inputs) -> Request<'a>
         context: context.clone(),
         contexts: options.contexts.iter().map(|(name, source)| (name.clone(), named(source))).collect(),
         multi_platform: options.multi_platform,
-        build_platforms: vec![Platform::host()],
+        build_platforms: sandbox::platforms(),
         no_cache: options.no_cache.clone(),
         resolve: options.resolve,
         network: options.network,

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::contexts::Locals;
 use super::copy::{Owners, Selection, Tree};
+use super::devices::Allowed;
 use super::progress::{Event, Part, Progress, VertexState};
 use super::remote::Pins;
 use super::session::{Session, Sessions};
@@ -64,6 +65,8 @@ pub(super) enum Entitlement {
 }
 
 impl Entitlement {
+    const ALL: [Self; 2] = [Self::NetworkHost, Self::SecurityInsecure];
+
     /// Returns BuildKit's word.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
@@ -71,15 +74,51 @@ impl Entitlement {
             Self::SecurityInsecure => "security.insecure",
         }
     }
+}
 
-    /// Reads BuildKit's word.
+/// What the client allowed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Entitlements {
+    granted: BTreeSet<Entitlement>,
+    /// The devices that steps may use.
+    pub(super) devices: Allowed,
+}
+
+impl Entitlements {
+    /// Reads BuildKit's words: `network.host`, `security.insecure`, `device`, `device=NAME`.
     ///
     /// # Errors
     /// `Unsupported` for others.
-    pub(super) fn parse(text: &str) -> Result<Self> {
-        let all = [Self::NetworkHost, Self::SecurityInsecure];
-        let known = all.into_iter().find(|entitlement| entitlement.as_str() == text);
-        known.ok_or_else(|| Error::unsupported(format!("the entitlement {text} is not supported")))
+    pub(super) fn parse(words: &[String]) -> Result<Self> {
+        let mut all = Self::default();
+        let mut named = Vec::new();
+        for word in words {
+            if let Some(known) = Entitlement::ALL.into_iter().find(|known| known.as_str() == word) {
+                all.granted.insert(known);
+            } else if word == "device" {
+                all.devices = Allowed::All;
+            } else if let Some(name) = word.strip_prefix("device=").filter(|name| !name.contains(',')) {
+                named.push(name.to_owned());
+            } else {
+                return Err(Error::unsupported(format!("the entitlement {word} is not supported")));
+            }
+        }
+        if all.devices == Allowed::Nothing && !named.is_empty() {
+            all.devices = Allowed::Named(named);
+        }
+        Ok(all)
+    }
+
+    /// Refuses what was not allowed.
+    ///
+    /// # Errors
+    /// `Forbidden` in BuildKit's words, and with the option that allows it.
+    pub(super) fn require(&self, entitlement: Entitlement) -> Result<()> {
+        if self.granted.contains(&entitlement) {
+            return Ok(());
+        }
+        let word = entitlement.as_str();
+        Err(Error::forbidden(format!("{word} is not allowed; build with --allow {word}")))
     }
 }
 
@@ -134,7 +173,7 @@ pub(super) struct Shared {
     pub(super) registry: Client,
     pub(super) progress: Progress,
     pub(super) pins: Arc<Pins>,
-    pub(super) entitlements: BTreeSet<Entitlement>,
+    pub(super) entitlements: Entitlements,
     pub(super) request_limits: Limits,
     pub(super) keep_failed: bool,
     pub(super) witness: Option<Witness>,
@@ -161,7 +200,7 @@ pub(super) struct Job {
     /// The client's directories.
     pub(super) locals: Locals,
     /// What steps may do beyond the usual.
-    pub(super) entitlements: BTreeSet<Entitlement>,
+    pub(super) entitlements: Entitlements,
     /// What each step may use at most, unless it says otherwise itself.
     pub(super) request_limits: Limits,
     /// Whether a step that fails is kept as it stands.

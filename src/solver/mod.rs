@@ -13,6 +13,7 @@ pub mod cache;
 pub mod changes;
 mod contexts;
 pub mod copy;
+mod devices;
 mod driver;
 mod elsewhere;
 mod export;
@@ -46,12 +47,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use kiln_graph::Digest;
+use kiln_graph::{Digest, Platform};
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use attest::Mode as ProvenanceMode;
 pub use cache::SCHEMA;
+pub use devices::DIRECTORIES as DEVICE_DIRECTORIES;
 pub use failure::{Failure, Place};
 pub use remote::Material;
 pub use request::{BuildRequest, Built, Exporter};
@@ -90,6 +92,8 @@ pub struct Deps {
     pub sessions: Sessions,
     /// Tasks that are joined before the engine exits.
     pub tasks: Tasks,
+    /// Where devices of steps are described: [`DEVICE_DIRECTORIES`].
+    pub device_directories: Vec<PathBuf>,
     /// The time.
     pub clock: Clock,
 }
@@ -150,6 +154,21 @@ impl Solver {
     /// When the database fails.
     pub fn add_roots(&self, connection: &Connection, roots: &mut Roots) -> Result<()> {
         cache::add_roots(connection, roots)
+    }
+
+    /// Returns the platforms whose programs steps can run here, this host's own first. Blocking; cheap.
+    #[must_use]
+    pub fn platforms(&self) -> Vec<Platform> {
+        sandbox::platforms()
+    }
+
+    /// Returns the names of the devices that steps can ask for, and whether each allows itself. Blocking.
+    ///
+    /// # Errors
+    /// When a specification cannot be read.
+    pub fn devices(&self) -> Result<Vec<(String, bool)>> {
+        let known = devices::known(&self.deps().device_directories)?;
+        Ok(known.iter().map(|device| (device.name.clone(), device.auto_allow)).collect())
     }
 
     fn deps(&self) -> &Deps {

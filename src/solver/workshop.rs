@@ -13,7 +13,7 @@ use super::contexts::Locals;
 use super::export::{Export, Product, Variant};
 use super::failure::Failure;
 use super::frontend::{Frontend, Surroundings, Target};
-use super::job::{ClientSession, Entitlement, Job, Shared};
+use super::job::{ClientSession, Entitlements, Job, Shared};
 use super::options::Options;
 use super::progress::Progress;
 use super::request::{BuildRequest, Built};
@@ -71,7 +71,7 @@ impl Workshop {
         progress: Progress,
         witness: Option<Witness>,
     ) -> Result<Self> {
-        let entitlements = request.entitlements.iter().map(|text| Entitlement::parse(text)).collect::<Result<_>>()?;
+        let entitlements = Entitlements::parse(&request.entitlements)?;
         let store = solver.deps().store.clone();
         let lease = task::blocking(move || store.lease("build")).await?;
         let session = ClientSession { sessions: solver.deps().sessions.clone(), id: request.session.clone() };

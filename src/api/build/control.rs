@@ -20,7 +20,7 @@ use crate::solver::gc::Limits;
 use crate::solver::{BuildRequest, CacheKind, CacheRecord, PruneFilter, Solver};
 use crate::task;
 use crate::types::build::control_server;
-use crate::types::build::types::{BuildkitVersion, WorkerRecord};
+use crate::types::build::types::{BuildkitVersion, CdiDevice, WorkerRecord};
 use crate::types::build::{
     BuildHistoryEvent, BuildHistoryRequest, BytesMessage, DiskUsageRequest, DiskUsageResponse, InfoRequest,
     InfoResponse, ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse, StatusRequest,
@@ -115,7 +115,10 @@ impl control_server::Control for Control {
     }
 
     async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Result<Response<ListWorkersResponse>, Status> {
-        Ok(Response::new(ListWorkersResponse { record: vec![worker(self.engine.policies())] }))
+        let engine = self.engine.clone();
+        let worker = task::blocking(move || Ok(worker(engine.solver(), engine.policies())));
+        let worker = worker.await.map_err(|error| convert::refusal(&error))?;
+        Ok(Response::new(ListWorkersResponse { record: vec![worker] }))
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
@@ -178,10 +181,18 @@ fn version() -> BuildkitVersion {
     }
 }
 
-pub(super) fn worker(policies: &[PruneFilter]) -> WorkerRecord {
+pub(super) fn worker(solver: &Solver, policies: &[PruneFilter]) -> WorkerRecord {
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let label = |name: &str, value: &str| (format!("org.mobyproject.buildkit.worker.{name}"), value.to_owned());
-    let host = Platform::host().normalized();
+    let platform = |platform: Platform| pb::Platform {
+        architecture: platform.architecture,
+        os: platform.os,
+        variant: platform.variant,
+        ..pb::Platform::default()
+    };
+    // Builds name the specification that cannot be read.
+    let devices = solver.devices().unwrap_or_default();
+    let device = |(name, auto_allow)| CdiDevice { name, auto_allow, ..CdiDevice::default() };
     WorkerRecord {
         id: "kiln".to_owned(),
         labels: HashMap::from([
@@ -190,15 +201,10 @@ pub(super) fn worker(policies: &[PruneFilter]) -> WorkerRecord {
             label("network", "bridge"),
             label("oci.process-mode", "sandbox"),
         ]),
-        platforms: vec![pb::Platform {
-            architecture: host.architecture,
-            os: host.os,
-            variant: host.variant,
-            ..pb::Platform::default()
-        }],
+        platforms: solver.platforms().into_iter().map(platform).collect(),
         gc_policy: policies.iter().map(convert::policy).collect(),
         buildkit_version: Some(version()),
-        cdi_devices: Vec::new(),
+        cdi_devices: devices.into_iter().map(device).collect(),
     }
 }
 

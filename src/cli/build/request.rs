@@ -16,7 +16,7 @@ use crate::error::{Error, Result, ResultExt as _};
 use crate::types::build::{DOCKERFILE, KEEP_FAILED, LOCAL_PREFIX, RECORD_PROVENANCE, SolveRequest, VERIFY};
 
 /// The entitlements that exist.
-const ENTITLEMENTS: &[&str] = &["network.host", "security.insecure"];
+const ENTITLEMENTS: &[&str] = &["network.host", "security.insecure", "device"];
 
 /// What of the environment a request depends on.
 #[derive(Debug, Default)]
@@ -63,7 +63,8 @@ pub(super) fn tags(tags: &[String]) -> Result<Vec<String>> {
 fn entitlements(args: &BuildArgs) -> Result<Vec<String>> {
     // What this command does with its own files is not the engine's business.
     let asked = args.allow.iter().filter(|allowed| *allowed != DELETE);
-    let unknown = asked.clone().find(|allowed| !ENTITLEMENTS.contains(&allowed.as_str()));
+    let is_known = |allowed: &str| ENTITLEMENTS.contains(&allowed) || allowed.starts_with("device=");
+    let unknown = asked.clone().find(|allowed| !is_known(allowed));
     if let Some(unknown) = unknown {
         return Err(Error::invalid(format!("--allow {unknown}: expected {}", ENTITLEMENTS.join(" or "))));
     }

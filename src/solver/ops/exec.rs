@@ -9,10 +9,11 @@ use rustix::process::Signal;
 
 use super::exit::{Ended, Unsuccessful, judge};
 use super::logs;
-use super::step::Step;
+use super::step::{Equipment, Step};
 use super::times::{self, Touched};
 use crate::error::{Error, Kind, Result};
-use crate::sandbox::{Limits, Sandbox, Stdio};
+use crate::sandbox::{self, Limits, Sandbox, Stdio};
+use crate::solver::devices::{self, Injection};
 use crate::solver::job::{Entitlement, Job, Stop, cancelled};
 use crate::solver::reporter::Reporter;
 use crate::solver::settle::Made;
@@ -35,8 +36,13 @@ impl Job {
             prepared = self.prepare(id, exec, &base) => prepared?,
             () = stop.stopped() => return Err(cancelled().into()),
         };
+        let platform = vertex.platform.clone();
+        let obstacle = task::blocking(move || Ok(sandbox::obstacle(&platform))).await?;
+        // It may run all the same: what an image says of its platform is not always so.
+        obstacle.iter().for_each(|obstacle| reporter.note(obstacle));
         let started_ns = self.progress.now_ns();
         let (step, outcome) = attempts(step, reporter, stop).await?;
+        let outcome = outcome.map_err(|unsuccessful| unsuccessful.with_obstacle(obstacle));
         let name = vertex.meta.name.clone();
         match outcome {
             Ok(()) => {
@@ -65,23 +71,26 @@ impl Job {
         let mounts = self.mounts(id, exec).await?;
         let env = self.environment(exec).await?;
         let (job, exec) = (Arc::clone(self), exec.clone());
-        task::blocking(move || Step::new(job, exec, snapshot, mounts, env)).await
+        task::blocking(move || {
+            let devices = if exec.devices.is_empty() { Injection::default() } else { job.devices(&exec)? };
+            Step::new(job, exec, snapshot, Equipment { mounts, env, devices })
+        })
+        .await
+    }
+
+    /// Finds the devices that a step asks for. Blocking.
+    fn devices(&self, exec: &Exec) -> Result<Injection> {
+        let known = devices::known(&self.solver.deps().device_directories)?;
+        devices::inject(&exec.devices, &known, &self.entitlements.devices)
     }
 
     /// Refuses what cannot be done, before anything is.
     fn check(&self, exec: &Exec) -> Result<()> {
-        let wanted = [
-            (exec.network == NetworkMode::Host, Entitlement::NetworkHost),
-            (exec.security == SecurityMode::Insecure, Entitlement::SecurityInsecure),
-        ];
-        for (asked, entitlement) in wanted {
-            if asked && !self.entitlements.contains(&entitlement) {
-                let word = entitlement.as_str();
-                return Err(Error::forbidden(format!("{word} is not allowed; build with --allow {word}")));
-            }
+        if exec.network == NetworkMode::Host {
+            self.entitlements.require(Entitlement::NetworkHost)?;
         }
-        if let Some(device) = exec.devices.iter().find(|device| !device.optional) {
-            return Err(Error::unsupported(format!("the device {}: devices are not supported yet", device.name)));
+        if exec.security == SecurityMode::Insecure {
+            self.entitlements.require(Entitlement::SecurityInsecure)?;
         }
         if exec.root.output.is_none() || exec.root.readonly {
             return Err(Error::unsupported("steps whose root file system is dropped are not supported yet"));
@@ -113,18 +122,17 @@ impl Job {
 }
 
 /// Runs a step until it succeeds or has failed as often as it may. The step comes back with what the last try has left.
-async fn attempts(mut step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, Result<()>)> {
+async fn attempts(mut step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, Result<(), Unsuccessful>)> {
     let tries = step.exec.retries.saturating_add(1);
     let mut number = 1;
     loop {
         let (back, outcome) = attempt(step, reporter, stop).await?;
         step = back;
-        let Err(Unsuccessful { error, reason }) = outcome else { return Ok((step, Ok(()))) };
+        let Err(unsuccessful) = outcome else { return Ok((step, Ok(()))) };
         // Trying again what did not even start would end the same way.
-        let Some(reason) = reason.filter(|_| number < tries) else {
-            let error =
-                if number > 1 { Error::new(error.kind(), format!("{error} (try {number} of {tries})")) } else { error };
-            return Ok((step, Err(error)));
+        let Some(reason) = unsuccessful.reason.as_ref().filter(|_| number < tries) else {
+            let tried = if number > 1 { unsuccessful.after(number, tries) } else { unsuccessful };
+            return Ok((step, Err(tried)));
         };
         number += 1;
         reporter.note(&format!("{reason}; try {number} of {tries} begins with clean files"));

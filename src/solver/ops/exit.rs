@@ -5,7 +5,7 @@ use std::time::Duration;
 use kiln_graph::op::Exec;
 
 use crate::error::{Error, Kind, Result};
-use crate::sandbox::Exit;
+use crate::sandbox::{Exit, NotStarted};
 
 /// How a process ended.
 #[derive(Debug)]
@@ -21,13 +21,36 @@ pub(super) struct Unsuccessful {
     pub(super) error: Error,
     /// The exit code and what is known about it; `None` when the process did not even start or end.
     pub(super) reason: Option<String>,
+    /// Whether a program is there that this host does not execute.
+    cannot_execute: bool,
 }
 
 impl From<Error> for Unsuccessful {
     fn from(error: Error) -> Self {
-        Self { error, reason: None }
+        let cannot_execute =
+            error.cause::<NotStarted>().is_some_and(|cause| i32::from(cause.exit_code()) == CANNOT_EXECUTE);
+        Self { error, reason: None, cannot_execute }
     }
 }
+
+impl Unsuccessful {
+    /// Says which of several tries it was.
+    pub(super) fn after(self, number: u32, tries: u32) -> Self {
+        let error = Error::new(self.error.kind(), format!("{} (try {number} of {tries})", self.error));
+        Self { error, ..self }
+    }
+
+    /// Makes an error that says why programs of the step's platform do not run here, when that is why this one did not.
+    pub(super) fn with_obstacle(self, obstacle: Option<String>) -> Error {
+        match obstacle.filter(|_| self.cannot_execute) {
+            Some(obstacle) => Error::unsupported(format!("{}: {obstacle}", self.error)),
+            None => self.error,
+        }
+    }
+}
+
+/// The exit code of what is there and cannot be executed.
+const CANNOT_EXECUTE: i32 = 126;
 
 /// Makes an error of an exit that is none of the valid ones.
 pub(super) fn judge(exec: &Exec, ended: &Ended) -> Result<(), Unsuccessful> {
@@ -50,13 +73,15 @@ pub(super) fn judge(exec: &Exec, ended: &Ended) -> Result<(), Unsuccessful> {
         None if exit.is_oom_killed() => Kind::Exhausted,
         None => Kind::Internal,
     };
-    Err(Unsuccessful { error: Error::new(kind, text), reason: Some(reason) })
+    Err(Unsuccessful { error: Error::new(kind, text), reason: Some(reason), cannot_execute: code == CANNOT_EXECUTE })
 }
 
 /// What shells mean by their own codes.
 fn hint(code: i32) -> Option<&'static str> {
     match code {
-        126 => Some("a command was found but cannot be executed: it lacks the permission, or is for another platform"),
+        CANNOT_EXECUTE => {
+            Some("a command was found but cannot be executed: it lacks the permission, or is for another platform")
+        }
         127 => Some("a command was not found: it is not installed in this stage, or not in PATH"),
         _ => None,
     }

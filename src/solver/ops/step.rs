@@ -12,8 +12,9 @@ use crate::error::{Error, Result, ResultExt as _};
 use crate::network::files::{Dns, ExtraHost, HostAddress, Hosts, Reach, hosts, resolv_conf};
 use crate::network::{PooledNetns, namespace};
 use crate::sandbox::{
-    self, Access, CgroupSpec, MissingDir, Network, Process, Sandbox, Source, Spec, Stdio, Stubs, User,
+    self, Access, CgroupSpec, Devices, MissingDir, Network, Process, Sandbox, Source, Spec, Stdio, Stubs, User,
 };
+use crate::solver::devices::Injection;
 use crate::solver::job::Job;
 use crate::store::{self, Active, SnapshotId, tree};
 
@@ -33,7 +34,17 @@ pub(in crate::solver) struct Step {
     /// What it changes, over what it lies on.
     tree: Active,
     mounts: Mounts,
+    devices: Injection,
     netns: Option<PooledNetns>,
+}
+
+/// What a step runs with.
+#[derive(Debug, Default)]
+pub(super) struct Equipment {
+    pub(super) mounts: Mounts,
+    /// The environment, with proxies and secrets.
+    pub(super) env: Vec<String>,
+    pub(super) devices: Injection,
 }
 
 impl Step {
@@ -41,19 +52,15 @@ impl Step {
     ///
     /// # Errors
     /// When the store or the network fails.
-    pub(super) fn new(
-        job: Arc<Job>,
-        exec: Exec,
-        below: Option<SnapshotId>,
-        mounts: Mounts,
-        env: Vec<String>,
-    ) -> Result<Self> {
+    pub(super) fn new(job: Arc<Job>, exec: Exec, below: Option<SnapshotId>, equipment: Equipment) -> Result<Self> {
+        let Equipment { mounts, mut env, devices } = equipment;
+        env.extend(devices.env.iter().cloned());
         let tree = job.solver.deps().store.prepare(&job.lease, below)?;
         let netns = match exec.network {
             NetworkMode::Sandbox => Some(job.solver.pool().get()?),
             NetworkMode::Host | NetworkMode::None => None,
         };
-        Ok(Self { job, exec, env, tree, mounts, netns })
+        Ok(Self { job, exec, env, tree, mounts, devices, netns })
     }
 
     /// Takes back what it has changed, in its tree and in bind mounts. What is in cache mounts stays. Blocking.
@@ -116,7 +123,7 @@ impl Step {
     fn spec(&self, root: OwnedFd) -> Result<Spec> {
         let exec = &self.exec;
         let hostname = if exec.hostname.is_empty() { HOSTNAME } else { &exec.hostname };
-        let user = User::Named { name: exec.user.clone(), groups: Vec::new() };
+        let user = User::Named { name: exec.user.clone(), groups: self.devices.groups.clone() };
         let mut process = Process {
             env: self.env.clone(),
             user,
@@ -134,7 +141,11 @@ impl Step {
         spec.cgroup = Some(CgroupSpec { parent: exec.cgroup_parent.clone(), limits: self.job.limits(exec) });
         spec.mounts =
             vec![text_file("/etc/hosts", self.hosts(hostname)?), text_file("/etc/resolv.conf", self.resolv_conf()?)];
+        spec.mounts.extend(self.devices.mounts()?);
         spec.mounts.extend(self.mounts.mount(&self.job.solver.deps().store)?);
+        if let Devices::Listed { nodes, .. } = &mut spec.devices {
+            nodes.extend(self.devices.nodes.iter().cloned());
+        }
         spec.namespaces.network = match (&self.netns, exec.network) {
             (Some(netns), _) => Network::Join(netns.netns().try_clone_to_owned().context(|| "open a network")?),
             (None, NetworkMode::Host) => Network::Host,

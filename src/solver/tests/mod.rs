@@ -47,16 +47,18 @@ fn in_world(test: impl AsyncFnOnce(&World)) {
     });
 }
 
-fn open(root: &Path) -> (Solver, Sessions, Tasks) {
+fn open(path: &Path) -> (Solver, Sessions, Tasks) {
     let clock = Clock::system();
     let schemas = [store::SCHEMA, record::SCHEMA, network::SCHEMA, SCHEMA];
-    let root = Root::open(root, &schemas).unwrap();
+    let root = Root::open(path, &schemas).unwrap();
     let store = Store::open(root.clone(), clock, None).unwrap();
     let images = Images::new(store.clone(), clock);
     let config = network::Config { naming: Naming::ByPath, ..network::Config::default() };
     let network = Network::open(root, clock, config).unwrap();
     let (registry, sessions, tasks) = (Client::new(Registries::default()), Sessions::default(), Tasks::new());
-    let deps = Deps { store, images, network, registry, sessions: sessions.clone(), tasks: tasks.clone(), clock };
+    let device_directories = vec![path.with_file_name("cdi")];
+    let (shared, joined) = (sessions.clone(), tasks.clone());
+    let deps = Deps { store, images, network, registry, sessions: shared, tasks: joined, device_directories, clock };
     (Solver::open(deps).unwrap(), sessions, tasks)
 }
 
