@@ -254,3 +254,23 @@ fn two_hundred_sandboxes() {
     }
     assert!(std::process::Command::new("true").status().is_ok(), "and no zombies hold this process back");
 }
+
+#[test]
+fn privileged_groups_of_a_killed_process_are_removed_and_others_stay() {
+    if !is_root() {
+        return;
+    }
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let gone = child.id();
+    child.wait().unwrap();
+    let prefix = format!("abandoned{}", std::process::id());
+    let make = |id: &str| Cgroup::create(&CgroupSpec::default(), id).unwrap().0;
+    let (abandoned, own) = (format!("{prefix}-{gone}-{:016x}", 1), temporary_id(&prefix, 2));
+    make(&abandoned);
+    let own_group = make(&own);
+    remove_abandoned(&prefix);
+    let there = |id: &str| Cgroup::open(DEFAULT_PARENT, id).is_ok();
+    let seen = (there(&abandoned), there(&own));
+    own_group.remove().unwrap();
+    assert_eq!(seen, (false, true));
+}

@@ -2,6 +2,7 @@
 
 mod builds;
 mod mounts;
+mod running;
 mod steps;
 
 use std::collections::BTreeMap;
