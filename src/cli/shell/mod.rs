@@ -169,8 +169,12 @@ impl Shell {
     fn execute(&self, name: &str, args: &[String], opened: Opened) -> u8 {
         let mut command = Command::new(name);
         command.args(args).env_clear().envs(&self.variables);
-        opened.input.into_iter().for_each(|file| drop(command.stdin(Stdio::from(file))));
-        opened.output.into_iter().for_each(|file| drop(command.stdout(Stdio::from(file))));
+        if let Some(file) = opened.input {
+            command.stdin(Stdio::from(file));
+        }
+        if let Some(file) = opened.output {
+            command.stdout(Stdio::from(file));
+        }
         match command.status() {
             Ok(status) => {
                 let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use super::*;
 use crate::error::Kind;
 use crate::solver::failed::Inspection;
+use crate::task;
 
 #[test]
 fn privileged_a_retried_step_starts_from_clean_files() {
@@ -155,9 +156,13 @@ fn program(order: u8, machine: [u8; 2]) -> Vec<u8> {
 fn privileged_a_step_for_another_platform_says_what_is_missing() {
     in_world(async |world| {
         std::fs::write(world.context().join("program"), program(1, [21, 0])).unwrap();
-        let dockerfile =
-            "FROM --platform=linux/ppc64le scratch AS port\nCOPY --chmod=755 program /program\nRUN [\"/program\"]\n";
-        let outcome = world.build(dockerfile).await;
+        let dockerfile = "FROM scratch\nCOPY --chmod=755 program /program\nRUN [\"/program\"]\n";
+        let build = |dockerfile: &str| {
+            let mut request = world.request(dockerfile);
+            request.attrs.insert("platform".to_owned(), "linux/ppc64le".to_owned());
+            world.run(request)
+        };
+        let outcome = build(dockerfile).await;
         let error = outcome.error();
         for words in ["exec format error", "linux/ppc64le", "apt-get install qemu-user-static"] {
             assert!(error.contains(words), "{error}");
@@ -165,7 +170,7 @@ fn privileged_a_step_for_another_platform_says_what_is_missing() {
         assert!(outcome.printed().contains("the step is for linux/ppc64le"), "{}", outcome.printed());
         // What an image says of its platform may be wrong; the step runs all the same.
         std::fs::copy(BUSYBOX, world.context().join("program")).unwrap();
-        world.build(&dockerfile.replace("[\"/program\"]", "[\"/program\", \"true\"]")).await.built();
+        build(&dockerfile.replace("[\"/program\"]", "[\"/program\", \"true\"]")).await.built();
     });
 }
 
@@ -234,7 +239,7 @@ async fn inspect(world: &World, id: &str, script: &str) -> (String, i32) {
     let streams = inspector.take_streams();
     drop(streams.stdin);
     let read = |stream: Option<OwnedFd>| std::io::read_to_string(std::fs::File::from(stream.unwrap())).unwrap();
-    let printed = tokio::task::spawn_blocking(move || read(streams.stdout) + &read(streams.stderr)).await.unwrap();
+    let printed = task::blocking(move || Ok(read(streams.stdout) + &read(streams.stderr))).await.unwrap();
     (printed, inspector.end().await.unwrap().code())
 }
 
@@ -255,11 +260,11 @@ fn privileged_a_failed_step_is_kept_as_it_stood() {
         // What one changes the next one sees, and the changes are a layer.
         inspect(world, &id, "rm /tmp/made; echo more > /work/more").await;
         let step = world.solver.failed_step(&id).unwrap();
-        let layer = tokio::task::spawn_blocking(move || {
+        let layer = task::blocking(move || {
             let mut layer = Vec::new();
             step.write_changes(&mut layer, &Cancel::new()).map(|()| layer)
         });
-        let layer = layer.await.unwrap().unwrap();
+        let layer = layer.await.unwrap();
         let mut archive = tar::Archive::new(layer.as_slice());
         let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
         let names: Vec<String> = names.filter(|name| !name.ends_with('/')).collect();
