@@ -15,6 +15,7 @@ use crate::error::{Error, Result as Outcomes};
 use crate::image::Policy;
 use crate::solver::bridge::{Bridge, Findings, ImageAnswer, Outcome, Refs};
 use crate::solver::progress::Warning;
+use crate::task;
 use crate::types::build::frontend::llb_bridge_server::LlbBridge;
 use crate::types::build::frontend::{
     EvaluateRequest, EvaluateResponse, ExecMessage, InputsRequest, InputsResponse, NewContainerRequest,
