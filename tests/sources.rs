@@ -339,6 +339,33 @@ fn privileged_named_contexts_stand_for_images_and_stages() {
     build(&kiln, dockerfile, &["--build-context", "dir=target:x"]).fails().expect_stderr(&["target:x", "bake"]);
 }
 
+#[test]
+fn privileged_an_image_of_an_oci_layout_stands_for_a_base() {
+    let Some(kiln) = project() else { return };
+    builds(&kiln, "FROM busybox\nENV FROM_LAYOUT=yes\nRUN echo layout > /which\n", &["-t", "example.com/base:2"]);
+    let layout = kiln.scratch().join("layout");
+    std::fs::create_dir(&layout).unwrap();
+    kiln.ok(["save", "-o", "layout.tar", "example.com/base:2"]);
+    shell(&layout, "tar xf ../layout.tar");
+    kiln.ok(["rmi", "-f", "example.com/base:2", "t"]);
+    kiln.ok(["builder", "prune", "-a", "-f"]);
+
+    let dockerfile = "FROM base\nRUN echo $FROM_LAYOUT >> /which\n";
+    let tag = shell(&layout, "grep -o 'ref.name\":\"[^\"]*' index.json | cut -d'\"' -f3");
+    let named = format!("base=oci-layout://layout:{tag}");
+    for context in ["base=oci-layout://layout", &named] {
+        builds(&kiln, dockerfile, &["--build-context", context]);
+        assert_eq!(sh(&kiln, "cat /which"), "layout\nyes", "{context}");
+    }
+    build(&kiln, dockerfile, &["--build-context", "base=oci-layout://layout:nope"]).fails().expect_stderr(&["nope"]);
+    let missing = format!("base=oci-layout://layout@sha256:{}", "0".repeat(64));
+    build(&kiln, dockerfile, &["--build-context", &missing]).fails().expect_stderr(&["it has no blob", "Dockerfile:1"]);
+    shell(&layout, "for blob in blobs/sha256/*; do echo x >> $blob; done");
+    build(&kiln, dockerfile, &["--no-cache", "--build-context", "base=oci-layout://layout"])
+        .fails()
+        .expect_stderr(&["has the digest"]);
+}
+
 /// An agent of the machine's own; dropping it ends it.
 struct Agent(Child, PathBuf);
 

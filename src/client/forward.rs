@@ -46,9 +46,12 @@ impl fmt::Debug for Agents {
     }
 }
 
-/// Something that is uploaded once, under an address.
+/// What is uploaded, with its address.
+type Upload = (String, Box<dyn Read + Send>);
+
+/// Something that is uploaded once.
 #[derive(Clone, Default)]
-pub struct Uploads(Arc<Mutex<Option<(String, Box<dyn Read + Send>)>>>);
+pub struct Uploads(Arc<Mutex<Option<Upload>>>);
 
 impl fmt::Debug for Uploads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,7 +62,7 @@ impl fmt::Debug for Uploads {
 impl Uploads {
     /// Offers something under an address, `http://HOST/ID`.
     #[must_use]
-    pub fn new(upload: Option<(String, Box<dyn Read + Send>)>) -> Self {
+    pub fn new(upload: Option<Upload>) -> Self {
         Self(Arc::new(Mutex::new(upload)))
     }
 

@@ -6,6 +6,7 @@
 mod archive;
 mod assemble;
 mod layers;
+mod layout;
 mod list;
 mod pull;
 mod push;

@@ -62,6 +62,14 @@ impl Images {
                 let (images, lease, image) = (self.clone(), lease.clone(), image.clone());
                 return task::blocking(move || images.snapshot(&lease, &image)).await;
             }
+            Origin::Layout(layout) => {
+                let (images, lease, layout) = (self.clone(), lease.clone(), Arc::clone(layout));
+                let (config, cancel) = (Arc::clone(&resolved.config), Cancel::new());
+                let _stop = cancel.on_drop();
+                let stop = cancel.clone();
+                let unpack = move || images.unpack_layout(&lease, &layout, &config.rootfs.diff_ids, &stop);
+                return task::blocking(unpack).await.context(|| format!("unpack {}", resolved.reference));
+            }
         };
         check_layers(&remote)?;
         let diff_ids = resolved.config.rootfs.diff_ids.clone();

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use kiln_graph::oci::{Descriptor, ImageConfig, Index, Manifest, media_type};
 use kiln_graph::{Digest, Platform, Reference};
 
+use super::layout::Layout;
 use super::{Image, Images, MAX_DOCUMENT, parse_config, record};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::registry::{BlobSink, Client, Progress};
@@ -43,6 +44,8 @@ pub(super) enum Origin {
     Local(Box<Image>),
     /// At a registry.
     Remote(Arc<Remote>),
+    /// In an OCI layout.
+    Layout(Arc<Layout>),
 }
 
 /// The documents of an image at a registry.
@@ -77,6 +80,7 @@ impl Resolved {
         match &self.origin {
             Origin::Local(image) => image.record.manifest.unwrap_or(self.id),
             Origin::Remote(remote) => remote.manifest.digest,
+            Origin::Layout(layout) => layout.manifest,
         }
     }
 }
@@ -189,11 +193,11 @@ impl Images {
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
+pub(super) fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
     serde_json::from_slice(bytes).context(|| format!("read the {what}"))
 }
 
-fn check_artifact(name: &Reference, manifest: &Manifest) -> Result<()> {
+pub(super) fn check_artifact(name: &Reference, manifest: &Manifest) -> Result<()> {
     let config = manifest.config.media_type.as_str();
     match config {
         media_type::OCI_CONFIG | media_type::DOCKER_CONFIG => Ok(()),
@@ -205,7 +209,7 @@ fn check_artifact(name: &Reference, manifest: &Manifest) -> Result<()> {
     }
 }
 
-fn no_platform(name: &Reference, platform: &Platform, index: &Index) -> Error {
+pub(super) fn no_platform(name: &Reference, platform: &Platform, index: &Index) -> Error {
     let mut offered: Vec<String> = index
         .manifests
         .iter()

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::future::try_join_all;
 use kiln_dockerfile::Ignore;
-use kiln_graph::VertexId;
 use kiln_graph::op::{LocalSource, Op, Sharing, Source};
+use kiln_graph::{Reference, VertexId};
 
 use super::copy::{Memo, Remembered};
 use super::job::{Begun, ClientSession, Job};
@@ -27,6 +27,24 @@ use crate::task;
 
 /// What the names of kept copies begin with among cache mounts; no step can give its cache such a name.
 pub(super) const KEPT: &str = "\0local ";
+
+/// What the names of OCI layouts begin with among the client's directories.
+const LAYOUT: &str = "oci-layout:";
+
+/// An OCI layout of the client: where it is, and what messages call an image of it.
+///
+/// # Errors
+/// `Unsupported` when this engine does not see the directory.
+pub(super) fn layout(paths: &BTreeMap<String, PathBuf>, name: &str) -> Result<(PathBuf, Reference)> {
+    let path = paths.get(&format!("{LAYOUT}{name}")).cloned().ok_or_else(|| {
+        Error::unsupported(format!(
+            "the OCI layout {name} is on the client's side, from where this engine cannot read it yet: push the image to a \
+             registry, or load it"
+        ))
+    })?;
+    let reference = name.split("::").next().unwrap_or(name).parse();
+    Ok((path, reference.map_err(|error| Error::invalid(format!("the context {name}: {error}")))?))
+}
 
 /// Files of a client's directory that the frontend reads.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
@@ -13,12 +13,12 @@ use kiln_dockerfile::{
     Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Request, ResolvedImage, include, lower,
 };
 use kiln_graph::oci::ImageConfig;
-use kiln_graph::op::ResolveMode;
-use kiln_graph::{Diagnostic, Digest, Edge, Graph, Platform, SourceFile};
+use kiln_graph::op::{OciLayoutSource, ResolveMode};
+use kiln_graph::{Diagnostic, Digest, Edge, Graph, Platform, Reference, SourceFile};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::contexts::Directory;
+use super::contexts::{self, Directory};
 use super::failure::{Failure, Place};
 use super::job::{Begun, ClientSession, Shared};
 use super::options::{ContextSource, Options};
@@ -78,6 +78,8 @@ struct Inputs {
     ignore: Ignore,
     /// The rules of the other local contexts, by the directories' names.
     ignores: BTreeMap<String, Ignore>,
+    /// Where directories of the client are that this engine sees, OCI layouts among them.
+    places: BTreeMap<String, PathBuf>,
 }
 
 /// The images that were asked about.
@@ -150,7 +152,7 @@ impl<'a> Surroundings<'a> {
                 Failure::of_source(file, refused.errors)
             })?;
             match outcome {
-                Outcome::Need(needs) => self.look_up(&needs, platform, options, file, found).await?,
+                Outcome::Need(needs) => self.look_up(&needs, platform, options, inputs, found).await?,
                 Outcome::Done(lowered) => return Ok(*lowered),
             }
         }
@@ -173,7 +175,7 @@ impl<'a> Surroundings<'a> {
         loop {
             let answer = call::answer(call, &asked, &found.known);
             match answer.map_err(|refused| Failure::of_source(file, refused.errors))? {
-                Asked::Need(needs) => self.look_up(&needs, platform, options, file, &mut found).await?,
+                Asked::Need(needs) => self.look_up(&needs, platform, options, &inputs, &mut found).await?,
                 Asked::Done(answer) => {
                     let metadata = answer.metadata(call).into_iter().map(|(name, value)| (name.to_owned(), value));
                     return Ok(metadata.chain(answer.error.map(|error| (CALL_ERROR.to_owned(), error))).collect());
@@ -188,10 +190,10 @@ impl<'a> Surroundings<'a> {
         needs: &[Need],
         platform: Option<&Platform>,
         options: &Options,
-        file: &SourceFile,
+        inputs: &Inputs,
         found: &mut Found,
     ) -> Result<(), Failure> {
-        let resolved = needs.iter().map(|need| self.resolve(need, options.resolve, platform.is_none(), file));
+        let resolved = needs.iter().map(|need| self.resolve(need, options.resolve, platform.is_none(), inputs));
         for (need, resolved) in needs.iter().zip(try_join_all(resolved).await?) {
             let (config, reference) = ((*resolved.config).clone(), resolved.reference.clone());
             found.known.insert(need.key.clone(), ResolvedImage { config, id: resolved.id, reference });
@@ -235,7 +237,8 @@ impl<'a> Surroundings<'a> {
             Some(fetched) => fetched.files,
             None => Files::Local { name: options.context.clone(), ignore: ignore.clone() },
         };
-        Ok((source, Inputs { file, context, ignore, ignores }))
+        let places = request.locals.clone();
+        Ok((source, Inputs { file, context, ignore, ignores, places }))
     }
 
     async fn directory(&self, request: &BuildRequest, name: &str, paths: &[&str]) -> Result<Option<Directory>> {
@@ -359,37 +362,52 @@ impl<'a> Surroundings<'a> {
         need: &Need,
         mode: ResolveMode,
         implicit: bool,
-        file: &SourceFile,
+        inputs: &Inputs,
     ) -> Result<Resolved, Failure> {
-        let name = match &need.key.image {
-            ImageName::Registry(name) => name,
-            ImageName::OciLayout(layout) => {
-                return Err(Error::unsupported(format!("the OCI layout {} is not supported yet", layout.name)).into());
-            }
+        let shown = match &need.key.image {
+            ImageName::Registry(name) => name.to_string(),
+            ImageName::OciLayout(layout) => format!("oci-layout://{}@{}", layout.name, layout.digest),
         };
-        let looking = Begun::internal(self.progress, &format!("[internal] load metadata for {name}"))?;
+        let looking = Begun::internal(self.progress, &format!("[internal] load metadata for {shown}"))?;
+        let result = match &need.key.image {
+            ImageName::Registry(name) => self.resolve_named(name, &need.key.platform, mode, implicit).await,
+            ImageName::OciLayout(layout) => self.resolve_layout(layout, &need.key.platform, &inputs.places).await,
+        };
+        looking.end(result.as_ref().err());
+        result.map_err(|error| unresolved(error, need, &inputs.file))
+    }
+
+    /// Finds an image of an OCI layout of the client.
+    async fn resolve_layout(
+        &self,
+        layout: &OciLayoutSource,
+        platform: &Platform,
+        places: &BTreeMap<String, PathBuf>,
+    ) -> Result<Resolved> {
+        let (path, name) = contexts::layout(places, &layout.name)?;
+        let (images, digest, platform) = (self.images.clone(), layout.digest, platform.clone());
+        task::blocking(move || images.resolve_layout(&path, &digest, &platform, &name)).await
+    }
+
+    /// Finds an image here or at a registry.
+    async fn resolve_named(
+        &self,
+        name: &Reference,
+        platform: &Platform,
+        mode: ResolveMode,
+        implicit: bool,
+    ) -> Result<Resolved> {
         let policy = match mode {
             ResolveMode::PreferLocal => Policy::Missing,
             ResolveMode::Pull => Policy::Always,
         };
-        let platform = &need.key.platform;
         let mut result = self.images.resolve(self.lease, name, Some(platform), policy, self.registry).await;
         if implicit && policy == Policy::Missing && result.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
             // Without a platform asked for, an image that is here is taken as it is, whatever it is for.
             let here = self.images.resolve(self.lease, name, None, Policy::Never, self.registry).await;
             result = here.or(result);
         }
-        looking.end(result.as_ref().err());
-        result.map_err(|error| {
-            let hint = need.suggestion.as_ref().map(|stage| format!(" (did you mean the stage {stage}?)"));
-            let error = match hint.filter(|_| error.kind() == Kind::NotFound) {
-                Some(hint) => Error::new(error.kind(), format!("{error}{hint}")),
-                None => error,
-            };
-            let (file, span) = file.origin(need.span);
-            let place = Place { file: file.clone(), lines: file.lines(span), columns: None, finding: None };
-            Failure { error, vertex: None, places: vec![place], kept: None }
-        })
+        result
     }
 
     fn warn(&self, vertex: Digest, file: &SourceFile, warnings: &[Diagnostic]) {
@@ -412,6 +430,18 @@ impl<'a> Surroundings<'a> {
     }
 }
 
+/// Says of an image that was not found what may have been meant, and where it is named.
+fn unresolved(error: Error, need: &Need, file: &SourceFile) -> Failure {
+    let hint = need.suggestion.as_ref().map(|stage| format!(" (did you mean the stage {stage}?)"));
+    let error = match hint.filter(|_| error.kind() == Kind::NotFound) {
+        Some(hint) => Error::new(error.kind(), format!("{error}{hint}")),
+        None => error,
+    };
+    let (file, span) = file.origin(need.span);
+    let place = Place { file: file.clone(), lines: file.lines(span), columns: None, finding: None };
+    Failure { error, vertex: None, places: vec![place], kept: None }
+}
+
 fn lowering_request<'a>(options: &'a Options, inputs: &'a Inputs) -> Request<'a> {
     let Inputs { file, context, ignores, .. } = inputs;
     let named = |source: &ContextSource| match source {
@@ -422,6 +452,7 @@ fn lowering_request<'a>(options: &'a Options, inputs: &'a Inputs) -> Request<'a>
         }
         ContextSource::Git(git) => NamedContext::Files(Files::Git(git.clone())),
         ContextSource::Http(http) => NamedContext::Files(Files::File(http.clone())),
+        ContextSource::OciLayout(layout) => NamedContext::OciLayout(layout.clone()),
     };
     Request {
         target: options.target.as_deref(),

@@ -9,7 +9,7 @@ use kiln_graph::{Digest, Graph, Vertex, VertexId};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::contexts::Locals;
+use super::contexts::{self, Locals};
 use super::copy::{Owners, Selection, Tree};
 use super::devices::Allowed;
 use super::progress::{Event, Part, Progress, VertexState};
@@ -324,14 +324,15 @@ impl Job {
                 let id = image.image_id.ok_or_else(|| Error::unsupported("an image that was not resolved"))?;
                 let resolved = self.images.get(&id);
                 let resolved = resolved.ok_or_else(|| Error::internal("an image was not resolved"))?;
-                let chain = resolved.config.rootfs.chain_ids().pop();
-                let image = Arc::clone(resolved);
-                Ok(Value::FileSystem(FileSystem::Image { vertex: vertex.digest(), image, chain }))
+                Ok(FileSystem::of_image(vertex, Arc::clone(resolved)).into())
             }
             Source::Local(local) => Ok(Value::Local(self.locals.open(local)?)),
             Source::Git(_) | Source::Http(_) => Err(Error::internal("a source that is fetched was taken as it is")),
             Source::OciLayout(layout) => {
-                Err(Error::unsupported(format!("the OCI layout {} of the client is not supported yet", layout.name)))
+                let (path, name) = contexts::layout(&self.locals.paths, &layout.name)?;
+                let images = &self.solver.deps().images;
+                let resolved = images.resolve_layout(&path, &layout.digest, &vertex.platform, &name)?;
+                Ok(FileSystem::of_image(vertex, Arc::new(resolved)).into())
             }
         }
     }

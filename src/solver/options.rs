@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kiln_dockerfile::call::Call;
 use kiln_dockerfile::{NoCache, Remote};
-use kiln_graph::op::{GitSource, HttpSource, NetworkMode, ResolveMode, Ulimit};
+use kiln_graph::op::{GitSource, HttpSource, NetworkMode, OciLayoutSource, ResolveMode, Ulimit};
 use kiln_graph::{Platform, Reference};
 
 use super::attest::{self, Attest};
@@ -64,6 +64,8 @@ pub(super) enum ContextSource {
     Git(GitSource),
     /// A file by HTTP.
     Http(HttpSource),
+    /// An image of an OCI layout.
+    OciLayout(OciLayoutSource),
 }
 
 impl Default for Options {
@@ -292,6 +294,11 @@ fn context_source(name: &str, value: &str) -> Result<ContextSource> {
         let reference = reference.parse().map_err(|error| Error::invalid(format!("context {name}: {error}")))?;
         return Ok(ContextSource::Image(reference));
     }
+    if let Some(layout) = value.strip_prefix("oci-layout://") {
+        let digest = layout.rsplit_once('@').and_then(|(layout, digest)| Some((layout, digest.parse().ok()?)));
+        let (layout, digest) = digest.ok_or_else(|| Error::invalid(format!("context {name}={value}: no digest")))?;
+        return Ok(ContextSource::OciLayout(OciLayoutSource { name: layout.to_owned(), digest }));
+    }
     if let Some(local) = value.strip_prefix("local:") {
         return Ok(ContextSource::Local(local.to_owned()));
     }
@@ -362,6 +369,31 @@ mod tests {
         assert_eq!((names.join(" ").as_str(), options.multi_platform), ("linux/amd64 linux/arm64", true));
         assert!(!parse(&[("platform", "arm64")]).unwrap().multi_platform);
         assert!(parse(&[("platform", "arm64"), ("multi-platform", "true")]).unwrap().multi_platform);
+    }
+
+    #[test]
+    fn contexts_elsewhere_are_told_by_their_addresses() {
+        let of = |attrs: &[(&str, &str)]| parse(attrs).unwrap();
+        let git = |source: Option<Elsewhere>| match source {
+            Some(Elsewhere::Git(git)) => git,
+            other => panic!("{other:?}"),
+        };
+        let main = of(&[("context", "https://a.b/c.git#main:sub"), ("contextsubdir", "d")]);
+        assert_eq!(main.context_subdir, "d");
+        let main = git(main.elsewhere);
+        assert_eq!((main.reference.as_str(), main.subdir.as_str(), main.keep_git_dir), ("main", "sub", false));
+        let kept = of(&[("context", "github.com/a/b"), ("build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR", "1")]);
+        let kept = git(kept.elsewhere);
+        assert_eq!((kept.remote.as_str(), kept.keep_git_dir), ("https://github.com/a/b", true));
+        assert!(matches!(of(&[("context", "http://buildkit-session/x")]).elsewhere, Some(Elsewhere::File(_))));
+
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let layout = format!("oci-layout://base@{digest}");
+        let named =
+            of(&[("context:g", "git@a.b:c"), ("context:h", "https://a.b/c.tar"), ("context:o", &layout)]).contexts;
+        assert!(matches!(&named["g"], ContextSource::Git(git) if git.keep_git_dir));
+        assert!(matches!(&named["h"], ContextSource::Http(http) if http.filename.is_empty()));
+        assert!(matches!(&named["o"], ContextSource::OciLayout(layout) if layout.name == "base"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use kiln_dockerfile::Ignore;
-use kiln_graph::Digest;
+use kiln_graph::{Digest, Vertex};
 
 use super::copy::{Memo, Owners, Tree};
 use crate::error::{Error, Result};
@@ -136,7 +136,19 @@ impl Layer {
     }
 }
 
+impl From<FileSystem> for Value {
+    fn from(file_system: FileSystem) -> Self {
+        Self::FileSystem(file_system)
+    }
+}
+
 impl FileSystem {
+    /// The file system of an image, as the value of the vertex that stands for it.
+    pub(super) fn of_image(vertex: &Vertex, image: Arc<Resolved>) -> Self {
+        let chain = image.config.rootfs.chain_ids().pop();
+        Self::Image { vertex: vertex.digest(), image, chain }
+    }
+
     /// Returns the chain ID, if that is known by now; `Some(None)` is that of an empty one.
     #[expect(clippy::option_option, reason = "whether it is known, and what it is")]
     pub(super) fn chain_now(&self) -> Option<Option<Digest>> {

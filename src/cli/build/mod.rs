@@ -19,6 +19,7 @@ mod ssh;
 mod unsupported;
 mod verify;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -82,7 +83,8 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
     args.on_failure.iter().try_for_each(OnFailure::check)?;
     let secrets = Secrets::parse(&args.secrets, |name| std::env::var_os(name).is_some())?;
     let docker = DockerConfig::load(&context.environment)?;
-    let agents = ssh::agents(&args.ssh, std::env::var_os("SSH_AUTH_SOCK").map(Into::into))?;
+    let agent = std::env::var_os("SSH_AUTH_SOCK").filter(|path| !path.is_empty());
+    let agents = ssh::agents(&args.ssh, agent.as_deref().map(Path::new))?;
     let upload = format!("http://{UPLOAD_HOST}/{}", identifier()?);
     let mut sources = Sources::find(&args.context, args.file.as_deref(), std::io::stdin(), &upload)?;
     let uploads = sources.upload.take().map(|content| (upload, content.0));

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use kiln_graph::Reference;
+use kiln_graph::oci::Index;
+use kiln_graph::{Digest, Reference};
 
 use super::context::{directory, is_address};
 use crate::error::{Error, Result, ResultExt as _};
@@ -48,6 +49,11 @@ impl Named {
                 image.trim_start_matches("//").parse::<Reference>()?;
                 value.to_owned()
             }
+            Some(("oci-layout", layout)) => {
+                let (dir, digest) = layout_image(layout.trim_start_matches("//"))?;
+                self.locals.insert(format!("oci-layout:{name}"), dir);
+                format!("oci-layout://{name}@{digest}")
+            }
             _ if !Path::new(value).is_dir() && is_address(value) => value.to_owned(),
             _ => {
                 // These names belong to the main context.
@@ -58,6 +64,41 @@ impl Named {
         };
         self.values.insert(name.to_owned(), value);
         Ok(())
+    }
+}
+
+/// Finds the image that `PATH[:TAG][@DIGEST]` names in an OCI layout: without either, the only one, or that of `latest`.
+fn layout_image(text: &str) -> Result<(PathBuf, Digest)> {
+    let (path, digest) = match text.split_once('@') {
+        Some((path, digest)) => (path, Some(digest.parse::<Digest>()?)),
+        None => (text, None),
+    };
+    // A colon before a slash belongs to the path.
+    let (path, tag) = match path.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
+        Some((path, tag)) => (path, Some(tag)),
+        None => (path, None),
+    };
+    let dir = directory(Path::new(path))?;
+    if let Some(digest) = digest {
+        return Ok((dir, digest));
+    }
+    let file = dir.join("index.json");
+    let bytes = std::fs::read(&file)
+        .map_err(|error| Error::not_found(format!("{path} is no OCI layout: read {}: {error}", file.display())))?;
+    let index: Index = serde_json::from_slice(&bytes).context(|| format!("read {}", file.display()))?;
+    let named = |wanted: &str| {
+        index.manifests.iter().find(|manifest| {
+            manifest.annotations.get("org.opencontainers.image.ref.name").is_some_and(|name| name == wanted)
+        })
+    };
+    let found = match (tag, index.manifests.as_slice()) {
+        (Some(tag), _) => named(tag),
+        (None, [only]) => Some(only),
+        (None, _) => named("latest"),
+    };
+    match found {
+        Some(manifest) => Ok((dir, manifest.digest)),
+        None => Err(Error::not_found(format!("the OCI layout {path} has no image {}", tag.unwrap_or("latest")))),
     }
 }
 

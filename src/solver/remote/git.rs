@@ -349,9 +349,9 @@ impl Job {
         let uid = rustix::process::geteuid().as_raw();
         let owner = SocketOwner { uid, gid: rustix::process::getegid().as_raw(), mode: 0o600 };
         let agent = AgentSocket::open(session, AGENT, &sockets, owner).await.context(context)?;
-        // A host's key is remembered when it is seen first, and another one is refused from then on.
+        // No keys of the engine's own user: the client's agent alone. A host's key is remembered when it is seen first, and another one is refused from then on.
         let ssh = format!(
-            "ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile='{}' \
+            "ssh -F none -o IdentityFile=none -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile='{}' \
              -o ConnectTimeout=20 -o ServerAliveInterval=15",
             known.display()
         );

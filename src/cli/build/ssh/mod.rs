@@ -29,14 +29,14 @@ const PIPE_BYTES: usize = 64 << 10;
 ///
 /// # Errors
 /// `InvalidArgument` for a malformed option and for what is neither a socket nor a key; `NotFound` for files that are not there.
-pub(super) fn agents(options: &[String], running: Option<PathBuf>) -> Result<BTreeMap<String, Agent>> {
+pub(super) fn agents(options: &[String], running: Option<&Path>) -> Result<BTreeMap<String, Agent>> {
     let mut agents = BTreeMap::new();
     for option in options {
         let (id, paths) = option.split_once('=').map_or((option.as_str(), None), |(id, paths)| (id, Some(paths)));
         let id = if id.is_empty() { DEFAULT } else { id };
         let paths: Vec<PathBuf> = match paths {
             Some(paths) => paths.split(',').filter(|path| !path.is_empty()).map(PathBuf::from).collect(),
-            None => running.clone().into_iter().collect(),
+            None => running.map(Path::to_owned).into_iter().collect(),
         };
         let agent = agent(&paths).context(|| format!("--ssh {option}"))?;
         if agents.insert(id.to_owned(), agent).is_some() {
@@ -100,19 +100,20 @@ mod tests {
     fn an_agent_is_a_socket_or_keys_and_mistakes_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent");
-        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let of = |options: &[&str], running: Option<PathBuf>| {
+        let path = path.as_path();
+        let _listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        let of = |options: &[&str], running: Option<&Path>| {
             let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
             agents(&options, running).map(|agents| agents.into_keys().collect::<Vec<_>>())
         };
-        assert_eq!(of(&["default"], Some(path.clone())).unwrap(), ["default"]);
+        assert_eq!(of(&["default"], Some(path)).unwrap(), ["default"]);
         let named = format!("mine={}", path.display());
-        assert_eq!(of(&[&named, "default"], Some(path.clone())).unwrap(), ["default", "mine"]);
+        assert_eq!(of(&[&named, "default"], Some(path)).unwrap(), ["default", "mine"]);
         for (options, running, kind) in [
             (&["default"][..], None, Kind::InvalidArgument),
             (&["x=/nonexistent"], None, Kind::NotFound),
             (&["x=/etc/passwd"], None, Kind::InvalidArgument),
-            (&["default", "default"], Some(path.clone()), Kind::InvalidArgument),
+            (&["default", "default"], Some(path), Kind::InvalidArgument),
         ] {
             assert_eq!(of(options, running).unwrap_err().kind(), kind, "{options:?}");
         }
