@@ -353,7 +353,7 @@ impl Job {
         let ssh = format!(
             "ssh -F none -o IdentityFile=none -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile='{}' \
              -o ConnectTimeout=20 -o ServerAliveInterval=15",
-            known.display()
+            known.display().to_string().replace('\'', "'\\''")
         );
         let env = vec![
             ("SSH_AUTH_SOCK".to_owned(), agent.path().into_os_string()),
