@@ -125,6 +125,12 @@ pub(super) struct PruneArgs {
     /// Keep so much of what was used last, such as 10g
     #[arg(long, visible_alias = "reserved-space", value_name = "SIZE")]
     keep_storage: Option<String>,
+    /// Keep no more than this, such as 20g
+    #[arg(long, value_name = "SIZE")]
+    max_used_space: Option<String>,
+    /// Remove until so much of the disk is free
+    #[arg(long, value_name = "SIZE")]
+    min_free_space: Option<String>,
 }
 
 async fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode> {
@@ -141,14 +147,16 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode> {
 
 fn request(args: &PruneArgs) -> Result<PruneRequest> {
     let (keep_duration, filter) = selection(&args.filters)?;
-    let keep = args.keep_storage.as_deref().map(value::bytes).transpose().context(|| "--keep-storage")?;
+    let space = |flag: &str, text: &Option<String>| -> Result<i64> {
+        Ok(text.as_deref().map(value::bytes).transpose().context(|| format!("--{flag}"))?.unwrap_or(0))
+    };
     Ok(PruneRequest {
         filter,
         all: args.all,
         keep_duration,
-        reserved_space: keep.unwrap_or(0),
-        max_used_space: keep.unwrap_or(0),
-        min_free_space: 0,
+        reserved_space: space("reserved-space", &args.keep_storage)?,
+        max_used_space: space("max-used-space", &args.max_used_space)?,
+        min_free_space: space("min-free-space", &args.min_free_space)?,
     })
 }
 
@@ -191,10 +199,18 @@ mod tests {
     #[test]
     fn filters_by_age_are_not_passed_on_as_filters() {
         let filters = vec!["until=1h".to_owned(), "type=regular".to_owned()];
-        let args = PruneArgs { all: true, force: true, filters, keep_storage: Some("1g".to_owned()) };
+        let args = PruneArgs {
+            all: true,
+            force: true,
+            filters,
+            keep_storage: Some("1g".to_owned()),
+            max_used_space: None,
+            min_free_space: Some("2g".to_owned()),
+        };
         let request = request(&args).unwrap();
         assert_eq!((request.keep_duration, request.filter), (3_600_000_000_000, vec!["type=regular".to_owned()]));
-        assert_eq!((request.all, request.max_used_space), (true, 1 << 30));
+        assert_eq!((request.all, request.reserved_space, request.max_used_space), (true, 1 << 30, 0));
+        assert_eq!(request.min_free_space, 2 << 30);
     }
 
     #[test]
