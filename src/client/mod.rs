@@ -10,6 +10,7 @@ mod forward;
 mod http;
 mod query;
 mod session;
+mod share;
 
 pub use build::{Builder, Refused};
 pub use deliver::Delivery;

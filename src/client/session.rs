@@ -3,7 +3,9 @@
 //!
 //! This side is the gRPC server, over a connection it opened itself with `POST /session`.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -17,6 +19,7 @@ use tonic::{Request, Response, Status};
 use super::deliver::{self, Delivery, SEND};
 use super::forward::{Agents, Uploads};
 use super::http::Client;
+use super::share::Directories;
 use crate::error::{Error, Result};
 use crate::task::{Owned, blocking};
 use crate::types::build::health::health_check_response::ServingStatus;
@@ -25,6 +28,7 @@ use crate::types::build::health::{HealthCheckRequest, HealthCheckResponse, Healt
 use crate::types::build::moby::buildkit::secrets::v1::secrets_server::{Secrets, SecretsServer};
 use crate::types::build::moby::buildkit::secrets::v1::{GetSecretRequest, GetSecretResponse};
 use crate::types::build::moby::filesync::v1::auth_server::{Auth, AuthServer};
+use crate::types::build::moby::filesync::v1::file_sync_server::FileSyncServer;
 use crate::types::build::moby::filesync::v1::{
     CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse, GetTokenAuthorityRequest,
     GetTokenAuthorityResponse, VerifyTokenAuthorityRequest, VerifyTokenAuthorityResponse,
@@ -46,6 +50,9 @@ const OF_AGENTS: &[&str] = &["/moby.sshforward.v1.SSH/CheckAgent", "/moby.sshfor
 /// Those that are served when there is something to upload.
 const OF_UPLOADS: &[&str] = &["/moby.upload.v1.Upload/Pull"];
 
+/// Those that are served when there are directories.
+const OF_DIRECTORIES: &[&str] = &["/moby.filesync.v1.FileSync/DiffCopy"];
+
 /// Looks something up by name; may block.
 pub type Lookup<T> = Arc<dyn Fn(&str) -> Result<Option<T>> + Send + Sync>;
 
@@ -62,19 +69,32 @@ pub struct Offer {
     pub agents: Agents,
     /// A context that comes in by standard input.
     pub uploads: Uploads,
+    /// Directories, by the names the engine is told.
+    pub dirs: BTreeMap<String, PathBuf>,
+    /// Names the directory that is built from among those of all clients, so that the engine can keep what it gets of it.
+    pub shared_key: String,
 }
 
 impl Offer {
     /// Offers secrets and credentials alone.
     #[must_use]
     pub fn new(secrets: Lookup<Vec<u8>>, credentials: Lookup<(String, String)>) -> Self {
-        Self { secrets, credentials, outputs: Vec::new(), agents: Agents::default(), uploads: Uploads::default() }
+        Self {
+            secrets,
+            credentials,
+            outputs: Vec::new(),
+            agents: Agents::default(),
+            uploads: Uploads::default(),
+            dirs: BTreeMap::new(),
+            shared_key: String::new(),
+        }
     }
 
     fn methods(&self) -> impl Iterator<Item = &'static str> + use<> {
         let agents = if self.agents.0.is_empty() { &[][..] } else { OF_AGENTS };
         let uploads = if self.uploads.is_empty() { &[][..] } else { OF_UPLOADS };
-        METHODS.iter().chain(agents).chain(uploads).copied()
+        let dirs = if self.dirs.is_empty() { &[][..] } else { OF_DIRECTORIES };
+        METHODS.iter().chain(agents).chain(uploads).chain(dirs).copied()
     }
 }
 
@@ -100,7 +120,7 @@ impl Client {
             .request(Method::POST, "/session")
             .header("X-Docker-Expose-Session-Uuid", id)
             .header("X-Docker-Expose-Session-Name", "kiln")
-            .header("X-Docker-Expose-Session-Sharedkey", "");
+            .header("X-Docker-Expose-Session-Sharedkey", &offer.shared_key);
         for method in offer.methods() {
             request = request.header("X-Docker-Expose-Session-Grpc-Method", method);
         }
@@ -118,9 +138,11 @@ impl Client {
 fn services(mut offer: Offer) -> Router {
     let outputs = Arc::new(std::mem::take(&mut offer.outputs));
     let (agents, uploads) = (offer.agents.clone(), offer.uploads.clone());
+    let dirs = Directories(Arc::new(std::mem::take(&mut offer.dirs)));
     let service = Service(offer);
     Router::new()
         .route_service("/moby.sshforward.v1.SSH/{method}", SshServer::new(agents))
+        .route_service("/moby.filesync.v1.FileSync/{method}", FileSyncServer::new(dirs))
         .route_service("/moby.upload.v1.Upload/{method}", UploadServer::new(uploads))
         .route_service("/moby.buildkit.secrets.v1.Secrets/{method}", SecretsServer::new(service.clone()))
         .route_service("/moby.filesync.v1.Auth/{method}", AuthServer::new(service.clone()))

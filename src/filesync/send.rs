@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -57,6 +58,14 @@ impl Source {
     pub fn directory(root: OwnedFd, filter: Filter, as_root: bool) -> Self {
         let branch = Branch { name: String::new(), root: Some(root), filter, extra: BTreeMap::new() };
         Self { branches: vec![branch], as_root, mtime_ns: None }
+    }
+
+    /// Opens a directory to be sent as root's. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(path: &Path, filter: Filter) -> Result<Self> {
+        Ok(Self::directory(tree::open_root(path)?, filter, true))
     }
 }
 

@@ -173,7 +173,11 @@ impl Bridge {
             let metadata = answer.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
             return Ok(Findings { refs: Refs::None, metadata });
         }
-        let draft = self.shop.frontend(frontend, attrs).await?;
+        if let Some(answer) = Box::pin(self.shop.answer(frontend, attrs)).await? {
+            let metadata = answer.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
+            return Ok(Findings { refs: Refs::None, metadata });
+        }
+        let draft = Box::pin(self.shop.frontend(frontend, attrs)).await?;
         Ok(self.findings(draft)?)
     }
 

@@ -23,24 +23,9 @@ const FRONTENDS: &[&str] = &[
     "statfile",
 ];
 
-/// What steps can do. A client that builds from a Dockerfile asks for some of these, though it sends no LLB.
-const LLB: &[&str] = &[
-    "constraints",
-    "exporter.multiple",
-    "meta.description",
-    "meta.ignorecache",
-    "meta.progressgroup",
-    "platform",
-    "source.image",
-    "source.image.resolvemode",
-    "source.local",
-    "source.local.excludepatterns",
-    "source.local.followpaths",
-    "source.local.includepatterns",
-    "source.local.sessionid",
-    "source.local.sharedkeyhint",
-    "source.local.unique",
-];
+/// What definitions and exporters can do. Definitions cannot be built yet; these are about exporters, which clients that build
+/// from a Dockerfile ask for.
+const LLB: &[&str] = &["exporter.image.attestations", "exporter.multiple"];
 
 fn capabilities(ids: &[&str]) -> Vec<ApiCap> {
     ids.iter().map(|id| ApiCap { id: (*id).to_owned(), enabled: true, ..ApiCap::default() }).collect()
@@ -51,7 +36,7 @@ pub(super) fn of_frontends() -> Vec<ApiCap> {
     capabilities(FRONTENDS)
 }
 
-/// Returns what steps can do.
+/// Returns what definitions and exporters can do.
 pub(super) fn of_llb() -> Vec<ApiCap> {
     capabilities(LLB)
 }

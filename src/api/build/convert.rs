@@ -189,25 +189,24 @@ fn signed(number: u64) -> i64 {
 
 /// Writes a failed build as a status with the step and the places in the sources among its details.
 pub(super) fn failure(failure: &Failure) -> tonic::Status {
-    let vertex = failure.vertex.map(|digest| Detail::Vertex(VertexDetail { digest: digest.to_string() }));
-    let places = failure.places.iter().map(|place| Detail::Source(source(place)));
-    let kept = failure.kept.iter().map(|id| Detail::Solve(SolveDetail { mount_ids: vec![id.clone()] }));
-    let details: Vec<Detail> = places.chain(vertex).chain(kept).collect();
-    let (_, code, _) = failure.error.kind().codes();
-    let message = failure.error.to_string();
-    let encoded = Bytes::from(encode_details(code, &message, &details));
-    tonic::Status::with_details(code.into(), message, encoded)
+    failure_as(failure, failure.error.kind().codes().1.into())
 }
 
 /// Writes a failure for a frontend at a client, which reports it again: clients put the code's name before the message each
 /// time, and BuildKit gives most failures none.
 pub(super) fn failure_of_part(failure: &Failure) -> tonic::Status {
-    let status = self::failure(failure);
-    if status.code() == tonic::Code::Cancelled {
-        return status;
-    }
-    let details = Bytes::copy_from_slice(status.details());
-    tonic::Status::with_details(tonic::Code::Unknown, status.message(), details)
+    let code = tonic::Code::from(failure.error.kind().codes().1);
+    failure_as(failure, if code == tonic::Code::Cancelled { code } else { tonic::Code::Unknown })
+}
+
+fn failure_as(failure: &Failure, code: tonic::Code) -> tonic::Status {
+    let vertex = failure.vertex.map(|digest| Detail::Vertex(VertexDetail { digest: digest.to_string() }));
+    let places = failure.places.iter().map(|place| Detail::Source(source(place)));
+    let kept = failure.kept.iter().map(|id| Detail::Solve(SolveDetail { mount_ids: vec![id.clone()] }));
+    let details: Vec<Detail> = places.chain(vertex).chain(kept).collect();
+    let message = failure.error.to_string();
+    let encoded = Bytes::from(encode_details(code.into(), &message, &details));
+    tonic::Status::with_details(code, message, encoded)
 }
 
 /// Writes an error as a status.

@@ -19,6 +19,7 @@ mod ssh;
 mod unsupported;
 mod verify;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -73,7 +74,6 @@ enum End {
 }
 
 async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
-    refuse_daemon(context)?;
     let asked = Asked::parse(args)?;
     let mut screen = Screen::new();
     let mode = if args.quiet { Mode::Quiet } else { args.progress };
@@ -102,8 +102,18 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
     let mut display = Display::new(mode, screen.is_terminal(), screen.colors(), screen.now());
     let deliveries: Vec<_> = outputs.into_iter().map(|output| output.delivery).collect();
     let stdout_taken = deliveries.contains(&Some(Delivery::Stdout));
-    let offer =
-        Offer { agents: Agents(agents), uploads: Uploads::new(uploads), ..offer::offer(secrets, docker, deliveries) };
+    let dirs = match context.client.endpoint() {
+        // It is this program with these credentials: it reads them in place.
+        Endpoint::Child(_) => BTreeMap::new(),
+        _ => offer::take_directories(&mut request),
+    };
+    let offer = Offer {
+        agents: Agents(agents),
+        uploads: Uploads::new(uploads),
+        shared_key: offer::shared_key(&dirs),
+        dirs,
+        ..offer::offer(secrets, docker, deliveries)
+    };
     let session = context.client.session(&request.session, offer).await?;
     let detail = if args.debug { WarningDetail::Full } else { WarningDetail::Short };
     match follow(context, request, &mut display, &mut screen, detail).await? {
@@ -132,16 +142,6 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
             Ok(ExitCode::from(refused.error.kind().codes().2.max(1)))
         }
         End::Interrupted(signal) => Ok(ExitCode::from(128 + signal)),
-    }
-}
-
-/// An engine that does not share this command's files would have to fetch them.
-fn refuse_daemon(context: &Context) -> Result<()> {
-    match context.client.endpoint() {
-        Endpoint::Child(_) => Ok(()),
-        daemon => Err(Error::unsupported(format!(
-            "building with the daemon at {daemon} is not there yet: give --root to build without it"
-        ))),
     }
 }
 

@@ -1,0 +1,302 @@
+//! Clients of BuildKit's API against the daemon: Kiln's own command, a frontend at the client as buildx has it, and docker with
+//! buildx where they are installed.
+
+mod support;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln::client::{Client, Dialer, Offer, Session};
+use kiln::types::build::control_client::ControlClient;
+use kiln::types::build::frontend::llb_bridge_client::LlbBridgeClient;
+use kiln::types::build::frontend::{
+    self, EvaluateRequest, PingRequest, ReadDirRequest, ReadFileRequest, Ref, ReturnRequest, StatFileRequest, result,
+};
+use kiln::types::build::{Exporter, SolveRequest, SolveResponse, google};
+use support::{Kiln, PATIENCE, Run, Running, eventually, is_installed, is_root};
+use tonic::transport::Channel;
+
+/// A daemon on a socket of its own, with `busybox:latest` in its store.
+struct Daemon {
+    _process: Running,
+    host: String,
+    kiln: Kiln,
+}
+
+impl Daemon {
+    fn start() -> Option<Self> {
+        is_root().then(|| {
+            let kiln = Kiln::with_busybox();
+            let host = format!("unix://{}", kiln.home().join("kiln.sock").display());
+            let run = Run::new(support::KILN).arg("daemon").arg("--root").arg(kiln.root()).args(["-H", &host]);
+            let mut process = run.env("HOME", kiln.home()).within(Duration::from_secs(600)).spawn();
+            process.until_it_says("listening on");
+            Self { _process: process, host, kiln }
+        })
+    }
+
+    /// Prepares a command that speaks to the daemon.
+    fn command(&self, args: &[&str]) -> Run {
+        let run = Run::new(support::KILN).args(["-H", &self.host]).args(args).cwd(self.kiln.scratch());
+        run.env("HOME", self.kiln.home()).without_env("DOCKER_CONFIG").without_env("BUILDKIT_PROGRESS")
+    }
+
+    fn dockerfile(&self, text: &str) {
+        self.kiln.write("Dockerfile", text);
+    }
+
+    /// What the image holds in a file, read by a container.
+    fn cat(&self, image: &str, path: &str) -> String {
+        self.command(&["run", "--rm", image, "cat", path]).ok()
+    }
+}
+
+/// A client with a session that offers the daemon's scratch directory as buildx does, and a build that waits for its frontend.
+struct Frontend {
+    bridge: LlbBridgeClient<Channel>,
+    control: ControlClient<Channel>,
+    reference: String,
+    session: String,
+    _open: Session,
+}
+
+impl Frontend {
+    async fn open(daemon: &Daemon, name: &str) -> Self {
+        let client = Client::new(Dialer::new(daemon.host.parse().expect("a host")).expect("a dialer"));
+        let scratch: PathBuf = daemon.kiln.scratch();
+        let none = Offer::new(Arc::new(|_| Ok(None)), Arc::new(|_| Ok(None)));
+        let names = ["context", "dockerfile"];
+        let dirs: BTreeMap<_, _> = names.iter().map(|name| ((*name).to_owned(), scratch.clone())).collect();
+        let session = format!("session-{name}");
+        let open =
+            client.session(&session, Offer { dirs, shared_key: "key".into(), ..none }).await.expect("open a session");
+        let channel = client.grpc().await.expect("reach the build service");
+        let (bridge, control) = (LlbBridgeClient::new(channel.clone()), ControlClient::new(channel));
+        Self { bridge, control, reference: name.to_owned(), session, _open: open }
+    }
+
+    /// Names the build of a call.
+    fn call<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request
+            .metadata_mut()
+            .insert("buildkit-controlapi-buildid", self.reference.parse().expect("a name of letters"));
+        request
+    }
+
+    /// Begins the build.
+    fn begin(&self, image: &str) -> tokio::task::JoinHandle<Result<SolveResponse, tonic::Status>> {
+        let attrs = HashMap::from([("name".to_owned(), image.to_owned())]);
+        let request = SolveRequest {
+            r#ref: self.reference.clone(),
+            session: self.session.clone(),
+            exporters: vec![Exporter { r#type: "image".into(), attrs }],
+            ..SolveRequest::default()
+        };
+        let mut control = self.control.clone();
+        tokio::spawn(async move { control.solve(request).await.map(tonic::Response::into_inner) })
+    }
+
+    /// Has the Dockerfile lowered.
+    async fn solve(&mut self) -> Result<frontend::Result, tonic::Status> {
+        let request = frontend::SolveRequest { frontend: "dockerfile.v0".into(), ..frontend::SolveRequest::default() };
+        let request = self.call(request);
+        Ok(self.bridge.solve(request).await?.into_inner().result.unwrap_or_default())
+    }
+
+    async fn answer(&mut self, result: frontend::Result) {
+        let request = self.call(ReturnRequest { result: Some(result), error: None });
+        self.bridge.r#return(request).await.expect("return a result");
+    }
+}
+
+fn reference(result: &frontend::Result) -> String {
+    match &result.result {
+        Some(result::Result::Ref(Ref { id, .. })) => id.clone(),
+        other => panic!("expected one result, got {other:?}"),
+    }
+}
+
+#[test]
+fn privileged_the_command_builds_with_a_daemon_and_sends_what_changed() {
+    let Some(daemon) = Daemon::start() else { return };
+    daemon.dockerfile("FROM busybox\nCOPY . /app/\nRUN cat /app/a > /copied\n");
+    daemon.kiln.write(".dockerignore", "ignored\n");
+    daemon.kiln.write("a", "one");
+    daemon.kiln.write("ignored/x", "x");
+    let build = ["build", "--progress=plain", "-t", "app", "."];
+    daemon.command(&build).ok();
+    assert_eq!(daemon.cat("app", "/copied"), "one");
+    assert_eq!(daemon.command(&["run", "--rm", "app", "ls", "/app"]).ok(), "Dockerfile\na");
+    let again = daemon.command(&build).output();
+    assert!(again.stderr.contains("CACHED"), "{}", again.report());
+    daemon.kiln.write("a", "two!");
+    std::fs::remove_file(daemon.kiln.scratch().join(".dockerignore")).unwrap();
+    daemon.command(&build).ok();
+    assert_eq!(daemon.cat("app", "/copied"), "two!");
+    assert_eq!(daemon.command(&["run", "--rm", "app", "ls", "/app"]).ok(), "Dockerfile\na\nignored");
+    let stdin = daemon.command(&["build", "-q", "-t", "in", "-f", "-", "."]).stdin("FROM busybox\nCOPY a /b\n");
+    stdin.ok();
+    assert_eq!(daemon.cat("in", "/b"), "two!");
+    let usage = daemon.command(&["builder", "du"]).ok();
+    assert!(usage.contains("mount"), "what is kept of the context is listed: {usage}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_frontend_at_the_client_asks_looks_and_returns() {
+    let Some(daemon) = Daemon::start() else { return };
+    daemon.dockerfile("FROM busybox AS base\nRUN mkdir /d && echo hello > /d/f && ln -s f /d/link\nENV A=b\n");
+    let mut client = Frontend::open(&daemon, "looks").await;
+    // The call waits for its build.
+    let early = client.call(PingRequest {});
+    let mut bridge = client.bridge.clone();
+    let early = tokio::spawn(async move { bridge.ping(early).await });
+    let built = client.begin("looked");
+    let pong = early.await.unwrap().unwrap().into_inner();
+    assert!(pong.frontend_api_caps.iter().any(|cap| cap.id == "solve.base" && cap.enabled));
+    assert!(!pong.frontend_api_caps.iter().any(|cap| cap.id == "gateway.exec"), "it is not there");
+
+    let solved = client.solve().await.unwrap();
+    let id = reference(&solved);
+    let config = String::from_utf8(solved.metadata["containerimage.config"].clone()).unwrap();
+    assert!(config.contains("A=b"), "{config}");
+    let evaluate = client.call(EvaluateRequest { r#ref: id.clone() });
+    client.bridge.evaluate(evaluate).await.unwrap();
+    let read = client.call(ReadFileRequest { r#ref: id.clone(), file_path: "/d/link".into(), ..Default::default() });
+    assert_eq!(client.bridge.read_file(read).await.unwrap().into_inner().data, b"hello\n");
+    let list = client.call(ReadDirRequest { r#ref: id.clone(), dir_path: "/d".into(), ..Default::default() });
+    let list = client.bridge.read_dir(list).await.unwrap().into_inner().entries;
+    assert_eq!(list.iter().map(|stat| stat.path.as_str()).collect::<Vec<_>>(), ["f", "link"]);
+    let stat = client.call(StatFileRequest { r#ref: id.clone(), path: "/d/link".into(), ..Default::default() });
+    let stat = client.bridge.stat_file(stat).await.unwrap().into_inner().stat.unwrap();
+    assert_eq!(stat.linkname, "f");
+    for (path, code) in
+        [("/d/missing", tonic::Code::NotFound), ("/../../../../etc/hostname-of-nobody", tonic::Code::NotFound)]
+    {
+        let read = client.call(ReadFileRequest { r#ref: id.clone(), file_path: path.into(), ..Default::default() });
+        let refused = client.bridge.read_file(read).await.unwrap_err();
+        assert!(refused.message().contains("no such file") || refused.code() == code, "{path}: {refused}");
+    }
+    let unknown = client.call(EvaluateRequest { r#ref: "unknown".into() });
+    assert!(client.bridge.evaluate(unknown).await.unwrap_err().message().contains("unknown"));
+
+    client.answer(solved).await;
+    let response = built.await.unwrap().unwrap().exporter_response;
+    assert_eq!(response["image.name"], "docker.io/library/looked:latest");
+    assert_eq!(daemon.cat("looked", "/d/f"), "hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_failed_step_is_reported_with_its_place() {
+    let Some(daemon) = Daemon::start() else { return };
+    daemon.dockerfile("FROM busybox\nRUN exit 7\n");
+    let mut client = Frontend::open(&daemon, "fails").await;
+    let built = client.begin("failed");
+    let solved = client.solve().await.unwrap();
+    client.answer(solved).await;
+    let failed = built.await.unwrap().unwrap_err();
+    assert!(failed.message().contains("exit code: 7"), "{failed}");
+    let details = kiln::types::build::decode_details(failed.details());
+    let lines = details.iter().find_map(|detail| match detail {
+        kiln::types::build::Detail::Source(source) => Some(source.ranges[0].start.line),
+        _ => None,
+    });
+    assert_eq!(lines, Some(2), "{details:?}");
+
+    daemon.dockerfile("FROM busybox\nRUNN x\n");
+    let mut client = Frontend::open(&daemon, "refused").await;
+    let built = client.begin("refused");
+    let refused = client.solve().await.unwrap_err();
+    assert!(refused.message().contains("RUNN"), "{refused}");
+    // Clients refuse a status whose details have another code.
+    let status: google::rpc::Status = prost::Message::decode(refused.details()).unwrap();
+    assert_eq!(status.code, i32::from(refused.code()));
+    let error = google::rpc::Status { code: 2, message: "given up".into(), details: Vec::new() };
+    let request = client.call(ReturnRequest { result: None, error: Some(error) });
+    client.bridge.r#return(request).await.unwrap();
+    assert_eq!(built.await.unwrap().unwrap_err().message(), "given up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_equal_steps_of_two_clients_at_once_run_once() {
+    let Some(daemon) = Daemon::start() else { return };
+    daemon.dockerfile("FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /id && sleep 2\n");
+    let mut clients = Vec::new();
+    for name in ["one", "two"] {
+        let mut client = Frontend::open(&daemon, name).await;
+        let built = client.begin(name);
+        let solved = client.solve().await.unwrap();
+        clients.push((client, built, solved));
+    }
+    let mut ends = Vec::new();
+    for (mut client, built, solved) in clients {
+        client.answer(solved).await;
+        ends.push((client, built));
+    }
+    for (_client, built) in ends {
+        built.await.unwrap().unwrap();
+    }
+    assert_eq!(daemon.cat("one", "/id"), daemon.cat("two", "/id"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_client_that_dies_leaves_nothing_running() {
+    let Some(daemon) = Daemon::start() else { return };
+    let marker = format!("sleep 98{}", std::process::id());
+    daemon.dockerfile(&format!("FROM busybox\nRUN {marker}\n"));
+    let runs =
+        || support::command::run("sh", ["-c", &format!("ps -eo args | grep -c '^{marker}$' || true")]).trim() != "0";
+    let mut client = Frontend::open(&daemon, "dies").await;
+    let built = client.begin("dead");
+    let solved = client.solve().await.unwrap();
+    client.answer(solved).await;
+    eventually("the step runs", PATIENCE, || runs().then_some(()));
+    built.abort();
+    drop(client);
+    eventually("nothing runs any more", PATIENCE, || (!runs()).then_some(()));
+    // The daemon goes on.
+    daemon.dockerfile("FROM busybox\nRUN true\n");
+    daemon.command(&["build", "-q", "."]).ok();
+}
+
+/// Says whether there is a docker with buildx.
+fn has_buildx() -> bool {
+    let found = is_installed("docker", "docker.io")
+        && std::process::Command::new("docker")
+            .args(["buildx", "version"])
+            .output()
+            .is_ok_and(|run| run.status.success());
+    if !found {
+        eprintln!("skipped: docker buildx is not installed (apt-get install docker-buildx, where there is one)");
+    }
+    found
+}
+
+#[test]
+fn privileged_docker_and_buildx_build_with_both_drivers() {
+    if !has_buildx() {
+        return;
+    }
+    let Some(daemon) = Daemon::start() else { return };
+    daemon.dockerfile("FROM busybox\nCOPY a /a\nRUN cp /a /b\n");
+    daemon.kiln.write("a", "one");
+    let docker = |args: &[&str]| {
+        let run = Run::new("docker").args(args).cwd(daemon.kiln.scratch()).env("DOCKER_HOST", &daemon.host);
+        run.env("HOME", daemon.kiln.home()).without_env("DOCKER_CONFIG").without_env("DOCKER_CONTEXT")
+    };
+    docker(&["build", "--progress=plain", "-t", "app", "."]).ok();
+    assert_eq!(daemon.cat("app", "/b"), "one");
+    docker(&["buildx", "create", "--name", "remote", "--driver", "remote", &daemon.host]).ok();
+    daemon.kiln.write("a", "two");
+    let remote = ["buildx", "build", "--builder", "remote", "--progress=plain", "--output=type=image,name=far", "."];
+    docker(&remote).ok();
+    assert_eq!(daemon.cat("far", "/b"), "two");
+    daemon.kiln.write("docker-bake.json", r#"{"target":{"default":{"context":".","tags":["baked"]}}}"#);
+    docker(&["buildx", "bake", "--progress=plain"]).ok();
+    assert_eq!(daemon.cat("baked", "/b"), "two");
+    daemon.dockerfile("FROM busybox\nCOPY missing /a\n");
+    let failed = docker(&["build", "--progress=plain", "."]).fails();
+    assert!(failed.stderr.contains("Dockerfile:2") && failed.stderr.contains("/missing"), "{}", failed.report());
+}
