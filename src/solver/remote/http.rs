@@ -118,10 +118,14 @@ impl Job {
     /// Finds out whether a file is the one that was fetched before; `None` when that cannot be said without fetching it.
     pub(super) async fn pin_file(self: &Arc<Self>, http: &HttpSource) -> Result<Option<Version>> {
         let request = FileRequest::new(&http.url)?;
-        if http.checksum.is_some() || request.host() == UPLOAD_HOST {
+        if http.checksum.is_some() {
             return Ok(None);
         }
         let Some(known) = self.fetched_before(http).await? else { return Ok(None) };
+        if request.host() == UPLOAD_HOST {
+            // The client sends it once, under an address that nothing else ever has.
+            return Version::of(http, &known).map(Some);
+        }
         let mut request = self.authorized(request).await?;
         request.known.clone_from(&known.head.etag);
         let Some(head) = self.registry.file_head(&request).await? else { return Ok(None) };
@@ -174,7 +178,8 @@ impl Job {
         let parts = identity(http, &version);
         self.pins.set(&kiln_graph::op::Source::Http(http.clone()), Pin::File(version));
         let (root, url, now) = (self.solver.deps().store.root().clone(), http.url.clone(), self.progress.now_ns());
-        if fetched.head.etag.is_some() || fetched.head.modified.is_some() {
+        let is_upload = FileRequest::new(&url)?.host() == UPLOAD_HOST;
+        if is_upload || fetched.head.etag.is_some() || fetched.head.modified.is_some() {
             task::blocking(move || root.db().write(|tx| records::record(tx, &url, &fetched, now))).await?;
         }
         let vertex = self.graph.vertex(id);
