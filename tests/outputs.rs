@@ -233,7 +233,12 @@ fn privileged_a_build_for_several_platforms_is_an_index() {
     let found: Vec<_> = manifests(&layout).iter().map(|entry| entry["platform"]["architecture"].clone()).collect();
     assert_eq!(found, ["amd64", "arm64"]);
 
+    // The others go with the name, though the image that runs here has another.
+    let alias = kiln.ok(["image", "inspect", "--format={{.Id}}", "app"]);
+    kiln.ok(["tag", &alias, "alias"]);
     kiln.ok(["rmi", "app", &next]);
+    assert_eq!(kiln.ok(["images", "-qa"]).lines().count(), 2, "busybox and the alias are left");
+    kiln.ok(["rmi", "alias"]);
     assert_eq!(kiln.ok(["images", "-qa"]).lines().count(), 1, "the images of the index went with it");
 }
 
@@ -296,6 +301,41 @@ CMD [\"true\"]
     for time in times.lines().map(|time| time.parse::<i64>().expect("a number")) {
         assert!(time == newest || time <= base, "{times}");
     }
+}
+
+#[test]
+fn privileged_attestations_are_stored_beside_images_and_among_files() {
+    let Some(kiln) = project(&[("Dockerfile", "FROM scratch\nCOPY a z /\n"), ("a", "a"), ("z", "z")]) else { return };
+    let outputs = [
+        "-o",
+        "out",
+        "-o",
+        "type=tar,dest=out.tar,attestation-prefix=about-",
+        "-o",
+        "type=oci,dest=layout,tar=false,oci-artifact=false",
+        "-o",
+        "type=oci,dest=without,tar=false,attestation-inline=false",
+    ];
+    build(&kiln, &[&["--provenance=mode=min"][..], &outputs].concat());
+    let told = parse(&fs::read_to_string(kiln.scratch().join("out/provenance.json")).unwrap());
+    let subjects: Vec<_> = told["subject"].as_array().unwrap().iter().map(|subject| &subject["name"]).collect();
+    assert_eq!((subjects, &told["predicateType"]), (vec!["a", "z"], &json!("https://slsa.dev/provenance/v1")));
+    let files = entries(&fs::read(kiln.scratch().join("out.tar")).unwrap());
+    assert_eq!(files.keys().map(String::as_str).collect::<Vec<_>>(), ["a", "about-provenance.json", "z"]);
+
+    let layout = kiln.scratch().join("layout");
+    let [image, attestation] = &manifests(&layout)[..] else { panic!("an image and its attestation are expected") };
+    assert_eq!(attestation["platform"]["architecture"], "unknown");
+    assert_eq!(attestation["annotations"]["vnd.docker.reference.digest"], image["digest"]);
+    let manifest = document(&layout, &attestation["digest"]);
+    assert_eq!(manifest["config"]["mediaType"], "application/vnd.oci.image.config.v1+json");
+    assert_eq!(manifest["layers"][0]["mediaType"], "application/vnd.in-toto+json");
+    let statement = document(&layout, &manifest["layers"][0]["digest"]);
+    let hex = image["digest"].as_str().unwrap().trim_start_matches("sha256:");
+    assert_eq!(statement["subject"][0]["digest"]["sha256"], hex);
+
+    let plain = parse(&fs::read_to_string(kiln.scratch().join("without/index.json")).unwrap());
+    assert_eq!(plain["manifests"][0]["mediaType"], "application/vnd.oci.image.manifest.v1+json");
 }
 
 #[test]

@@ -270,7 +270,7 @@ impl Listing<'_> {
                 continue;
             }
             let path = if path.is_empty() { text.to_owned() } else { format!("{path}/{text}") };
-            self.name(dir, &name, path, state)?;
+            self.name(dir, &name, &path, state)?;
         }
         Ok(())
     }
@@ -296,10 +296,10 @@ impl Listing<'_> {
         self.send(&Entry { path, kind, mode, uid: 0, gid: 0, mtime_ns: 0, xattrs: Vec::new() })
     }
 
-    fn name(&mut self, dir: &OwnedFd, name: &tree::Name, path: String, state: &State) -> Result<()> {
+    fn name(&mut self, dir: &OwnedFd, name: &tree::Name, path: &str, state: &State) -> Result<()> {
         let context = || format!("read {path}");
         let is_dir = name.kind(dir).context(context)? == tree::Kind::Dir;
-        let verdict = self.rules.judge(state, &path, is_dir);
+        let verdict = self.rules.judge(state, path, is_dir);
         if !verdict.sent && verdict.enter.is_none() {
             return Ok(());
         }
@@ -308,7 +308,7 @@ impl Listing<'_> {
             if metadata.kind == tree::Kind::Socket {
                 return Ok(());
             }
-            let entry = self.file(dir, name, path.clone(), &metadata).context(context)?;
+            let entry = self.file(dir, name, path.to_owned(), &metadata).context(context)?;
             return self.emit(&entry);
         }
         if self.above.len() >= tree::MAX_DEPTH {
@@ -317,13 +317,13 @@ impl Listing<'_> {
         let opened = tree::open_dir(dir, &name.name).context(context)?;
         let xattrs = Xattrs::of(&opened, transferred).context(context)?;
         let metadata = Metadata::of(&opened).context(context)?;
-        let entry = self.entry(path.clone(), EntryKind::Dir, &metadata, &xattrs);
+        let entry = self.entry(path.to_owned(), EntryKind::Dir, &metadata, &xattrs);
         self.above.push(Pending { entry, listed: false });
         if verdict.sent {
             self.emit_above()?;
         }
         if let Some(inner) = verdict.enter {
-            self.directory(&opened, &path, &inner, &mut Vec::new())?;
+            self.directory(&opened, path, &inner, &mut Vec::new())?;
         }
         self.above.pop();
         Ok(())

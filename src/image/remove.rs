@@ -33,40 +33,12 @@ impl Images {
         user: impl Fn(&Connection, &Digest) -> Result<Option<(String, bool)>>,
     ) -> Result<Vec<Removal>> {
         self.store.root().db().write(|tx| {
-            let (record, named_by) = record::find(tx, text)?;
-            let names = record.names.len();
-            if let NamedBy::Name(name) = &named_by
-                && (names > 1 || (name.digest().is_some() && names > 0))
-            {
-                record::remove_name(tx, name)?;
-                return Ok(vec![Removal::Untagged(name.familiar())]);
-            }
-            let short = record.id.short();
-            if let Some((container, running)) = user(tx, &record.id)? {
-                if running {
-                    return Err(Error::conflict(format!(
-                        "conflict: unable to delete {short} (cannot be forced) - image is being used by running container \
-                         {container}"
-                    )));
-                }
-                if !force {
-                    return Err(Error::conflict(format!(
-                        "conflict: unable to delete {short} (must be forced) - image is being used by stopped container \
-                         {container}"
-                    )));
-                }
-            }
-            if named_by == NamedBy::Id && names > 1 && !force {
-                return Err(Error::conflict(format!(
-                    "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
-                )));
-            }
-            // Its index goes with it, and with that the images that are there for no other reason.
             let before = record::members(tx)?;
-            let mut removed = delete(tx, &record)?;
-            let after = record::members(tx)?;
-            for member in before.difference(&after) {
+            let mut removed = remove_one(tx, text, force, &user)?;
+            // With the name of an index go the images that are there for no other reason.
+            for member in before.difference(&record::members(tx)?) {
                 if let Some(member) = record::get(tx, member)?
+                    && member.names.is_empty()
                     && user(tx, &member.id)?.is_none()
                 {
                     removed.extend(delete(tx, &member)?);
@@ -156,6 +128,42 @@ impl Images {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Removes a name or an image.
+fn remove_one(
+    tx: &Connection,
+    text: &str,
+    force: bool,
+    user: impl Fn(&Connection, &Digest) -> Result<Option<(String, bool)>>,
+) -> Result<Vec<Removal>> {
+    let (record, named_by) = record::find(tx, text)?;
+    let names = record.names.len();
+    if let NamedBy::Name(name) = &named_by
+        && (names > 1 || (name.digest().is_some() && names > 0))
+    {
+        record::remove_name(tx, name)?;
+        return Ok(vec![Removal::Untagged(name.familiar())]);
+    }
+    let short = record.id.short();
+    if let Some((container, running)) = user(tx, &record.id)? {
+        if running {
+            return Err(Error::conflict(format!(
+                "conflict: unable to delete {short} (cannot be forced) - image is being used by running container {container}"
+            )));
+        }
+        if !force {
+            return Err(Error::conflict(format!(
+                "conflict: unable to delete {short} (must be forced) - image is being used by stopped container {container}"
+            )));
+        }
+    }
+    if named_by == NamedBy::Id && names > 1 && !force {
+        return Err(Error::conflict(format!(
+            "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
+        )));
+    }
+    delete(tx, &record)
 }
 
 fn delete(tx: &Connection, record: &Record) -> Result<Vec<Removal>> {

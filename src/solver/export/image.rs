@@ -145,7 +145,7 @@ impl Job {
             let pushed = images.push(&self.lease, &image, name, Compression::GZIP, &self.registry, &report).await?;
             pushing.complete();
             let mut descriptor = pushed.manifest;
-            response.put("containerimage.digest", descriptor.digest);
+            response.put("containerimage.digest", &descriptor.digest);
             response.put_config(&id, &mut descriptor);
             response.put_descriptor(&descriptor)?;
         }

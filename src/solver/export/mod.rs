@@ -121,14 +121,14 @@ impl Export {
 pub(super) struct Response(BTreeMap<String, String>);
 
 impl Response {
-    fn put(&mut self, key: &str, value: impl ToString) {
+    fn put(&mut self, key: &str, value: &impl ToString) {
         self.0.insert(key.to_owned(), value.to_string());
     }
 
     fn put_names(&mut self, names: &[Reference], without_tags: bool) {
         let shown = |name: &Reference| if without_tags { name.without_tag() } else { name.clone() };
         if !names.is_empty() {
-            self.put("image.name", names.iter().map(|name| shown(name).to_string()).collect::<Vec<_>>().join(","));
+            self.put("image.name", &names.iter().map(|name| shown(name).to_string()).collect::<Vec<_>>().join(","));
         }
     }
 
@@ -138,7 +138,7 @@ impl Response {
     }
 
     fn put_descriptor(&mut self, descriptor: &Descriptor) -> Result<()> {
-        self.put("containerimage.descriptor", STANDARD.encode(serde_json::to_vec(descriptor)?));
+        self.put("containerimage.descriptor", &STANDARD.encode(serde_json::to_vec(descriptor)?));
         Ok(())
     }
 }

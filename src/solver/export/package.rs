@@ -198,7 +198,7 @@ pub(super) fn respond(assembled: &Assembled, created: Option<&str>, response: &m
     if let Some(created) = created {
         descriptor.annotations.entry(annotation::CREATED.to_owned()).or_insert_with(|| created.to_owned());
     }
-    response.put("containerimage.digest", descriptor.digest);
+    response.put("containerimage.digest", &descriptor.digest);
     if let (false, [image]) = (assembled.is_index(), assembled.images.as_slice()) {
         response.put_config(&image.id, &mut descriptor);
     }
