@@ -153,6 +153,7 @@ impl Job {
         exports: &[Export],
         product: &Arc<Product>,
     ) -> Result<BTreeMap<String, String>> {
+        exports.iter().try_for_each(|export| export.check(product.variants.len()))?;
         let mut response = Response::default();
         for (number, export) in exports.iter().enumerate() {
             match export {
