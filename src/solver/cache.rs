@@ -301,6 +301,15 @@ pub fn forget_mount(tx: &Connection, id: i64) -> Result<()> {
     Ok(())
 }
 
+/// Deletes the records of all cache mounts of a name, so that the next step that asks for one gets a new one.
+///
+/// # Errors
+/// When the database fails.
+pub fn forget_mounts_of(tx: &Connection, name: &str) -> Result<()> {
+    tx.prepare_cached("DELETE FROM cache_mounts WHERE name = ?1")?.execute([name])?;
+    Ok(())
+}
+
 /// Adds the snapshots of all steps and the trees of all cache mounts.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 //! A watcher may come before the build starts or after it has ended. What all watchers have seen is dropped once much has
 //! gathered, so that a build that prints for hours does not grow without bound.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -101,6 +101,8 @@ struct Buffer {
     /// How many events were dropped at the front.
     dropped: usize,
     log_bytes: usize,
+    /// How much each vertex printed that was dropped before anybody watched, in bytes.
+    clipped: HashMap<Digest, usize>,
     /// How many events each watcher has seen; `None` for one that has gone.
     watchers: Vec<Option<usize>>,
     ended: bool,
@@ -113,8 +115,11 @@ impl Buffer {
         let keep = if seen.is_some() { KEEP_BYTES } else { KEEP_UNSEEN_BYTES };
         let seen = seen.unwrap_or(usize::MAX);
         while self.log_bytes > keep && self.dropped < seen {
-            if let Some(Event::Log { data, .. }) = self.events.pop_front() {
+            if let Some(Event::Log { vertex, data, .. }) = self.events.pop_front() {
                 self.log_bytes -= data.len();
+                if seen == usize::MAX {
+                    *self.clipped.entry(vertex).or_default() += data.len();
+                }
             }
             self.dropped += 1;
         }
@@ -171,9 +176,14 @@ impl Progress {
     #[must_use]
     pub fn watch(&self) -> Watcher {
         let mut buffer = self.buffer();
-        let seen = buffer.dropped;
+        let (seen, time_ns) = (buffer.dropped, self.now_ns());
         buffer.watchers.push(Some(seen));
-        Watcher { progress: self.clone(), number: buffer.watchers.len() - 1 }
+        let notice = |(vertex, bytes): (&Digest, &usize)| {
+            let data = format!("[{bytes} bytes were printed before anybody watched]\n").into();
+            Event::Log { vertex: *vertex, stream: 2, data, time_ns }
+        };
+        let missed = buffer.clipped.iter().map(notice).collect();
+        Watcher { progress: self.clone(), number: buffer.watchers.len() - 1, missed }
     }
 
     /// Begins a part of a vertex's work that is reported as it goes on.
@@ -225,11 +235,16 @@ impl Part {
 pub struct Watcher {
     progress: Progress,
     number: usize,
+    /// Says what was dropped before.
+    missed: Vec<Event>,
 }
 
 impl Watcher {
     /// Waits for the next events; `None` when the build has ended and all was seen.
     pub async fn next(&mut self) -> Option<Vec<Event>> {
+        if !self.missed.is_empty() {
+            return Some(std::mem::take(&mut self.missed));
+        }
         loop {
             let changed = self.progress.0.changed.notified();
             tokio::pin!(changed);
@@ -279,6 +294,20 @@ mod tests {
         tokio::task::yield_now().await;
         progress.end();
         assert_eq!(waiting.await.unwrap(), (Some(vec![log(b"c")]), None));
+    }
+
+    #[tokio::test]
+    async fn who_comes_late_is_told_what_was_dropped() {
+        let progress = Progress::new(Clock::system());
+        let text = vec![b'x'; KEEP_UNSEEN_BYTES / 2];
+        (0..4).for_each(|_| progress.report(log(&text)));
+        let mut watcher = progress.watch();
+        let Some([Event::Log { data, .. }]) = watcher.next().await.as_deref().map(|events| [events[0].clone()]) else {
+            panic!("a notice comes first")
+        };
+        let expected = format!("[{KEEP_UNSEEN_BYTES} bytes were printed before anybody watched]\n");
+        assert_eq!(data, expected.as_bytes());
+        assert_eq!(watcher.next().await.unwrap().len(), 2);
     }
 
     #[tokio::test]

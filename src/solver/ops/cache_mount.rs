@@ -87,6 +87,15 @@ impl Job {
         }
     }
 
+    /// Forgets cache mounts of a name. Steps that use one keep it until they end.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub(super) async fn forget_cache_mounts(&self, name: &str) -> Result<()> {
+        let (store, name) = (self.solver.deps().store.clone(), name.to_owned());
+        task::blocking(move || store.root().db().write(|tx| cache::forget_mounts_of(tx, &name))).await
+    }
+
     /// `None` when somebody has it. Blocking.
     fn try_cache_mount(&self, wanted: &Wanted, number: i64) -> Result<Option<CacheMount>> {
         let deps = self.solver.deps();

@@ -148,6 +148,10 @@ impl Job {
                 return Err(Error::invalid(format!("the id of the cache mount at {} holds a NUL", mount.target)));
             }
             MountKind::Cache { id: name, sharing, input, selector } => {
+                // As with BuildKit, a step without cache has a new directory, unless that has content or permissions.
+                if input.is_none() && self.graph.vertex(id).meta.no_cache {
+                    self.forget_cache_mounts(name).await?;
+                }
                 let wanted = match input {
                     None => Wanted { name: name.clone(), sharing: *sharing, seed: None },
                     Some(input) => {

@@ -23,6 +23,27 @@ fn privileged_a_cache_mount_survives_and_is_no_part_of_the_image() {
 }
 
 #[test]
+fn privileged_no_cache_gives_a_step_a_new_cache_mount() {
+    in_world(async |world| {
+        let dockerfile = "FROM base\nRUN --mount=type=cache,target=/c --mount=type=cache,target=/d,mode=0770 \
+            echo x >> /c/log; echo x >> /d/log; cat /c/log | wc -l > /c-lines; cat /d/log | wc -l > /d-lines\n";
+        let mut request = world.request(dockerfile);
+        request.attrs.insert("no-cache".to_owned(), String::new());
+        for lines in ["1\n", "2\n"] {
+            world.run(request.clone()).await.built();
+            let seen = (world.read("c-lines").unwrap(), world.read("d-lines").unwrap());
+            assert_eq!(
+                (seen.0.as_str(), seen.1.as_str()),
+                ("1\n", lines),
+                "one with permissions stays, as with BuildKit"
+            );
+        }
+        world.build(&dockerfile.replace("echo x", "echo y")).await.built();
+        assert_eq!(world.read("c-lines").unwrap(), "2\n", "the new one is used from then on");
+    });
+}
+
+#[test]
 fn privileged_sharing_decides_who_uses_a_cache_at_the_same_time() {
     in_world(async |world| {
         let parallel = |sharing: &str| {
