@@ -24,8 +24,8 @@ fn build(kiln: &Kiln, args: &[&str]) -> Outcome {
 
 #[test]
 fn privileged_the_options_of_a_build_hold_in_its_steps() {
-    let run = "grep -c ' db$' /etc/hosts; ulimit -n; df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2; \
-               grep -q ' gateway$' /etc/hosts && echo gateway";
+    let run = "grep -c 'db$' /etc/hosts; ulimit -n; df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2; \
+               grep -q 'gateway$' /etc/hosts && echo gateway";
     let Some(kiln) = project(&format!("FROM busybox\nRUN ({run}) > /seen\n")) else { return };
     let options = [
         "--add-host=db:10.1.2.3",
@@ -54,7 +54,7 @@ fn privileged_the_options_of_a_build_hold_in_its_steps() {
 
 #[test]
 fn privileged_steps_run_below_the_control_group_that_was_named() {
-    let Some(kiln) = project("FROM busybox\nRUN echo begun && sleep 600\n") else { return };
+    let Some(kiln) = project("FROM busybox\nRUN echo be\"\"gun && sleep 600\n") else { return };
     let parent = format!("kiln-test-{}", std::process::id());
     let option = format!("--cgroup-parent=/{parent}");
     let mut running = kiln.command(["build", "--progress=plain", &option, "app"]).spawn();
@@ -79,7 +79,7 @@ fn privileged_steps_run_below_the_control_group_that_was_named() {
 
 #[test]
 fn privileged_the_groups_of_a_killed_engine_go_at_the_next_start() {
-    let Some(kiln) = project("FROM busybox\nRUN echo begun && sleep 600\n") else { return };
+    let Some(kiln) = project("FROM busybox\nRUN echo be\"\"gun && sleep 600\n") else { return };
     let groups = || {
         let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
         let dirs = hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|hierarchy| hierarchy.join("kiln"));
