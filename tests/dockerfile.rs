@@ -53,7 +53,7 @@ fn checks_need_no_engine_and_tell_by_their_exit_code() {
     let found = found.expect_stdout(&[
         "Attempting to Copy file \"secret\" that is excluded by .dockerignore\nDockerfile:2:6\n--------------------\n",
         "   2 | >>> COPY secret $NOWHERE /\n",
-        "Usage of undefined variable '$NOWHERE'\nDockerfile:2:14\n",
+        "Usage of undefined variable '$NOWHERE'\nDockerfile:2:13\n",
         "WARNING: JSONArgsRecommended - https://docs.docker.com/go/dockerfile/rule/json-args-recommended/\n",
     ]);
     assert_eq!(found.stderr, "");
@@ -69,7 +69,8 @@ fn checks_need_no_engine_and_tell_by_their_exit_code() {
         .output()
         .expect_code(1)
         .expect_stderr(&["unknown instruction \"COPPY\" (did you mean COPY?)", "broken:2:1\n"]);
-    let stdin = kiln.command(["build", "--check", "-"]).stdin("FROM scratch as x\n").output().expect_code(1);
+    let stdin =
+        kiln.command(["build", "--check", "-f", "-", "app"]).stdin("FROM scratch as x\n").output().expect_code(1);
     stdin.expect_stdout(&["FromAsCasing", "Dockerfile:1:14"]);
     assert!(!kiln.root().exists(), "an engine was started");
 }
@@ -213,8 +214,8 @@ fn privileged_steps_see_their_arguments_directory_and_shell() {
     build(&kiln, &["-t", "app", "--build-arg", "SET=given", "--build-arg", "HTTP_PROXY=http://proxy"]);
     assert_eq!(sh(&kiln, "app", "cat /trigger /arguments"), "triggered\ngiven unset env http://proxy");
     assert_eq!(
-        sh(&kiln, "app", "stat -c '%n %u:%g' /home /home/me/below; cat where who"),
-        "/home 1000:1001\n/home/me/below 1000:1001\n/home/me/below\n1000"
+        sh(&kiln, "app", "stat -c '%n %u:%g' /home/me /home/me/below; cat where who"),
+        "/home/me 1000:1001\n/home/me/below 1000:1001\n/home/me/below\n1000"
     );
     assert_eq!(sh(&kiln, "app", "cat /script /tabs /a /b"), "/dev/pipes/EOF\ntabs\ngiven\nb");
     assert!(sh(&kiln, "app", "cat /shell").contains('e'));

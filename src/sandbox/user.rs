@@ -91,6 +91,29 @@ impl User {
     }
 }
 
+/// Looks the names of an owner of files up in a root file system, with the rules of BuildKit: a user's name stands for the group of
+/// its entry, too, and a name that has no entry is root, whatever its documentation says.
+///
+/// # Errors
+/// When the files cannot be read.
+pub fn owner_by_names(
+    root: BorrowedFd<'_>,
+    user: Option<&str>,
+    group: Option<&str>,
+) -> Result<(Option<(u32, u32)>, Option<u32>)> {
+    let ids = |user: &str| -> Result<(u32, u32)> {
+        let passwd = read_database(root, c"etc/passwd")?;
+        let entry = passwd.lines().filter_map(parse_user).find(|entry| entry.name == user);
+        Ok(entry.map_or((0, 0), |entry| (entry.uid, entry.gid)))
+    };
+    let gid = |group: &str| -> Result<u32> {
+        let database = read_database(root, c"etc/group")?;
+        let found = groups(&database).find(|(name, ..)| *name == group).map(|(_, gid, _)| gid);
+        Ok(found.unwrap_or(0))
+    };
+    Ok((user.map(ids).transpose()?, group.map(gid).transpose()?))
+}
+
 struct Entry<'a> {
     name: &'a str,
     uid: u32,
@@ -174,6 +197,15 @@ fn read_database(root: BorrowedFd<'_>, path: &std::ffi::CStr) -> Result<String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_owner_whose_name_has_no_entry_is_root() {
+        let (_dir, root) = root("app:x:700:701::/:\n12:x:1:2::/:\n", "web:x:55:\n");
+        let owner = |user, group| owner_by_names(root.as_fd(), user, group).unwrap();
+        assert_eq!(owner(Some("app"), None), (Some((700, 701)), None));
+        assert_eq!(owner(Some("nobody"), Some("web")), (Some((0, 0)), Some(55)));
+        assert_eq!(owner(None, Some("staff")), (None, Some(0)));
+    }
 
     fn root(passwd: &str, group: &str) -> (tempfile::TempDir, std::fs::File) {
         let dir = tempfile::tempdir().unwrap();

@@ -13,31 +13,31 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIM
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, ResultExt as _};
-use crate::sandbox::User;
+use crate::sandbox::owner_by_names;
 use crate::solver::copy::Ownership;
 use crate::store::tree::{self, Attributes, Kind, Metadata, Time};
 
-/// Looks an owner up in a root file system. Numbers need no look.
+/// Looks an owner up in a root file system. Numbers need no look, and a user's number stands for the group as well.
 ///
 /// # Errors
-/// `InvalidArgument` for a name that has no entry.
+/// When the file system's users cannot be read.
 pub(super) fn ownership(root: impl AsFd, owner: &Owner) -> Result<Ownership> {
-    let number = |id: &OwnerId| match id {
-        OwnerId::Id(id) => Some(*id),
-        OwnerId::Name(_) => None,
+    let name = |id: &OwnerId| match id {
+        OwnerId::Id(_) => None,
+        OwnerId::Name(name) => Some(name.clone()),
     };
-    let group = owner.group.as_ref().unwrap_or(&owner.user);
-    if let (Some(uid), Some(gid)) = (number(&owner.user), number(group)) {
-        return Ok(Ownership { uid, gid });
-    }
-    let text = |id: &OwnerId| match id {
-        OwnerId::Id(id) => id.to_string(),
-        OwnerId::Name(name) => name.clone(),
+    let (user, group) = (name(&owner.user), owner.group.as_ref().and_then(name));
+    let (user, group) = owner_by_names(root.as_fd(), user.as_deref(), group.as_deref())?;
+    let (uid, primary) = match &owner.user {
+        OwnerId::Id(uid) => (*uid, *uid),
+        OwnerId::Name(_) => user.unwrap_or_default(),
     };
-    let group = owner.group.as_ref().map(|group| format!(":{}", text(group))).unwrap_or_default();
-    let name = format!("{}{group}", text(&owner.user));
-    let ids = User::Named { name, groups: Vec::new() }.resolve(root.as_fd())?;
-    Ok(Ownership { uid: ids.uid, gid: ids.gid })
+    let gid = match &owner.group {
+        Some(OwnerId::Id(gid)) => *gid,
+        Some(OwnerId::Name(_)) => group.unwrap_or_default(),
+        None => primary,
+    };
+    Ok(Ownership { uid, gid })
 }
 
 /// The directory a path ends in, with the last name; the name is `None` for the root.
