@@ -372,7 +372,7 @@ fn privileged_nothing_in_an_image_is_later_than_the_epoch() {
 }
 
 /// `testdata/outputs/config.json` is what the BuildKit of dockerd 26.1.5 wrote for `config.dockerfile`, without times and digests.
-/// EXPOSE and HEALTHCHECK are as version 0.32 writes them.
+/// EXPOSE is as later versions write it: the peer's Go map of ports has become a list.
 #[test]
 fn privileged_configuration_and_history_are_those_of_buildkit() {
     let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/outputs");

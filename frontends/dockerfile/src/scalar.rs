@@ -2,7 +2,6 @@
 //!
 //! The language and the texts in an image's history are defined by Go's standard library and docker's `go-units`.
 
-use std::fmt::Write as _;
 
 /// Reads a boolean as `strconv.ParseBool` does.
 pub(crate) fn boolean(text: &str) -> Option<bool> {
@@ -141,26 +140,31 @@ pub(crate) fn timestamp(seconds: i64) -> Option<String> {
 
 /// Writes a string as Go's `%q` does.
 pub(crate) fn quote(text: &str) -> String {
-    let mut out = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{b}' => out.push_str("\\v"),
-            c if is_printable(c) => out.push(c),
-            c if c < ' ' || c == '\u{7f}' => write!(out, "\\x{:02x}", u32::from(c)).expect("a String takes everything"),
-            c if u32::from(c) <= 0xffff => write!(out, "\\u{:04x}", u32::from(c)).expect("a String takes everything"),
-            c => write!(out, "\\U{:08x}", u32::from(c)).expect("a String takes everything"),
-        }
+    format!("\"{}\"", text.chars().map(|c| escape(c, '"')).collect::<String>())
+}
+
+/// Writes a number as Go's `%q` does: as the character of that number, `'\x02'`.
+pub(crate) fn quote_number(number: u32) -> String {
+    format!("'{}'", escape(char::from_u32(number).unwrap_or(char::REPLACEMENT_CHARACTER), '\''))
+}
+
+/// Writes a character between quotes of a kind.
+fn escape(c: char, quote: char) -> String {
+    match c {
+        '\\' => "\\\\".to_owned(),
+        '\u{7}' => "\\a".to_owned(),
+        '\u{8}' => "\\b".to_owned(),
+        '\u{c}' => "\\f".to_owned(),
+        '\n' => "\\n".to_owned(),
+        '\r' => "\\r".to_owned(),
+        '\t' => "\\t".to_owned(),
+        '\u{b}' => "\\v".to_owned(),
+        c if c == quote => format!("\\{c}"),
+        c if is_printable(c) => c.to_string(),
+        c if c < ' ' || c == '\u{7f}' => format!("\\x{:02x}", u32::from(c)),
+        c if u32::from(c) <= 0xffff => format!("\\u{:04x}", u32::from(c)),
+        c => format!("\\U{:08x}", u32::from(c)),
     }
-    out.push('"');
-    out
 }
 
 /// Writes strings as Go's `%q` does with a slice: `["a" "b"]`.
@@ -256,5 +260,11 @@ mod tests {
             quote_all(&["/bin/sh".to_owned(), "-c".to_owned(), "echo \"x\"".to_owned()]),
             r#"["/bin/sh" "-c" "echo \"x\""]"#
         );
+        for (number, quoted) in
+            [(0, r"'\x00'"), (2, r"'\x02'"), (10, r"'\n'"), (34, "'\"'"), (39, r"'\''"), (300, "'Ĭ'")]
+        {
+            assert_eq!(quote_number(number), quoted);
+        }
+        assert_eq!(quote_number(0xd800), "'\u{fffd}'");
     }
 }

@@ -197,19 +197,7 @@ impl StageLowering<'_, '_> {
                 }
             }
         };
-        let duration = scalar::format_duration;
-        self.history(
-            format!(
-                "HEALTHCHECK {{Test:{} Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",
-                listed(&config.test),
-                duration(config.interval),
-                duration(config.timeout),
-                duration(config.start_period),
-                duration(config.start_interval),
-                config.retries
-            ),
-            false,
-        );
+        self.history(health_text(&config), false);
         self.state.image.config.healthcheck = Some(config);
         Ok(())
     }
@@ -330,6 +318,16 @@ impl StageLowering<'_, '_> {
 /// `a=1 b=2`
 fn assignments(pairs: &[(String, String)]) -> String {
     pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+/// What the history says of a health check: Go's `%q` of the structure.
+fn health_text(config: &HealthConfig) -> String {
+    let test = scalar::quote_all(&config.test);
+    let times = [config.interval, config.timeout, config.start_period, config.start_interval]
+        .map(|ns| scalar::quote(&scalar::format_duration(ns)))
+        .join(" ");
+    let retries = scalar::quote_number(u32::try_from(config.retries).unwrap_or(u32::MAX));
+    format!("HEALTHCHECK &{{{test} {times} {retries}}}")
 }
 
 #[cfg(test)]
