@@ -116,6 +116,10 @@ async fn pump(
                     return Ok(());
                 }
             }
+            // It was not the other side that said so.
+            Some(Err(status)) if std::error::Error::source(&status).is_some() => {
+                return Err(Error::unavailable("the connection broke while files were received"));
+            }
             Some(Err(status)) => {
                 return Err(
                     Error::new(Kind::from_grpc(status.code().into()), status.message()).context("receive files")

@@ -370,5 +370,9 @@ fn escape(value: &str) -> String {
 }
 
 pub(super) fn from_status(status: &Status) -> Error {
+    // It was not the client that said so.
+    if std::error::Error::source(status).is_some() {
+        return Error::unavailable(ENDED);
+    }
     Error::new(Kind::from_grpc(status.code().into()), status.message())
 }

@@ -124,9 +124,9 @@ fn from_wire(result: FrontendResult) -> Outcomes<Findings> {
 }
 
 /// The failure that a frontend reports, as it is passed on to whoever waits for the build.
-fn reported(status: google::rpc::Status) -> Status {
+fn reported(status: &google::rpc::Status) -> Status {
     let (code, message) = (tonic::Code::from(status.code), status.message.clone());
-    Status::with_details(code, message, prost::Message::encode_to_vec(&status).into())
+    Status::with_details(code, message, prost::Message::encode_to_vec(status).into())
 }
 
 fn warning(request: WarnRequest) -> Outcomes<Warning> {
@@ -274,7 +274,7 @@ impl LlbBridge for Gateway {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
         let outcome = match request.error {
-            Some(status) if status.code != 0 => Outcome::Failed(reported(status)),
+            Some(status) if status.code != 0 => Outcome::Failed(reported(&status)),
             _ => Outcome::Result(refuse(from_wire(request.result.unwrap_or_default()))?),
         };
         refuse(bridge.answer(outcome))?;

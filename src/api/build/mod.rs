@@ -100,9 +100,11 @@ mod tests {
     use super::*;
     use crate::api::Server;
     use crate::config::{Config, Environment, Flags, User};
+    use crate::filesync::{Files, Filter, Packet};
     use crate::types::build::control_client::ControlClient;
     use crate::types::build::moby::buildkit::secrets::v1::secrets_server::{Secrets, SecretsServer};
     use crate::types::build::moby::buildkit::secrets::v1::{GetSecretRequest, GetSecretResponse};
+    use crate::types::build::moby::filesync::v1::file_sync_server::{FileSync, FileSyncServer};
     use crate::types::build::{BytesMessage, InfoRequest, ListWorkersRequest, SolveRequest};
 
     /// A server of an engine with a root of its own.
@@ -198,28 +200,81 @@ mod tests {
     #[tokio::test]
     async fn privileged_a_session_over_messages_hands_out_secrets() {
         let Some(world) = World::open() else { return };
-        let (io, theirs) = tokio::io::duplex(64 << 10);
         let service = Router::new()
             .route_service("/moby.buildkit.secrets.v1.Secrets/{method}", SecretsServer::from_arc(Arc::new(Vault)));
-        tokio::spawn(async move {
-            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-            builder.serve_connection(TokioIo::new(theirs), TowerToHyperService::new(service)).await
-        });
-        let (read, mut write) = tokio::io::split(io);
-        let sent = tokio_util::io::ReaderStream::new(read).map(|data| BytesMessage { data: data.unwrap().into() });
-        let mut request = tonic::Request::new(sent);
-        let metadata = request.metadata_mut();
-        metadata.insert("x-docker-expose-session-uuid", "s1".parse().unwrap());
-        let method = "/moby.buildkit.secrets.v1.Secrets/GetSecret";
-        metadata.insert("x-docker-expose-session-grpc-method", method.parse().unwrap());
-        let mut received = world.control(Peer::Client).await.session(request).await.unwrap().into_inner();
-        tokio::spawn(async move {
-            while let Ok(Some(message)) = received.message().await {
-                write.write_all(&message.data).await.unwrap();
-            }
-        });
+        let _serving = serve_session(&world, service, "/moby.buildkit.secrets.v1.Secrets/GetSecret").await;
         let session = world.engine.sessions().get("s1").await.unwrap();
         assert_eq!(session.secret("token").await.unwrap().as_deref(), Some(&b"token"[..]));
         assert_eq!(session.credentials("example.com").await.unwrap(), None, "the method was not announced");
+    }
+
+    /// Begins to send files and never does.
+    struct Silent(Arc<tokio::sync::Notify>);
+
+    type Nothing = tokio_stream::Pending<Result<Packet, tonic::Status>>;
+
+    #[tonic::async_trait]
+    impl FileSync for Silent {
+        type DiffCopyStream = Nothing;
+        type TarStreamStream = Nothing;
+
+        async fn diff_copy(
+            &self,
+            _: tonic::Request<tonic::Streaming<Packet>>,
+        ) -> Result<tonic::Response<Nothing>, tonic::Status> {
+            self.0.notify_one();
+            Ok(tonic::Response::new(tokio_stream::pending()))
+        }
+
+        async fn tar_stream(
+            &self,
+            _: tonic::Request<tonic::Streaming<Packet>>,
+        ) -> Result<tonic::Response<Nothing>, tonic::Status> {
+            Err(tonic::Status::unimplemented("not asked for"))
+        }
+    }
+
+    #[tokio::test]
+    async fn privileged_the_end_of_a_session_ends_what_waits_for_it() {
+        let Some(world) = World::open() else { return };
+        let asked = Arc::new(tokio::sync::Notify::new());
+        let silent = FileSyncServer::new(Silent(Arc::clone(&asked)));
+        let service = Router::new().route_service("/moby.filesync.v1.FileSync/{method}", silent);
+        let serving = serve_session(&world, service, "/moby.filesync.v1.FileSync/DiffCopy").await;
+        let session = world.engine.sessions().get("s1").await.unwrap();
+        let waiting =
+            tokio::spawn(async move { session.files("context", &Filter::default(), Files::new(1)).await.map(drop) });
+        asked.notified().await;
+        serving.into_iter().for_each(|task| task.abort());
+        let error = waiting.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), crate::error::Kind::Unavailable, "{error}");
+        let text = error.to_string();
+        assert!(text.contains("broke") || text.contains("ended"), "{text}");
+    }
+
+    /// Opens the session `s1` over messages, which serves one method; it lasts until the tasks are aborted.
+    async fn serve_session(world: &World, service: Router, method: &str) -> [tokio::task::JoinHandle<()>; 2] {
+        let (io, theirs) = tokio::io::duplex(64 << 10);
+        let serving = tokio::spawn(async move {
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            drop(builder.serve_connection(TokioIo::new(theirs), TowerToHyperService::new(service)).await);
+        });
+        let (read, mut write) = tokio::io::split(io);
+        let sent =
+            tokio_util::io::ReaderStream::new(read).map(|data| BytesMessage { data: data.unwrap_or_default().into() });
+        let mut request = tonic::Request::new(sent);
+        let metadata = request.metadata_mut();
+        metadata.insert("x-docker-expose-session-uuid", "s1".parse().expect("letters"));
+        metadata.insert("x-docker-expose-session-grpc-method", method.parse().expect("letters"));
+        let opened = world.control(Peer::Client).await.session(request).await;
+        let mut received = opened.expect("open a session").into_inner();
+        let pumping = tokio::spawn(async move {
+            while let Ok(Some(message)) = received.message().await {
+                if write.write_all(&message.data).await.is_err() {
+                    break;
+                }
+            }
+        });
+        [serving, pumping]
     }
 }
