@@ -241,7 +241,7 @@ impl Core {
         let vertex = entry.job.graph.vertex(entry.steps[task.node]);
         let error = failed.map_or_else(|| Error::internal("a step failed without a reason"), Failed::error);
         let mut failure = Failure::of_step(error, &entry.job.graph, vertex);
-        failure.kept = failed.and_then(Failed::kept_as).filter(|_| entry.job.keep_failed).map(str::to_owned);
+        failure.kept = failed.and_then(Failed::kept_as).filter(|_| entry.job.keep_failed).map(Into::into);
         self.end(task.job, Err(failure));
     }
 }

@@ -108,7 +108,11 @@ impl Solver {
             sandbox.signal(Signal::KILL)?;
         }
         let step = failed.0.step.lock().await.take();
-        task::blocking(move || Ok(drop(step.map(Step::into_tree)))).await
+        task::blocking(move || {
+            drop(step.map(Step::into_tree));
+            Ok(())
+        })
+        .await
     }
 }
 

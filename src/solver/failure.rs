@@ -15,7 +15,7 @@ pub struct Failure {
     /// The places in the sources it is about.
     pub places: Vec<Place>,
     /// The id under which the step is kept as it stood, when that was asked for; see [`super::Solver::failed_step`].
-    pub kept: Option<String>,
+    pub kept: Option<Box<str>>,
 }
 
 /// A place in a source file.

@@ -202,7 +202,7 @@ pub(super) fn failure_of_part(failure: &Failure) -> tonic::Status {
 fn failure_as(failure: &Failure, code: tonic::Code) -> tonic::Status {
     let vertex = failure.vertex.map(|digest| Detail::Vertex(VertexDetail { digest: digest.to_string() }));
     let places = failure.places.iter().map(|place| Detail::Source(source(place)));
-    let kept = failure.kept.iter().map(|id| Detail::Solve(SolveDetail { mount_ids: vec![id.clone()] }));
+    let kept = failure.kept.iter().map(|id| Detail::Solve(SolveDetail { mount_ids: vec![id.to_string()] }));
     let details: Vec<Detail> = places.chain(vertex).chain(kept).collect();
     let message = failure.error.to_string();
     let encoded = Bytes::from(encode_details(code.into(), &message, &details));

@@ -136,7 +136,7 @@ impl Shell {
                 args.iter().for_each(|name| drop(self.variables.remove(name)));
                 Ok(())
             }
-            "help" => write!(out, "{HELP}  {}\n", tools::NAMES.join(", ")),
+            "help" => writeln!(out, "{HELP}  {}", tools::NAMES.join(", ")),
             // The image's own come first.
             name if tools::NAMES.contains(&name) && !self.is_in_path(name) => {
                 tools::run(name, args, opened.input, &mut out)

@@ -59,7 +59,11 @@ impl Job {
                 Err(Failed::kept(error, self.solver.keep_failed(step, name)?))
             }
             Err(error) => {
-                task::blocking(move || Ok(drop(step.into_tree()))).await?;
+                task::blocking(move || {
+                    drop(step.into_tree());
+                    Ok(())
+                })
+                .await?;
                 Err(error.into())
             }
         }

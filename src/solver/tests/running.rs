@@ -229,7 +229,7 @@ fn privileged_a_step_for_another_platform_runs_through_the_hosts_emulator() {
 /// Builds what fails and is kept; returns its id.
 async fn keep(world: &World, dockerfile: &str) -> String {
     let request = BuildRequest { keep_failed: true, ..world.request(dockerfile) };
-    world.run(request).await.result.unwrap_err().kept.expect("the step is kept")
+    world.run(request).await.result.unwrap_err().kept.expect("the step is kept").into()
 }
 
 async fn inspect(world: &World, id: &str, script: &str) -> (String, i32) {
