@@ -44,7 +44,11 @@ fn stage(out: &mut String, stage: &Stage) {
             _ => skipped(out, head),
         }
         match &instruction.kind {
-            Kind::Onbuild(text) => line(out, format_args!("{} {}", head.keyword.text, text.text)),
+            Kind::Onbuild(text) => {
+                line(out, format_args!("{}", head.text));
+                // Documents that its instruction brings stand behind it.
+                text.text.split_once('\n').iter().for_each(|(_, documents)| line(out, format_args!("{documents}")));
+            }
             Kind::Run(run) => with_documents(out, head, &run.heredocs),
             Kind::Copy(copy) => with_documents(out, head, &copy.transfer.documents),
             Kind::Add(add) => with_documents(out, head, &add.transfer.documents),

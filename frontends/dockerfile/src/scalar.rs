@@ -2,7 +2,6 @@
 //!
 //! The language and the texts in an image's history are defined by Go's standard library and docker's `go-units`.
 
-
 /// Reads a boolean as `strconv.ParseBool` does.
 pub(crate) fn boolean(text: &str) -> Option<bool> {
     match text {
