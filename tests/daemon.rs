@@ -162,14 +162,14 @@ fn privileged_a_supervisor_may_pass_sockets_and_hears_of_the_start() {
 
 /// Starts a daemon the way a supervisor does, with the listener as descriptor 3.
 fn activated(kiln: &Kiln, listener: &std::os::unix::net::UnixListener, notify: &Path) -> Child {
-    let inherited = rustix::io::fcntl_dupfd_cloexec(listener, 10).unwrap();
+    let inherited = rustix::io::fcntl_dupfd_cloexec(listener, 10).expect("copy a descriptor");
     // A shell does what a test may not do between fork and exec: it moves the descriptor.
     let script = format!("exec 3<&{fd} \"$@\"", fd = inherited.as_raw_fd());
-    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty()).unwrap();
+    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty()).expect("let a program inherit it");
     let mut command = Command::new("bash");
     command.args(["-c", &script, "sh", support::KILN, "daemon", "-H", "fd://", "--root"]).arg(kiln.root());
     command.env("LISTEN_FDS", "1").env_remove("LISTEN_PID").env("NOTIFY_SOCKET", notify).env("HOME", kiln.home());
-    command.stdout(Stdio::null()).process_group(0).spawn().unwrap()
+    command.stdout(Stdio::null()).process_group(0).spawn().expect("start a daemon")
 }
 
 #[test]

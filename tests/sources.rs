@@ -45,10 +45,10 @@ fn changing(version: &Arc<AtomicUsize>) -> Web {
     Web::start(move |request| {
         let tag = format!("\"v{}\"", version.load(Ordering::SeqCst));
         if request.header("if-none-match") == Some(&tag) {
-            return Answer::new(304, "").header("ETag", tag);
+            return Answer::new(304, "").header("ETag", &tag);
         }
         let body = format!("version {tag}");
-        Answer::new(200, body).header("ETag", tag).header("Last-Modified", MODIFIED)
+        Answer::new(200, body).header("ETag", &tag).header("Last-Modified", MODIFIED)
     })
 }
 

@@ -70,7 +70,7 @@ pub use spec::{
 };
 pub use target::Stubs;
 pub use terminal::{Streams, Terminal, TerminalStream};
-pub use user::{Ids as UserIds, User, owner_by_names};
+pub use user::{Ids as UserIds, NamedOwner, User, owner_by_names};
 
 /// How long a dropped sandbox is waited for after it was killed.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -91,16 +91,21 @@ impl User {
     }
 }
 
+/// What the names of an owner of files stand for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NamedOwner {
+    /// The user, and the group of the user's entry.
+    pub user: Option<(u32, u32)>,
+    /// The group that was named.
+    pub group: Option<u32>,
+}
+
 /// Looks the names of an owner of files up in a root file system, with the rules of BuildKit: a user's name stands for the group of
 /// its entry, too, and a name that has no entry is root, whatever its documentation says.
 ///
 /// # Errors
 /// When the files cannot be read.
-pub fn owner_by_names(
-    root: BorrowedFd<'_>,
-    user: Option<&str>,
-    group: Option<&str>,
-) -> Result<(Option<(u32, u32)>, Option<u32>)> {
+pub fn owner_by_names(root: BorrowedFd<'_>, user: Option<&str>, group: Option<&str>) -> Result<NamedOwner> {
     let ids = |user: &str| -> Result<(u32, u32)> {
         let passwd = read_database(root, c"etc/passwd")?;
         let entry = passwd.lines().filter_map(parse_user).find(|entry| entry.name == user);
@@ -111,7 +116,7 @@ pub fn owner_by_names(
         let found = groups(&database).find(|(name, ..)| *name == group).map(|(_, gid, _)| gid);
         Ok(found.unwrap_or(0))
     };
-    Ok((user.map(ids).transpose()?, group.map(gid).transpose()?))
+    Ok(NamedOwner { user: user.map(ids).transpose()?, group: group.map(gid).transpose()? })
 }
 
 struct Entry<'a> {
@@ -202,9 +207,9 @@ mod tests {
     fn an_owner_whose_name_has_no_entry_is_root() {
         let (_dir, root) = root("app:x:700:701::/:\n12:x:1:2::/:\n", "web:x:55:\n");
         let owner = |user, group| owner_by_names(root.as_fd(), user, group).unwrap();
-        assert_eq!(owner(Some("app"), None), (Some((700, 701)), None));
-        assert_eq!(owner(Some("nobody"), Some("web")), (Some((0, 0)), Some(55)));
-        assert_eq!(owner(None, Some("staff")), (None, Some(0)));
+        assert_eq!(owner(Some("app"), None), NamedOwner { user: Some((700, 701)), group: None });
+        assert_eq!(owner(Some("nobody"), Some("web")), NamedOwner { user: Some((0, 0)), group: Some(55) });
+        assert_eq!(owner(None, Some("staff")), NamedOwner { user: None, group: Some(0) });
     }
 
     fn root(passwd: &str, group: &str) -> (tempfile::TempDir, std::fs::File) {

@@ -43,8 +43,8 @@ impl Answer {
         Self { status, headers: Vec::new(), sent: body.len(), body }
     }
 
-    pub fn header(mut self, name: &str, value: impl ToString) -> Self {
-        self.headers.push((name.to_owned(), value.to_string()));
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 

@@ -4,7 +4,6 @@
 #[expect(dead_code, reason = "the other tests use the rest")]
 mod support;
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use kiln_dockerfile::call::{Answer, Call, answer_alone};
@@ -12,18 +11,18 @@ use kiln_graph::SourceFile;
 use support::{Case, render};
 
 fn read(path: &Path) -> Option<String> {
-    path.exists().then(|| std::fs::read_to_string(path).unwrap())
+    path.exists().then(|| std::fs::read_to_string(path).expect("read a file"))
 }
 
 fn answers(path: &Path) -> String {
-    let text = read(path).unwrap();
+    let text = read(path).expect("a Dockerfile");
     let file = SourceFile::new("Dockerfile", &text);
     let options = read(&path.with_extension("request")).unwrap_or_default();
     let ignore = read(&path.with_extension("dockerignore"));
     let case = Case::new(&file, &options, ignore.as_deref());
     let mut out = String::new();
     for call in [Call::Lint, Call::Outline, Call::Targets] {
-        writeln!(out, "==== {}", call.request_id()).unwrap();
+        out.push_str(&format!("==== {}\n", call.request_id()));
         match answer_alone(call, &case.request) {
             Ok(answer) => show(&mut out, call, &answer),
             Err(refused) => out.push_str(&render(&refused.errors, &file)),
@@ -33,16 +32,16 @@ fn answers(path: &Path) -> String {
 }
 
 fn show(out: &mut String, call: Call, answer: &Answer) {
-    writeln!(out, "status {}, {} findings", answer.status(), answer.findings).unwrap();
+    out.push_str(&format!("status {}, {} findings\n", answer.status(), answer.findings));
     out.push_str(&answer.text);
     if let Some(error) = &answer.error {
-        writeln!(out, "---- error\n{error}").unwrap();
+        out.push_str(&format!("---- error\n{error}\n"));
     }
-    let mut json: serde_json::Value = serde_json::from_str(&answer.json).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&answer.json).expect("JSON");
     // The sources are the file itself.
-    let sources = json.as_object_mut().unwrap().remove("sources").unwrap();
-    assert_eq!(sources.as_array().unwrap().len(), 1);
-    writeln!(out, "---- json\n{}", serde_json::to_string_pretty(&json).unwrap()).unwrap();
+    let sources = json.as_object_mut().and_then(|answer| answer.remove("sources"));
+    assert_eq!(sources.as_ref().and_then(|sources| sources.as_array()).map(Vec::len), Some(1));
+    out.push_str(&format!("---- json\n{json:#}\n"));
     let has_status = answer.metadata(call).iter().any(|(name, _)| *name == "result.statuscode");
     assert_eq!(has_status, call == Call::Lint);
 }

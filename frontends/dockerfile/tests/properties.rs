@@ -92,7 +92,7 @@ fn dockerfile_like() -> impl Strategy<Value = String> {
 
 /// What a file says, without where.
 fn meaning(dockerfile: &Dockerfile) -> String {
-    let places = Regex::new(r"Span \{ start: \d+, end: \d+ \}").unwrap();
+    let places = Regex::new(r"Span \{ start: \d+, end: \d+ \}").expect("a pattern");
     let Dockerfile { directives, global_arguments, stages, .. } = dockerfile;
     places.replace_all(&format!("{directives:?} {global_arguments:?} {stages:?}"), "").into_owned()
 }

@@ -81,7 +81,7 @@ impl Asked {
             match error {
                 Some(_) if *findings > 0 => out.push('\n'),
                 None if self.call == Call::Lint && *findings == 0 => {
-                    out.push_str("Check complete, no warnings found.\n")
+                    out.push_str("Check complete, no warnings found.\n");
                 }
                 _ => {}
             }

@@ -27,14 +27,14 @@ pub(super) fn ownership(root: impl AsFd, owner: &Owner) -> Result<Ownership> {
         OwnerId::Name(name) => Some(name.clone()),
     };
     let (user, group) = (name(&owner.user), owner.group.as_ref().and_then(name));
-    let (user, group) = owner_by_names(root.as_fd(), user.as_deref(), group.as_deref())?;
+    let named = owner_by_names(root.as_fd(), user.as_deref(), group.as_deref())?;
     let (uid, primary) = match &owner.user {
         OwnerId::Id(uid) => (*uid, *uid),
-        OwnerId::Name(_) => user.unwrap_or_default(),
+        OwnerId::Name(_) => named.user.unwrap_or_default(),
     };
     let gid = match &owner.group {
         Some(OwnerId::Id(gid)) => *gid,
-        Some(OwnerId::Name(_)) => group.unwrap_or_default(),
+        Some(OwnerId::Name(_)) => named.group.unwrap_or_default(),
         None => primary,
     };
     Ok(Ownership { uid, gid })
