@@ -378,13 +378,14 @@ fn privileged_signals_are_passed_on() {
 fn privileged_a_command_that_does_not_pass_signals_on_leaves_the_container() {
     let Some(kiln) = kiln() else { return };
     let options = ["run", "--sig-proxy=false", "--network=none", "--name", "left", "busybox"];
-    let mut running = kiln.command(options).args(["sh", "-c", "echo ready; sleep 1000"]).spawn();
+    let mut running =
+        kiln.command(options).args(["sh", "-c", "echo ready; while sleep 0.1; do echo tick; done"]).spawn();
     running.until_it_says("ready");
     running.signal(Signal::TERM);
     running.wait().expect_code(143);
     assert_eq!(inspect(&kiln, "left")["State"]["Running"], true);
     let mut attached = kiln.command(["attach", "--no-stdin", "left"]).spawn();
-    assert!(attached.is_running());
+    attached.until_it_says("tick");
     kiln.ok(["kill", "left"]);
     attached.wait().expect_code(137);
 }
