@@ -6,7 +6,6 @@ mod support;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use kiln::client::{Client, Dialer, Offer, Session};
 use kiln::types::build::control_client::ControlClient;
@@ -15,43 +14,8 @@ use kiln::types::build::frontend::{
     self, EvaluateRequest, PingRequest, ReadDirRequest, ReadFileRequest, Ref, ReturnRequest, StatFileRequest, result,
 };
 use kiln::types::build::{Exporter, SolveRequest, SolveResponse, google};
-use support::{Kiln, PATIENCE, Run, Running, eventually, is_installed, is_root};
+use support::{Daemon, PATIENCE, Run, eventually, is_installed};
 use tonic::transport::Channel;
-
-/// A daemon on a socket of its own, with `busybox:latest` in its store.
-struct Daemon {
-    _process: Running,
-    host: String,
-    kiln: Kiln,
-}
-
-impl Daemon {
-    fn start() -> Option<Self> {
-        is_root().then(|| {
-            let kiln = Kiln::with_busybox();
-            let host = format!("unix://{}", kiln.home().join("kiln.sock").display());
-            let run = Run::new(support::KILN).arg("daemon").arg("--root").arg(kiln.root()).args(["-H", &host]);
-            let mut process = run.env("HOME", kiln.home()).within(Duration::from_secs(600)).spawn();
-            process.until_it_says("listening on");
-            Self { _process: process, host, kiln }
-        })
-    }
-
-    /// Prepares a command that speaks to the daemon.
-    fn command(&self, args: &[&str]) -> Run {
-        let run = Run::new(support::KILN).args(["-H", &self.host]).args(args).cwd(self.kiln.scratch());
-        run.env("HOME", self.kiln.home()).without_env("DOCKER_CONFIG").without_env("BUILDKIT_PROGRESS")
-    }
-
-    fn dockerfile(&self, text: &str) {
-        self.kiln.write("Dockerfile", text);
-    }
-
-    /// What the image holds in a file, read by a container.
-    fn cat(&self, image: &str, path: &str) -> String {
-        self.command(&["run", "--rm", image, "cat", path]).ok()
-    }
-}
 
 /// A client with a session that offers the daemon's scratch directory as buildx does, and a build that waits for its frontend.
 struct Frontend {

@@ -14,6 +14,12 @@ use crate::error::{Error, Result};
 pub(super) struct Params(Vec<(String, String)>);
 
 impl Params {
+    /// Makes the query of a test.
+    #[cfg(test)]
+    pub(super) fn of(pairs: &[(&str, &str)]) -> Self {
+        Self(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
     /// Returns the first value that is not empty.
     pub(super) fn text<'a>(&'a self, name: &'a str) -> Option<&'a str> {
         self.all(name).find(|value| !value.is_empty())

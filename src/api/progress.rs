@@ -4,7 +4,7 @@
 //! as clients expect it. The operation ends with the connection.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use axum::body::{Body, Bytes};
 use axum::http::header;
@@ -27,18 +27,51 @@ pub(super) struct Outbox(Arc<Queue>);
 struct Queue {
     lines: Mutex<VecDeque<Progress>>,
     filled: Notify,
+    emptied: Notify,
 }
+
+/// Who writes without bound waits while more lines than this are on their way.
+const ROOM: usize = 256;
 
 impl Outbox {
     /// Adds a line.
     pub(super) fn send(&self, line: Progress) {
-        let mut lines = self.0.lines.lock().expect("no panic happens while the lock is held");
+        let mut lines = self.lines();
         match lines.iter_mut().rev().find(|waiting| waiting.id.is_some() && waiting.id == line.id) {
             Some(last) if last.status == line.status => *last = line,
             _ => lines.push_back(line),
         }
         drop(lines);
         self.0.filled.notify_one();
+    }
+
+    /// Adds a line that replaces no other.
+    pub(super) fn append(&self, line: Progress) {
+        self.lines().push_back(line);
+        self.0.filled.notify_one();
+    }
+
+    /// Waits until the client has taken most of what was written: for whoever writes more than stages of things.
+    pub(super) async fn room(&self) {
+        loop {
+            let emptied = self.0.emptied.notified();
+            tokio::pin!(emptied);
+            emptied.as_mut().enable();
+            if self.lines().len() <= ROOM {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Takes the texts that wait.
+    #[cfg(test)]
+    pub(super) fn texts(&self) -> Vec<String> {
+        self.lines().drain(..).filter_map(|line| line.stream).collect()
+    }
+
+    fn lines(&self) -> MutexGuard<'_, VecDeque<Progress>> {
+        self.0.lines.lock().expect("no panic happens while the lock is held")
     }
 
     /// Adds a line that says something.
@@ -64,7 +97,7 @@ impl Outbox {
     }
 
     fn take(&self) -> Option<Bytes> {
-        let mut lines = self.0.lines.lock().expect("no panic happens while the lock is held");
+        let mut lines = self.lines();
         if lines.is_empty() {
             return None;
         }
@@ -73,6 +106,8 @@ impl Outbox {
             serde_json::to_writer(&mut out, &line).expect("a line has a JSON form");
             out.extend_from_slice(b"\r\n");
         }
+        drop(lines);
+        self.0.emptied.notify_waiters();
         Some(out.into())
     }
 }
@@ -112,7 +147,8 @@ pub(super) async fn answer(
     Ok(response.expect("the response is well formed"))
 }
 
-fn failure(message: &str) -> Progress {
+/// Makes the line with which a stream says that it failed.
+pub(super) fn failure(message: &str) -> Progress {
     Progress {
         error_detail: Some(ErrorBody { message: message.to_owned() }),
         error: Some(message.to_owned()),

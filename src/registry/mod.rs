@@ -34,7 +34,7 @@ use kiln_graph::Reference;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-pub use crate::config::{AuthConfig, Credentials, Registries, Secret};
+pub use crate::config::{AuthConfig, Credentials, Registries, Secret, domain_of};
 pub use auth::Provider;
 pub use download::BlobSink;
 pub use fetch::{File, FileHead, FileRequest};

@@ -62,6 +62,7 @@ impl Job {
     /// # Errors
     /// That of the first step that fails.
     pub(super) async fn carry_out(self: &Arc<Self>, roots: Vec<VertexId>) -> Result<(), Failure> {
+        self.report_steps(&roots);
         self.pin_sources(&roots).await?;
         self.bring_contexts(&roots).await?;
         let job = Arc::clone(self);

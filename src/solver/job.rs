@@ -410,6 +410,13 @@ impl Job {
         Begun::new(self.progress.clone(), state.unwrap_or_else(unknown))
     }
 
+    /// Reports what is going to be done.
+    pub(super) fn report_steps(&self, roots: &[VertexId]) {
+        let order = self.graph.reachable(roots.iter().copied()).into_iter();
+        let steps = order.map(|id| self.graph.vertex(id)).map(|vertex| (vertex.digest(), vertex.meta.name.clone()));
+        self.progress.report(Event::Steps(steps.collect()));
+    }
+
     /// Reports that a step failed before it began.
     pub(super) fn report_failed(&self, id: VertexId, error: &Error) {
         Begun::new(self.progress.clone(), self.state(id)).end(Some(error));

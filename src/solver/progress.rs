@@ -15,6 +15,8 @@ use crate::task::Clock;
 /// One report. Times are in nanoseconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// What is going to be looked for or run: the vertices with their names, inputs first. Comes before the first of them begins.
+    Steps(Vec<(Digest, String)>),
     /// A vertex has a new state.
     Vertex(VertexState),
     /// A part of a vertex's work has come further.

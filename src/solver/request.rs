@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::ProvenanceMode;
+use crate::registry::Credentials;
 
 /// One build.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +15,8 @@ pub struct BuildRequest {
     pub attrs: BTreeMap<String, String>,
     /// The session of the client: where secrets and credentials come from.
     pub session: Option<String>,
+    /// Credentials by the registry's domain in image names; they are used before those of the session.
+    pub credentials: BTreeMap<String, Credentials>,
     /// What becomes of the result; none keeps it in the build cache only.
     pub exporters: Vec<Exporter>,
     /// Directories of the client that are read in place, by name: `context`, `dockerfile`.

@@ -75,7 +75,7 @@ impl Workshop {
         let store = solver.deps().store.clone();
         let lease = task::blocking(move || store.lease("build")).await?;
         let session = ClientSession { sessions: solver.deps().sessions.clone(), id: request.session.clone() };
-        let registry = registry(solver, &session);
+        let registry = registry(solver, &session, request.credentials.clone());
         let shared = Shared {
             solver: solver.clone(),
             lease,
@@ -254,12 +254,15 @@ fn is_built_in(image: &str) -> bool {
     name == FRONTEND_IMAGE && !tag.contains("labs")
 }
 
-/// A registry client with the credentials of the client's session.
-fn registry(solver: &Solver, session: &ClientSession) -> Client {
+/// A registry client with the credentials of the request, else those of the client's session.
+fn registry(solver: &Solver, session: &ClientSession, given: BTreeMap<String, Credentials>) -> Client {
     let session = session.clone();
     let provider = Provider::of(move |domain| {
-        let session = session.clone();
+        let (session, given) = (session.clone(), given.get(&domain).cloned());
         async move {
+            if given.is_some() {
+                return Ok(given);
+            }
             let Some(session) = session.get().await? else { return Ok(None) };
             let host = if domain == HUB.0 { HUB.1 } else { &domain };
             let found = session.credentials(host).await?;

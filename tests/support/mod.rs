@@ -7,6 +7,7 @@
 
 pub mod base;
 pub mod command;
+pub mod daemon;
 pub mod meddler;
 #[path = "registry.rs"]
 pub mod registry;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use command::{Outcome, Run, Running};
+pub use daemon::Daemon;
 
 /// The built binary.
 pub const KILN: &str = env!("CARGO_BIN_EXE_kiln");

@@ -62,6 +62,7 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
         frontend: request.frontend,
         attrs,
         session: (!request.session.is_empty()).then_some(request.session),
+        credentials: BTreeMap::new(),
         exporters,
         locals,
         dockerfile,
@@ -121,6 +122,8 @@ pub(super) fn responses(events: Vec<Event>) -> Vec<StatusResponse> {
         }
         let response = responses.last_mut().expect("it is never empty");
         match event {
+            // Clients learn of a vertex when it begins.
+            Event::Steps(_) => {}
             Event::Vertex(vertex) => response.vertexes.push(self::vertex(vertex)),
             Event::Status(status) => response.statuses.push(self::status(status)),
             Event::Log { vertex, stream, data, time_ns } => {

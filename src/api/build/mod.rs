@@ -4,6 +4,7 @@
 //! with `POST /grpc`.
 
 mod capabilities;
+mod classic;
 mod control;
 mod convert;
 mod failed;
@@ -19,6 +20,7 @@ use axum::response::IntoResponse as _;
 use axum::routing::{delete, get, post};
 use hyper_util::service::TowerToHyperService;
 
+use self::classic::Classic;
 use self::control::Control;
 use self::gateway::Gateway;
 use self::running::Builds;
@@ -32,11 +34,16 @@ use crate::types::build::frontend::llb_bridge_server::LlbBridgeServer;
 
 /// The routes of builds: the services themselves and the upgrades.
 pub(super) fn routes(engine: &Engine) -> Router<Engine> {
-    let services = services(engine);
+    let builds = Builds::new(engine.clock());
+    let classic = Classic::new(builds.clone());
+    let cancel = classic.clone();
+    let services = services(engine, builds);
     let upgraded = services.clone().fallback(unknown).with_state(engine.clone());
     services
         .route("/grpc", post(move |peer, state, request| grpc(upgraded.clone(), peer, state, request)))
         .route("/session", post(session::session))
+        .route("/build", post(move |state, params, headers, body| classic.clone().build(state, params, headers, body)))
+        .route("/build/cancel", post(move |params| cancel.clone().cancel(params)))
         .route("/failed-steps/{id}", delete(failed::release))
         .route("/failed-steps/{id}/shell", post(failed::shell))
         .route("/failed-steps/{id}/resize", post(failed::resize))
@@ -44,8 +51,7 @@ pub(super) fn routes(engine: &Engine) -> Router<Engine> {
         .route("/failed-steps/{id}/changes", get(failed::changes))
 }
 
-fn services(engine: &Engine) -> Router<Engine> {
-    let builds = Builds::new(engine.clock());
+fn services(engine: &Engine, builds: Builds) -> Router<Engine> {
     let control = Control::new(engine.clone(), builds.clone());
     let control = ControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let gateway =

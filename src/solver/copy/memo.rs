@@ -22,6 +22,11 @@ const RACY_NS: i128 = 100_000_000;
 /// A memo larger than this begins anew.
 const MAX_RECORDS: usize = 2_000_000;
 
+fn memo_path(dir: &Path, context: &Path) -> PathBuf {
+    let name = blake3::hash(context.as_os_str().as_encoded_bytes()).to_hex();
+    dir.join(&name[..32])
+}
+
 /// What is remembered of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remembered {
@@ -49,8 +54,7 @@ impl Memo {
     /// `dir` is where memos are kept, `context` the directory's absolute path.
     #[must_use]
     pub fn open(dir: &Path, context: &Path, now_ns: i64) -> Self {
-        let name = blake3::hash(context.as_os_str().as_encoded_bytes()).to_hex();
-        let path = dir.join(&name[..32]);
+        let path = memo_path(dir, context);
         let mut known = std::fs::read(&path).unwrap_or_default();
         let valid = known.starts_with(MAGIC) && (known.len() - MAGIC.len()).is_multiple_of(RECORD);
         if valid {
@@ -59,6 +63,11 @@ impl Memo {
             known.clear();
         }
         Self { path, known, fresh: Mutex::default(), now_ns: now_ns.into() }
+    }
+
+    /// Forgets the memo of a directory that is no more. Blocking; losing a memo costs time only, keeping one costs space only.
+    pub fn forget(dir: &Path, context: &Path) {
+        let _ = std::fs::remove_file(memo_path(dir, context));
     }
 
     /// Returns what is remembered of a file, if it is still the same.
