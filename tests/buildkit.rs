@@ -3,85 +3,12 @@
 
 mod support;
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
-use std::sync::Arc;
-
-use kiln::client::{Client, Dialer, Offer, Session};
-use kiln::types::build::control_client::ControlClient;
-use kiln::types::build::frontend::llb_bridge_client::LlbBridgeClient;
 use kiln::types::build::frontend::{
-    self, EvaluateRequest, PingRequest, ReadDirRequest, ReadFileRequest, Ref, ReturnRequest, StatFileRequest, result,
+    EvaluateRequest, PingRequest, ReadDirRequest, ReadFileRequest, ReturnRequest, StatFileRequest,
 };
-use kiln::types::build::{Exporter, SolveRequest, SolveResponse, google};
+use kiln::types::build::google;
+use support::frontend::{Frontend, reference};
 use support::{Daemon, PATIENCE, Run, eventually, is_installed};
-use tonic::transport::Channel;
-
-/// A client with a session that offers the daemon's scratch directory as buildx does, and a build that waits for its frontend.
-struct Frontend {
-    bridge: LlbBridgeClient<Channel>,
-    control: ControlClient<Channel>,
-    reference: String,
-    session: String,
-    _open: Session,
-}
-
-impl Frontend {
-    async fn open(daemon: &Daemon, name: &str) -> Self {
-        let client = Client::new(Dialer::new(daemon.host.parse().expect("a host")).expect("a dialer"));
-        let scratch: PathBuf = daemon.kiln.scratch();
-        let none = Offer::new(Arc::new(|_| Ok(None)), Arc::new(|_| Ok(None)));
-        let names = ["context", "dockerfile"];
-        let dirs: BTreeMap<_, _> = names.iter().map(|name| ((*name).to_owned(), scratch.clone())).collect();
-        let session = format!("session-{name}");
-        let open =
-            client.session(&session, Offer { dirs, shared_key: "key".into(), ..none }).await.expect("open a session");
-        let channel = client.grpc().await.expect("reach the build service");
-        let (bridge, control) = (LlbBridgeClient::new(channel.clone()), ControlClient::new(channel));
-        Self { bridge, control, reference: name.to_owned(), session, _open: open }
-    }
-
-    /// Names the build of a call.
-    fn call<T>(&self, message: T) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
-        request
-            .metadata_mut()
-            .insert("buildkit-controlapi-buildid", self.reference.parse().expect("a name of letters"));
-        request
-    }
-
-    /// Begins the build.
-    fn begin(&self, image: &str) -> tokio::task::JoinHandle<Result<SolveResponse, tonic::Status>> {
-        let attrs = HashMap::from([("name".to_owned(), image.to_owned())]);
-        let request = SolveRequest {
-            r#ref: self.reference.clone(),
-            session: self.session.clone(),
-            exporters: vec![Exporter { r#type: "image".into(), attrs }],
-            ..SolveRequest::default()
-        };
-        let mut control = self.control.clone();
-        tokio::spawn(async move { control.solve(request).await.map(tonic::Response::into_inner) })
-    }
-
-    /// Has the Dockerfile lowered.
-    async fn solve(&mut self) -> Result<frontend::Result, tonic::Status> {
-        let request = frontend::SolveRequest { frontend: "dockerfile.v0".into(), ..frontend::SolveRequest::default() };
-        let request = self.call(request);
-        Ok(self.bridge.solve(request).await?.into_inner().result.unwrap_or_default())
-    }
-
-    async fn answer(&mut self, result: frontend::Result) {
-        let request = self.call(ReturnRequest { result: Some(result), error: None });
-        self.bridge.r#return(request).await.expect("return a result");
-    }
-}
-
-fn reference(result: &frontend::Result) -> String {
-    match &result.result {
-        Some(result::Result::Ref(Ref { id, .. })) => id.clone(),
-        other => panic!("expected one result, got {other:?}"),
-    }
-}
 
 #[test]
 fn privileged_the_command_builds_with_a_daemon_and_sends_what_changed() {

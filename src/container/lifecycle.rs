@@ -8,9 +8,9 @@ use tokio::net::UnixStream;
 
 use super::link::{self, Joined, Outcome, Place, Request};
 use super::record::{Record, State};
-use super::signal::{self, KILL, TERM};
 use super::{Containers, spec};
 use crate::error::{Error, Kind, Result};
+use crate::sandbox::signal::{self, KILL, TERM};
 use crate::sys::process::ended;
 use crate::task;
 

@@ -15,7 +15,6 @@ pub mod name;
 pub mod record;
 mod remove;
 pub mod shim;
-mod signal;
 mod spec;
 mod streams;
 

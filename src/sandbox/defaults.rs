@@ -90,9 +90,7 @@ impl Spec {
     /// Takes the restrictions away that `--privileged` takes away: all capabilities and devices, no seccomp profile, nothing
     /// hidden or read-only. Namespaces and limits stay.
     pub fn make_privileged(&mut self) {
-        self.process.capabilities = Capabilities::all();
-        self.process.seccomp = Seccomp::Unconfined;
-        self.process.apparmor = None;
+        self.process.make_privileged();
         self.masked_paths.clear();
         self.readonly_paths.clear();
         self.writable_sys = true;
@@ -137,5 +135,12 @@ impl Process {
             rlimits: Vec::new(),
             oom_score_adj: None,
         }
+    }
+
+    /// Takes the restrictions of the process itself away: see [`Spec::make_privileged`].
+    pub fn make_privileged(&mut self) {
+        self.capabilities = Capabilities::all();
+        self.seccomp = Seccomp::Unconfined;
+        self.apparmor = None;
     }
 }

@@ -159,7 +159,15 @@ impl Execution {
         self.child.signal(signal)
     }
 
-    /// Waits until it has ended. Needs a runtime with I/O; can be given up and called again.
+    /// Waits until it has ended, without collecting its status: [`Self::wait`] comes after that. Needs a runtime with I/O.
+    ///
+    /// # Errors
+    /// When it cannot be watched.
+    pub async fn ended(&self) -> Result<()> {
+        self.child.ended().await
+    }
+
+    /// Waits until it has ended. Needs a runtime with I/O.
     ///
     /// # Errors
     /// When the status cannot be had.

@@ -24,6 +24,7 @@ mod prepare;
 mod rlimit;
 mod seccomp;
 mod security;
+pub mod signal;
 mod spawner;
 mod spec;
 mod sysctl;

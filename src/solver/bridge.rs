@@ -3,32 +3,27 @@
 //! What it asked for is referred to by names of our choice and not made before somebody looks at it or it is the result.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kiln_graph::oci::ImageConfig;
 use kiln_graph::{Digest, Edge, Platform, Reference, VertexId};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::Solver;
 use super::export::{Export, Product, Variant};
 use super::failure::Failure;
+use super::gateway::container::{self, Container, ContainerRequest};
+use super::gateway::{Containers, View};
 use super::job::{Begun, Job};
 use super::progress::{Event, Progress, Warning};
 use super::request::{BuildRequest, Built};
-use super::value::Value;
+use super::value::{FileSystem, Value};
 use super::workshop::{Draft, Workshop};
-use crate::error::{Error, Kind, Result, ResultExt as _};
-use crate::filesync::{Entry, EntryKind};
+use crate::error::{Error, Result, ResultExt as _};
+use crate::filesync::Entry;
 use crate::image::Policy;
-use crate::store::tree::{self, Metadata};
 use crate::task;
-
-/// The largest file, and the largest part of one, that is read at once.
-const MAX_READ: u64 = 16 << 20;
 
 /// How many results a frontend may ask for.
 const MAX_REFS: usize = 10_000;
@@ -47,6 +42,7 @@ pub struct Bridge {
     exports: Vec<Export>,
     refs: Mutex<HashMap<String, Part>>,
     answer: Mutex<Option<oneshot::Sender<Outcome>>>,
+    containers: Containers,
     _given_up: task::CancelOnDrop,
 }
 
@@ -139,7 +135,8 @@ impl Solver {
         let (sender, outcome) = oneshot::channel();
         let given_up = shop.give_up_on_drop();
         let answer = Mutex::new(Some(sender));
-        Ok((Bridge { shop, exports, refs: Mutex::default(), answer, _given_up: given_up }, outcome))
+        let (refs, containers) = (Mutex::default(), Containers::new());
+        Ok((Bridge { shop, exports, refs, answer, containers, _given_up: given_up }, outcome))
     }
 }
 
@@ -213,17 +210,29 @@ impl Bridge {
         part.batch.make(part.root().map(|root| root.vertex)).await
     }
 
-    /// Opens the root directory of a result, which is made first.
-    async fn open(&self, name: &str) -> Result<OwnedFd, Failure> {
+    /// Makes a result, and returns it.
+    async fn value(&self, name: &str) -> Result<Value, Failure> {
+        if name.is_empty() {
+            return Ok(container::nothing());
+        }
         self.evaluate(name).await?;
         let part = self.part(name)?;
-        let job = &part.batch.draft.job;
-        let value = part.root().and_then(|root| job.value(root.vertex));
-        match value {
-            Some(Value::FileSystem(file_system)) => Ok(job.mount(&file_system).await?),
-            Some(Value::Local(dir)) => Ok(dir.root.try_clone().map_err(Error::from)?),
-            None => Err(Error::not_found("the result is an empty file system").into()),
+        Ok(part.root().and_then(|root| part.batch.draft.job.value(root.vertex)).unwrap_or_else(container::nothing))
+    }
+
+    /// Opens the root directory of a result, which is made first.
+    async fn open(&self, name: &str) -> Result<View, Failure> {
+        if name.is_empty() {
+            return Err(Error::not_found("the result is an empty file system").into());
         }
+        let root = match self.value(name).await? {
+            Value::FileSystem(FileSystem::Empty) => {
+                return Err(Error::not_found("the result is an empty file system").into());
+            }
+            Value::FileSystem(file_system) => self.part(name)?.batch.draft.job.mount(&file_system).await?,
+            Value::Local(dir) => dir.root.try_clone().map_err(Error::from)?,
+        };
+        Ok(View::of(root))
     }
 
     /// Reads a part of a file of a result; without a length, to its end.
@@ -237,23 +246,8 @@ impl Bridge {
         offset: u64,
         length: Option<u64>,
     ) -> Result<Vec<u8>, Failure> {
-        let (root, path) = (self.open(name).await?, path.to_owned());
-        let read = task::blocking(move || {
-            let file = std::fs::File::from(open_beneath(&root, &path, OFlags::RDONLY | OFlags::NONBLOCK)?);
-            let metadata = file.metadata().context(|| format!("read {path}"))?;
-            if !metadata.is_file() {
-                return Err(Error::invalid(format!("read {path}: it is no file")));
-            }
-            let rest = metadata.len().saturating_sub(offset);
-            let length = length.map_or(rest, |length| length.min(rest));
-            if length > MAX_READ {
-                return Err(Error::invalid(format!("read {path}: more than {} MiB at once", MAX_READ >> 20)));
-            }
-            let mut data = vec![0; usize::try_from(length).unwrap_or_default()];
-            std::os::unix::fs::FileExt::read_exact_at(&file, &mut data, offset).context(|| format!("read {path}"))?;
-            Ok(data)
-        });
-        Ok(read.await?)
+        let (view, path) = (self.open(name).await?, path.to_owned());
+        Ok(task::blocking(move || view.read(&path, offset, length)).await?)
     }
 
     /// Lists a directory of a result: names that match a pattern, all when it is empty.
@@ -261,17 +255,8 @@ impl Bridge {
     /// # Errors
     /// As for [`Self::read_file`].
     pub async fn read_dir(&self, name: &str, path: &str, pattern: &str) -> Result<Vec<Entry>, Failure> {
-        let (root, path) = (self.open(name).await?, path.to_owned());
-        let glob = kiln_dockerfile::glob::Glob::parse(pattern);
-        let glob = glob.map_err(|error| Error::invalid(format!("malformed pattern {pattern:?}: {error}")))?;
-        let all = pattern.is_empty();
-        let read = task::blocking(move || {
-            let dir = open_beneath(&root, &path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-            let list = tree::list(&dir).context(|| format!("list {path}"))?;
-            let names = list.into_iter().filter(|entry| all || glob.matches(&entry.name.to_string_lossy()));
-            names.map(|entry| entry_at(&dir, &entry.name, entry.name.to_string_lossy().into_owned())).collect()
-        });
-        Ok(read.await?)
+        let (view, path, pattern) = (self.open(name).await?, path.to_owned(), pattern.to_owned());
+        Ok(task::blocking(move || view.list(&path, &pattern)).await?)
     }
 
     /// Says what a path of a result is, not following a symbolic link at its end.
@@ -279,18 +264,37 @@ impl Bridge {
     /// # Errors
     /// As for [`Self::read_file`].
     pub async fn stat_file(&self, name: &str, path: &str) -> Result<Entry, Failure> {
-        let (root, path) = (self.open(name).await?, path.to_owned());
-        let read = task::blocking(move || {
-            let file = open_beneath(&root, &path, OFlags::PATH | OFlags::NOFOLLOW)?;
-            let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
-            let metadata = Metadata::of(&file).context(|| format!("read {path}"))?;
-            let target = match metadata.kind {
-                tree::Kind::Symlink => rustix::fs::readlinkat(&file, c"", Vec::new())?.to_string_lossy().into_owned(),
-                _ => String::new(),
-            };
-            Ok(entry_of(last, &metadata, target))
-        });
-        Ok(read.await?)
+        let (view, path) = (self.open(name).await?, path.to_owned());
+        Ok(task::blocking(move || view.stat(&path)).await?)
+    }
+
+    /// Makes a container under an id that the frontend chose, and the results that it mounts.
+    ///
+    /// # Errors
+    /// `Conflict` for an id that is taken; `Forbidden` without an entitlement; failures of making the results.
+    pub async fn new_container(&self, id: &str, request: ContainerRequest) -> Result<(), Failure> {
+        let mut values = Vec::with_capacity(request.results.len());
+        for name in &request.results {
+            values.push(Box::pin(self.value(name)).await?);
+        }
+        let made = Container::new(&self.shop.shared, id, request, values).await?;
+        Ok(self.containers.keep(made, &self.shop.shared.solver.deps().tasks).await?)
+    }
+
+    /// Finds a container.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        self.containers.get(id)
+    }
+
+    /// Ends what runs in a container, and forgets it.
+    ///
+    /// # Errors
+    /// `NotFound`; when what runs in it cannot be ended.
+    pub async fn release_container(&self, id: &str) -> Result<()> {
+        self.containers.release(id).await
     }
 
     /// Finds out what an image's name stands for.
@@ -422,6 +426,7 @@ impl Bridge {
     /// # Errors
     /// When the database fails.
     pub async fn finish(&self) -> Result<()> {
+        let released = self.containers.release_all().await;
         let parts: Vec<Part> = self.refs().drain().map(|(_, part)| part).collect();
         let mut jobs: Vec<Arc<Job>> = Vec::new();
         for Part { batch, .. } in parts {
@@ -432,7 +437,7 @@ impl Bridge {
         for job in jobs {
             job.finish().await?;
         }
-        Ok(())
+        released
     }
 }
 
@@ -450,45 +455,6 @@ impl Batch {
         let missing: Vec<VertexId> = roots.into_iter().filter(|root| job.value(*root).is_none()).collect();
         if missing.is_empty() { Ok(()) } else { job.carry_out(missing).await }
     }
-}
-
-/// Opens a path of a result; symbolic links stay within.
-fn open_beneath(root: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd> {
-    let relative = path.trim_start_matches('/');
-    let relative = if relative.is_empty() { "." } else { relative };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    tree::openat2(root, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve).map_err(|errno| {
-        let kind = match errno {
-            Errno::NOENT => Kind::NotFound,
-            Errno::NOTDIR | Errno::LOOP => Kind::InvalidArgument,
-            _ => Kind::Internal,
-        };
-        // What clients look for.
-        Error::from(errno).context(format!("open {path}")).with_kind(kind)
-    })
-}
-
-fn entry_at(dir: &OwnedFd, name: &std::ffi::CStr, path: String) -> Result<Entry> {
-    let metadata = Metadata::at(dir, name).context(|| format!("read {path}"))?;
-    let target = match metadata.kind {
-        tree::Kind::Symlink => String::from_utf8_lossy(&tree::read_link(dir, name)?).into_owned(),
-        _ => String::new(),
-    };
-    Ok(entry_of(path, &metadata, target))
-}
-
-fn entry_of(path: String, metadata: &Metadata, target: String) -> Entry {
-    let kind = match metadata.kind {
-        tree::Kind::Dir => EntryKind::Dir,
-        tree::Kind::File => EntryKind::File { size: metadata.size },
-        tree::Kind::Symlink => EntryKind::Symlink { target },
-        tree::Kind::Fifo => EntryKind::Fifo,
-        tree::Kind::Socket => EntryKind::Socket,
-        kind @ (tree::Kind::Char | tree::Kind::Block) => EntryKind::Device { kind, number: metadata.rdev },
-    };
-    let mtime_ns = metadata.mtime.seconds.saturating_mul(1_000_000_000).saturating_add(metadata.mtime.nanos.into());
-    let Metadata { mode, uid, gid, .. } = *metadata;
-    Entry { path, kind, mode, uid, gid, mtime_ns, xattrs: Vec::new() }
 }
 
 /// Writes an entry as it is sent to frontends.

@@ -20,6 +20,7 @@ mod export;
 pub mod failed;
 mod failure;
 mod frontend;
+pub mod gateway;
 pub mod gc;
 mod identify;
 mod job;

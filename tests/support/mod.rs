@@ -8,6 +8,7 @@
 pub mod base;
 pub mod command;
 pub mod daemon;
+pub mod frontend;
 pub mod meddler;
 #[path = "registry.rs"]
 pub mod registry;

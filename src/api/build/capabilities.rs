@@ -6,6 +6,11 @@ use crate::types::build::apicaps::ApiCap;
 const FRONTENDS: &[&str] = &[
     "frontend.caps",
     "gateway.evaluate",
+    "gateway.exec",
+    "gateway.exec.extrahosts",
+    "gateway.exec.filesystem",
+    "gateway.exec.secretenv",
+    "gateway.exec.signals",
     "gateway.solve.evaluate",
     "gateway.solve.metadata",
     "gateway.warnings",

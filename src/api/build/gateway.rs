@@ -9,7 +9,7 @@ use kiln_graph::{Digest, Platform};
 use tonic::{Request, Response, Status};
 
 use super::running::Builds;
-use super::{capabilities, control, convert};
+use super::{capabilities, container, control, convert, exec};
 use crate::engine::Engine;
 use crate::error::{Error, Result as Outcomes};
 use crate::image::Policy;
@@ -18,7 +18,7 @@ use crate::solver::progress::Warning;
 use crate::task;
 use crate::types::build::frontend::llb_bridge_server::LlbBridge;
 use crate::types::build::frontend::{
-    EvaluateRequest, EvaluateResponse, ExecMessage, InputsRequest, InputsResponse, NewContainerRequest,
+    EvaluateRequest, EvaluateResponse, ExecMessage, FileRange, InputsRequest, InputsResponse, NewContainerRequest,
     NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse, ReadFileRequest,
     ReadFileResponse, Ref, RefMap, ReleaseContainerRequest, ReleaseContainerResponse, ResolveImageConfigRequest,
     ResolveImageConfigResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
@@ -59,7 +59,7 @@ fn unsupported<T>(what: &str) -> Result<Response<T>, Status> {
     Err(Status::unimplemented(format!("{what} is not supported yet")))
 }
 
-fn platform(platform: Option<pb::Platform>) -> Option<Platform> {
+pub(super) fn platform(platform: Option<pb::Platform>) -> Option<Platform> {
     let platform = platform?;
     let known = Platform {
         architecture: platform.architecture,
@@ -148,13 +148,25 @@ fn warning(request: WarnRequest) -> Outcomes<Warning> {
     })
 }
 
+/// Reads which part of a file is wanted: where it begins, and how long it is at most.
+fn range(range: Option<FileRange>) -> Result<(u64, Option<u64>), Status> {
+    let Some(FileRange { offset, length }) = range else { return Ok((0, None)) };
+    let number = |number: i64| u64::try_from(number).map_err(|_| Status::invalid_argument("a negative range"));
+    Ok((number(offset)?, Some(number(length)?)))
+}
+
+/// Reads which mount of a container is meant.
+fn position(index: i32) -> Result<usize, Status> {
+    usize::try_from(index).map_err(|_| Status::invalid_argument("a negative MountIndex"))
+}
+
 fn config_json(answer: &ImageAnswer) -> Outcomes<Vec<u8>> {
     Ok(serde_json::to_vec(answer.config.as_ref())?)
 }
 
 #[tonic::async_trait]
 impl LlbBridge for Gateway {
-    type ExecProcessStream = tokio_stream::Empty<Result<ExecMessage, Status>>;
+    type ExecProcessStream = exec::Answers;
 
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PongResponse>, Status> {
         self.bridge(&request).await?;
@@ -246,9 +258,7 @@ impl LlbBridge for Gateway {
     async fn read_file(&self, request: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
-        let number = |number: i64| u64::try_from(number).map_err(|_| Status::invalid_argument("a negative range"));
-        let range = request.range.map(|range| Ok::<_, Status>((number(range.offset)?, number(range.length)?)));
-        let (offset, length) = range.transpose()?.map_or((0, None), |(offset, length)| (offset, Some(length)));
+        let (offset, length) = range(request.range)?;
         let read = Box::pin(bridge.read_file(&request.r#ref, &request.file_path, offset, length)).await;
         let data = read.map_err(|failure| convert::failure_of_part(&failure))?;
         Ok(Response::new(ReadFileResponse { data }))
@@ -293,33 +303,67 @@ impl LlbBridge for Gateway {
         Ok(Response::new(WarnResponse {}))
     }
 
-    async fn new_container(&self, _: Request<NewContainerRequest>) -> Result<Response<NewContainerResponse>, Status> {
-        unsupported("running a process for a frontend (NewContainer)")
+    async fn new_container(
+        &self,
+        request: Request<NewContainerRequest>,
+    ) -> Result<Response<NewContainerResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let id = request.container_id.clone();
+        let asked = refuse(container::request(request))?;
+        let made = Box::pin(bridge.new_container(&id, asked)).await;
+        made.map_err(|failure| convert::failure_of_part(&failure))?;
+        Ok(Response::new(NewContainerResponse {}))
     }
 
     async fn release_container(
         &self,
-        _: Request<ReleaseContainerRequest>,
+        request: Request<ReleaseContainerRequest>,
     ) -> Result<Response<ReleaseContainerResponse>, Status> {
-        unsupported("running a process for a frontend (ReleaseContainer)")
+        let bridge = self.bridge(&request).await?;
+        refuse(bridge.release_container(&request.into_inner().container_id).await)?;
+        Ok(Response::new(ReleaseContainerResponse {}))
     }
 
     async fn exec_process(
         &self,
-        _: Request<tonic::Streaming<ExecMessage>>,
+        request: Request<tonic::Streaming<ExecMessage>>,
     ) -> Result<Response<Self::ExecProcessStream>, Status> {
-        unsupported("running a process for a frontend (ExecProcess)")
+        let bridge = Arc::downgrade(&self.bridge(&request).await?);
+        Ok(Response::new(exec::serve(bridge, request.into_inner(), self.engine.tasks())))
     }
 
-    async fn read_file_container(&self, _: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {
-        unsupported("reading files of a frontend's process (ReadFileContainer)")
+    async fn read_file_container(
+        &self,
+        request: Request<ReadFileRequest>,
+    ) -> Result<Response<ReadFileResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let (offset, length) = range(request.range)?;
+        let mount = position(request.mount_index)?;
+        let container = refuse(bridge.container(&request.r#ref))?;
+        let data = refuse(container.read_file(mount, request.file_path, offset, length).await)?;
+        Ok(Response::new(ReadFileResponse { data }))
     }
 
-    async fn read_dir_container(&self, _: Request<ReadDirRequest>) -> Result<Response<ReadDirResponse>, Status> {
-        unsupported("reading files of a frontend's process (ReadDirContainer)")
+    async fn read_dir_container(&self, request: Request<ReadDirRequest>) -> Result<Response<ReadDirResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let mount = position(request.mount_index)?;
+        let container = refuse(bridge.container(&request.r#ref))?;
+        let entries = refuse(container.read_dir(mount, request.dir_path, request.include_pattern).await)?;
+        Ok(Response::new(ReadDirResponse { entries: entries.iter().map(crate::solver::bridge::stat).collect() }))
     }
 
-    async fn stat_file_container(&self, _: Request<StatFileRequest>) -> Result<Response<StatFileResponse>, Status> {
-        unsupported("reading files of a frontend's process (StatFileContainer)")
+    async fn stat_file_container(
+        &self,
+        request: Request<StatFileRequest>,
+    ) -> Result<Response<StatFileResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let mount = position(request.mount_index)?;
+        let container = refuse(bridge.container(&request.r#ref))?;
+        let entry = refuse(container.stat_file(mount, request.path).await)?;
+        Ok(Response::new(StatFileResponse { stat: Some(crate::solver::bridge::stat(&entry)) }))
     }
 }

@@ -5,8 +5,10 @@
 
 mod capabilities;
 mod classic;
+mod container;
 mod control;
 mod convert;
+mod exec;
 mod failed;
 mod gateway;
 mod running;

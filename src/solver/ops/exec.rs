@@ -70,7 +70,15 @@ impl Job {
     }
 
     /// Brings everything here that a step needs.
-    async fn prepare(self: &Arc<Self>, id: VertexId, exec: &Exec, base: &FileSystem) -> Result<Step> {
+    ///
+    /// # Errors
+    /// When an image cannot be fetched, something to mount is not there, or the store or the network fails.
+    pub(in crate::solver) async fn prepare(
+        self: &Arc<Self>,
+        id: VertexId,
+        exec: &Exec,
+        base: &FileSystem,
+    ) -> Result<Step> {
         let snapshot = self.materialize(base).await?;
         let mounts = self.mounts(id, exec).await?;
         let env = self.environment(exec).await?;
@@ -103,7 +111,10 @@ impl Job {
     }
 
     /// The environment, with proxies and secrets, which are no part of the step's identity.
-    async fn environment(&self, exec: &Exec) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    /// `NotFound` for a secret that the client does not have, `InvalidArgument` for one that is no text.
+    pub(in crate::solver) async fn environment(&self, exec: &Exec) -> Result<Vec<String>> {
         let mut env = exec.env.clone();
         env.extend(exec.proxy.env.iter().map(|(name, value)| format!("{name}={value}")));
         for secret in &exec.secret_env {

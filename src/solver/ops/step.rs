@@ -2,7 +2,7 @@
 //!
 //! It can be started several times, one time after the other: to try it again, and to look into it after it failed.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use kiln_graph::op::{Exec, NetworkMode, SecurityMode};
@@ -79,8 +79,7 @@ impl Step {
     /// # Errors
     /// As [`sandbox::spawn`].
     pub(in crate::solver) fn start(&self, stdio: Stdio, change: impl FnOnce(&mut Spec)) -> Result<Sandbox> {
-        let root = self.tree.rootfs()?.mount(store::Access::Volatile)?;
-        let mut spec = self.spec(root)?;
+        let mut spec = self.spec()?;
         change(&mut spec);
         let command = spec.process.args.join(" ");
         sandbox::spawn(spec, stdio).map_err(|error| error.context(format!("process {command:?}")))
@@ -120,12 +119,15 @@ impl Step {
         &self.tree
     }
 
-    fn spec(&self, root: OwnedFd) -> Result<Spec> {
-        let exec = &self.exec;
-        let hostname = if exec.hostname.is_empty() { HOSTNAME } else { &exec.hostname };
+    /// Describes a process in its sandbox: the command, the user and the limits of `exec`, and an environment. Privileges are not
+    /// among it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a limit that does not exist.
+    pub(in crate::solver) fn process(&self, exec: &Exec, env: Vec<String>) -> Result<Process> {
         let user = User::Named { name: exec.user.clone(), groups: self.devices.groups.clone() };
         let mut process = Process {
-            env: self.env.clone(),
+            env,
             user,
             cwd: exec.cwd.clone(),
             missing_cwd: MissingDir::OfUser,
@@ -134,6 +136,18 @@ impl Step {
         for limit in &exec.ulimits {
             process.rlimits.push(sandbox::rlimit(&limit.name, limit.soft, limit.hard)?);
         }
+        Ok(process)
+    }
+
+    /// Describes its sandbox, with everything mounted. Blocking. One at a time, as for [`Self::start`].
+    ///
+    /// # Errors
+    /// When something cannot be mounted.
+    pub(in crate::solver) fn spec(&self) -> Result<Spec> {
+        let exec = &self.exec;
+        let root = self.tree.rootfs()?.mount(store::Access::Volatile)?;
+        let process = self.process(exec, self.env.clone())?;
+        let hostname = if exec.hostname.is_empty() { HOSTNAME } else { &exec.hostname };
         let id = getrandom::u64().map_err(|error| Error::internal(format!("make an id: {error}")))?;
         let mut spec = Spec::docker(sandbox::temporary_id(GROUP_PREFIX, id), root, process);
         hostname.clone_into(&mut spec.hostname);

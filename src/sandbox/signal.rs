@@ -1,11 +1,13 @@
-//! Signals by name and number, as docker's clients write them.
+//! Signals by name and number, as docker's and BuildKit's clients write them.
+
+use rustix::process::Signal;
 
 use crate::error::{Error, Result};
 
 /// `SIGKILL`.
-pub(super) const KILL: i32 = 9;
+pub const KILL: i32 = 9;
 /// `SIGTERM`.
-pub(super) const TERM: i32 = 15;
+pub const TERM: i32 = 15;
 
 /// The highest number.
 const MAX: i32 = 64;
@@ -26,8 +28,14 @@ const ALIASES: [(&str, i32); 4] = [("IOT", 6), ("CLD", 17), ("POLL", 29), ("UNUS
 ///
 /// # Errors
 /// `InvalidArgument` in docker's words.
-pub(super) fn parse(text: &str) -> Result<i32> {
+pub fn parse(text: &str) -> Result<i32> {
     number(text).ok_or_else(|| Error::invalid(format!("Invalid signal: {text}")))
+}
+
+/// Returns the signal of a number.
+#[must_use]
+pub fn of(number: i32) -> Option<Signal> {
+    crate::sys::process::signal(number)
 }
 
 fn number(text: &str) -> Option<i32> {
