@@ -54,6 +54,7 @@ impl Images {
             config: Arc::new(parsed),
             reference: name.with_digest(*digest),
             origin: Origin::Layout(Arc::new(Layout { dir: opened, manifest: own, layers: manifest.layers })),
+            partial: false,
         })
     }
 

@@ -58,6 +58,14 @@ impl Images {
     ) -> Result<Option<SnapshotId>> {
         let remote = match &resolved.origin {
             Origin::Remote(remote) => Arc::clone(remote),
+            Origin::Local(_) if resolved.partial => {
+                let (store, lease) = (self.store.clone(), lease.clone());
+                let chain = resolved.config.rootfs.chain_ids().pop();
+                let find = move || chain.map_or(Ok(None), |chain| store.by_chain(&lease, &chain));
+                let missing =
+                    || Error::not_found(format!("the layers of {} are not unpacked here", resolved.reference));
+                return task::blocking(find).await?.map(|snapshot| Some(snapshot.id)).ok_or_else(missing);
+            }
             Origin::Local(image) => {
                 let (images, lease, image) = (self.clone(), lease.clone(), image.clone());
                 return task::blocking(move || images.snapshot(&lease, &image)).await;
@@ -80,7 +88,7 @@ impl Images {
         let missing = unpacker.missing();
         let cancel = Cancel::new();
         let stop = cancel.on_drop();
-        let layers = remote.layers.iter().enumerate().map(|(index, layer)| Fetch {
+        let layers = remote.layers.iter().take(diff_ids.len()).enumerate().map(|(index, layer)| Fetch {
             images: self,
             lease,
             client,
@@ -101,10 +109,13 @@ impl Images {
             return Err(error).context(|| format!("pull {}", remote.name.familiar()));
         }
         let (images, lease, config) = (self.clone(), lease.clone(), Arc::clone(&resolved.config));
+        let partial = resolved.partial;
         let result = task::blocking(move || {
             let unpacker = Arc::into_inner(unpacker).expect("all layers have ended");
             let snapshot = unpacker.finish(&cancel)?;
-            images.record(&lease, &remote, &config.rootfs.diff_ids)?;
+            if !partial {
+                images.record(&lease, &remote, &config.rootfs.diff_ids)?;
+            }
             Ok(snapshot)
         })
         .await;

@@ -35,6 +35,8 @@ pub struct Resolved {
     /// Its name, with the digest of the manifest or index when it came from a registry.
     pub reference: Reference,
     pub(super) origin: Origin,
+    /// Whether only some of its layers are meant: those in `config`.
+    pub(super) partial: bool,
 }
 
 /// Where a resolved image is.
@@ -72,6 +74,18 @@ impl Resolved {
     #[must_use]
     pub fn is_remote(&self) -> bool {
         matches!(self.origin, Origin::Remote(_))
+    }
+
+    /// Returns the same with the lowest layers only.
+    #[must_use]
+    pub fn limited(mut self, layers: usize) -> Self {
+        if layers < self.config.rootfs.diff_ids.len() {
+            let mut config = (*self.config).clone();
+            config.rootfs.diff_ids.truncate(layers);
+            self.config = Arc::new(config);
+            self.partial = true;
+        }
+        self
     }
 
     /// Returns the digest of the image's manifest, or its id when it never had one.
@@ -125,6 +139,7 @@ impl Images {
             config: Arc::clone(&image.config),
             reference: name.clone(),
             origin: Origin::Local(Box::new(image)),
+            partial: false,
         }))
     }
 
@@ -189,6 +204,7 @@ impl Images {
             config: Arc::new(parsed_config),
             reference: pinned,
             origin: Origin::Remote(Arc::new(remote)),
+            partial: false,
         })
     }
 }

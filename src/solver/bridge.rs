@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::Solver;
+use super::definition::plain_config;
 use super::export::{Export, Product, Variant};
 use super::failure::Failure;
 use super::gateway::container::{self, Container, ContainerRequest};
@@ -166,16 +167,28 @@ impl Bridge {
     /// # Errors
     /// As for [`Solver::build`], as far as the frontend.
     pub async fn solve(&self, frontend: &str, attrs: &BTreeMap<String, String>) -> Result<Findings, Failure> {
-        if let Some(answer) = self.shop.answer(frontend, attrs).await? {
-            let metadata = answer.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
-            return Ok(Findings { refs: Refs::None, metadata });
-        }
         if let Some(answer) = Box::pin(self.shop.answer(frontend, attrs)).await? {
             let metadata = answer.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
             return Ok(Findings { refs: Refs::None, metadata });
         }
         let draft = Box::pin(self.shop.frontend(frontend, attrs)).await?;
         Ok(self.findings(draft)?)
+    }
+
+    /// Makes a result of a definition; nothing runs before somebody looks at it.
+    ///
+    /// # Errors
+    /// With the operation and the field: what is malformed, or is not there.
+    pub async fn solve_definition(&self, definition: &kiln_llb::pb::Definition) -> Result<Findings, Failure> {
+        let draft = Box::pin(self.shop.definition(definition, &BTreeMap::new())).await?;
+        let batch = Arc::new(Batch { draft, making: tokio::sync::Mutex::default() });
+        Ok(Findings { refs: Refs::One(self.add(Part { batch, number: 0 })?), metadata: BTreeMap::new() })
+    }
+
+    /// Returns what the frontend is given besides its attributes, by name.
+    #[must_use]
+    pub fn inputs(&self) -> &BTreeMap<String, Arc<kiln_llb::pb::Definition>> {
+        &self.shop.request.inputs
     }
 
     fn findings(&self, draft: Draft) -> Result<Findings> {
@@ -217,7 +230,7 @@ impl Bridge {
         }
         self.evaluate(name).await?;
         let part = self.part(name)?;
-        Ok(part.root().and_then(|root| part.batch.draft.job.value(root.vertex)).unwrap_or_else(container::nothing))
+        Ok(part.root().and_then(|root| part.batch.draft.job.value_of(root)).unwrap_or_else(container::nothing))
     }
 
     /// Opens the root directory of a result, which is made first.
@@ -231,6 +244,7 @@ impl Bridge {
             }
             Value::FileSystem(file_system) => self.part(name)?.batch.draft.job.mount(&file_system).await?,
             Value::Local(dir) => dir.root.try_clone().map_err(Error::from)?,
+            Value::Several(_) => return Err(Error::internal("a result has several file systems").into()),
         };
         Ok(View::of(root))
     }
@@ -402,12 +416,7 @@ impl Bridge {
                 config.map(|json| serde_json::from_slice(json).context(|| key::CONFIG)).transpose()?;
             let known = platforms.iter().find(|known| known.id == id).map(|known| known.platform.clone());
             let platform = known.or_else(|| config.as_ref().map(ImageConfig::platform)).unwrap_or_else(Platform::host);
-            let config = config.unwrap_or_else(|| ImageConfig {
-                architecture: platform.architecture.clone(),
-                os: platform.os.clone(),
-                variant: platform.variant.clone(),
-                ..ImageConfig::default()
-            });
+            let config = config.unwrap_or_else(|| plain_config(&platform));
             let variant = if name.is_empty() {
                 Variant { platform, config, snapshot: None, base_layers: 0, attestations: Vec::new() }
             } else {

@@ -13,7 +13,7 @@ use super::progress::Progress;
 use super::request::{BuildRequest, Built};
 use super::value::{FileSystem, Value};
 use super::verify::Witness;
-use super::workshop::Workshop;
+use super::workshop::{Draft, Workshop};
 use crate::error::{Error, Result};
 use crate::store::SnapshotId;
 use crate::task;
@@ -41,13 +41,21 @@ impl Solver {
         let exports: Vec<Export> = request.exporters.iter().map(Export::parse).collect::<Result<_>>()?;
         let shop = Workshop::open(self, request, progress, witness).await?;
         let _given_up = shop.give_up_on_drop();
+        if let Some(definition) = shop.request.definition.clone() {
+            let draft = Box::pin(shop.definition(&definition, &shop.request.attrs)).await?;
+            return Self::finish(shop, draft, &exports).await;
+        }
         if let Some(response) = Box::pin(shop.answer(&shop.request.frontend, &shop.request.attrs)).await? {
             shop.close(()).await?;
             return Ok(Built { response });
         }
         let draft = Box::pin(shop.frontend(&shop.request.frontend, &shop.request.attrs)).await?;
+        Self::finish(shop, draft, &exports).await
+    }
+
+    async fn finish(shop: Workshop, draft: Draft, exports: &[Export]) -> Result<Built, Failure> {
         exports.iter().try_for_each(|export| export.check(draft.targets.len()))?;
-        let result = draft.build(&exports, shop.request.record_provenance).await;
+        let result = draft.build(exports, shop.request.record_provenance).await;
         let finished = Arc::clone(&draft.job).finish().await;
         shop.close(draft).await?;
         let built = result?;
@@ -76,11 +84,11 @@ impl Job {
     /// `Unsupported` for a directory of the client; when an image cannot be fetched.
     pub(super) async fn result(&self, root: Option<Edge>) -> Result<Option<SnapshotId>> {
         let Some(root) = root else { return Ok(None) };
-        match self.value(root.vertex) {
+        match self.value_of(root) {
             Some(Value::FileSystem(FileSystem::Layer(layer))) => Ok(Some(layer.settled().await?.id)),
             Some(Value::FileSystem(image)) => self.materialize(&image).await,
             Some(Value::Local(dir)) => Err(Error::unsupported(format!("{} cannot be an image as it is", dir.name))),
-            None => Err(Error::internal("the target has no result")),
+            Some(Value::Several(_)) | None => Err(Error::internal("the target has no result")),
         }
     }
 

@@ -199,7 +199,11 @@ impl Job {
     }
 
     async fn bring(self: &Arc<Self>, id: VertexId, local: &LocalSource) -> Result<()> {
-        let Some(session) = self.session.get().await?.filter(Session::offers_files) else {
+        let session = match local.session.as_str() {
+            "" => self.session.get().await?,
+            id => Some(self.session.sessions.get(id).await?),
+        };
+        let Some(session) = session.filter(Session::offers_files) else {
             return Err(Error::invalid(format!("the client offers no local directory {:?}", local.name)));
         };
         self.first_use(id);
@@ -215,7 +219,8 @@ impl Job {
     }
 
     async fn transfer(self: &Arc<Self>, session: &Session, local: &LocalSource, part: Arc<Part>) -> Result<Copy> {
-        let key = blake3::hash(format!("{:?}", (&local.name, session.shared_key())).as_bytes()).to_hex();
+        let key =
+            blake3::hash(format!("{:?}", (&local.name, &local.key_hint, session.shared_key())).as_bytes()).to_hex();
         let wanted = Wanted { name: format!("{KEPT}{key}"), sharing: Sharing::Private, seed: None };
         let mount = self.cache_mount(wanted).await?;
         let (job, dir) = (Arc::clone(self), mount.path().to_owned());

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use kiln_graph::VertexId;
 use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Solver;
@@ -18,7 +19,7 @@ use super::key::Key;
 use super::plan::Plan;
 use super::reporter::Reporter;
 use super::scheduler::{Action, Identity, JobId, RunId, Scheduler, Task};
-use super::value::{Failed, FileSystem, Layer, Value};
+use super::value::{Failed, Value};
 use crate::error::{Error, Kind, Result};
 
 /// How many steps run at a time in an engine.
@@ -53,6 +54,9 @@ struct Entry {
     steps: Vec<VertexId>,
     misses: HashMap<VertexId, Work>,
     outcome: Option<oneshot::Sender<Result<(), Failure>>>,
+    /// Ends what is looked up for the build when the entry goes.
+    lookups: CancellationToken,
+    _end_lookups: DropGuard,
 }
 
 /// A run: one execution for all builds that need it.
@@ -61,7 +65,7 @@ struct Running {
     work: Option<Work>,
     reporter: Reporter,
     stop: Stop,
-    layer: Option<Layer>,
+    value: Option<Value>,
     /// Held while a run that was told to stop has not ended.
     ending: Option<TaskTrackerToken>,
     executor: Option<Arc<Job>>,
@@ -108,7 +112,16 @@ impl Solver {
             let mut core = self.driver().core();
             let (id, actions) = core.scheduler.submit(&plan.inputs, &plan.roots);
             let Plan { steps, misses, .. } = plan;
-            core.jobs.insert(id, Entry { job: Arc::clone(job), steps, misses, outcome: Some(sender) });
+            let lookups = CancellationToken::new();
+            let entry = Entry {
+                job: Arc::clone(job),
+                steps,
+                misses,
+                outcome: Some(sender),
+                lookups: lookups.clone(),
+                _end_lookups: lookups.drop_guard(),
+            };
+            core.jobs.insert(id, entry);
             core.carry_out(self, actions, None);
             CancelOnDrop { solver: self, job: id }
         };
@@ -155,12 +168,12 @@ impl Solver {
         let error = result.as_ref().err().map(Failed::error);
         reporter.end(error.as_ref());
         let mut core = self.driver().core();
-        let (layer, failed) = match result {
-            Ok(layer) => (Some(layer), None),
+        let (value, failed) = match result {
+            Ok(value) => (Some(value), None),
             Err(failed) => (None, Some(failed)),
         };
         if let Some(running) = core.runs.get_mut(&run) {
-            running.layer = layer;
+            running.value = value;
         }
         let actions = core.scheduler.finished(run, failed.is_none());
         core.carry_out(&self, actions, failed.as_ref());
@@ -176,7 +189,7 @@ impl Core {
             work: Some(work),
             reporter: Reporter::default(),
             stop: Stop::default(),
-            layer: None,
+            value: None,
             ending: None,
             executor: None,
         });
@@ -201,7 +214,13 @@ impl Core {
         let Some(entry) = self.jobs.get_mut(&task.job) else { return };
         let (job, id) = (Arc::clone(&entry.job), entry.steps[task.node]);
         let planned = entry.misses.remove(&id);
-        solver.deps().tasks.spawn(solver.clone().identify(task, job, id, planned));
+        let (solver, ended) = (solver.clone(), entry.lookups.clone());
+        solver.deps().tasks.clone().spawn(async move {
+            tokio::select! {
+                () = Box::pin(solver.identify(task, job, id, planned)) => {}
+                () = ended.cancelled() => {}
+            }
+        });
     }
 
     fn run(&mut self, solver: &Solver, run: RunId, task: Task) {
@@ -216,9 +235,8 @@ impl Core {
 
     fn take(&mut self, run: RunId, task: Task) {
         let (Some(entry), Some(running)) = (self.jobs.get(&task.job), self.runs.get(&run)) else { return };
-        if let Some(layer) = &running.layer {
-            let value = Value::FileSystem(FileSystem::Layer(layer.clone()));
-            entry.job.set_value(entry.steps[task.node], value);
+        if let Some(value) = &running.value {
+            entry.job.set_value(entry.steps[task.node], value.clone());
         }
     }
 

@@ -36,7 +36,7 @@ impl Elsewhere {
     /// A file by HTTP, or what the client uploads under an address.
     pub(super) fn file(url: &str) -> Self {
         let (url, filename) = (url.to_owned(), FILE.to_owned());
-        Self::File(HttpSource { url, checksum: None, filename, mode: None, uid: 0, gid: 0 })
+        Self::File(HttpSource { url, filename, ..HttpSource::default() })
     }
 }
 

@@ -17,6 +17,7 @@ use super::cache;
 use super::copy::select;
 use super::job::{Begun, Job, Taken, UseId};
 use super::key::{ContentIdentity, InputIdentity, Key, Parts};
+use super::ops::Shortcut;
 use super::value::{FileSystem, Layer, LocalDir, Settled, Value};
 use crate::error::{Error, Result};
 use crate::task::{self, Cancel};
@@ -43,15 +44,20 @@ pub(super) struct Work {
 
 /// What was found out about a step.
 pub(super) enum Found {
-    /// Its result.
-    Value(Value, Option<i64>),
+    /// Its result, and the records that name it: one for each output.
+    Value(Value, Vec<i64>),
     /// It has to run.
     Miss(Box<Work>),
 }
 
 impl Found {
     pub(super) fn hit(layer: Layer, record: Option<i64>) -> Self {
-        Self::Value(Value::FileSystem(FileSystem::Layer(layer)), record)
+        Self::Value(Value::FileSystem(FileSystem::Layer(layer)), record.into_iter().collect())
+    }
+
+    fn hits(found: Vec<(Layer, i64)>) -> Self {
+        let (layers, records) = found.into_iter().map(|(layer, record)| (FileSystem::Layer(layer), record)).unzip();
+        Self::Value(Value::of_outputs(layers), records)
     }
 }
 
@@ -82,6 +88,7 @@ pub(super) fn uses(op: &Op, inputs: usize) -> Vec<Use> {
             });
             std::iter::once(Use::Whole(file.base)).chain(copies).collect()
         }
+        Op::Build { .. } => vec![Use::Whole(Some(0))],
         Op::Merge | Op::Diff { .. } => (0..inputs).map(|at| Use::Whole(InputIndex::try_from(at).ok())).collect(),
     }
 }
@@ -114,17 +121,27 @@ impl Job {
     /// All inputs must have values. Blocking.
     pub(super) fn identify_now(&self, connection: &Connection, id: VertexId) -> Result<Option<Found>> {
         let vertex = self.graph.vertex(id);
+        match self.shortcut(id)? {
+            Shortcut::Value(value) => return Ok(Some(Found::Value(value.into(), Vec::new()))),
+            Shortcut::Unknown => return Ok(None),
+            Shortcut::None if matches!(vertex.op, Op::Build { .. }) => return Ok(None),
+            Shortcut::None => {}
+        }
         let mut inputs = Vec::new();
         for (number, used) in uses(&vertex.op, vertex.inputs.len()).iter().enumerate() {
             let Some(input) = self.input_now(connection, vertex, (id.index(), number), used)? else { return Ok(None) };
             inputs.push(input);
         }
         let work = Work::new(vertex, inputs);
-        let Some(key) = work.key_now() else { return Ok(None) };
-        Ok(Some(match self.look_up(connection, vertex, &key)? {
-            Some((layer, record)) => Found::hit(layer, Some(record)),
-            None => Found::Miss(Box::new(work)),
-        }))
+        let mut found = Vec::new();
+        for output in 0..vertex.op.outputs() {
+            let Some(key) = work.of_output(output).key_now() else { return Ok(None) };
+            match self.look_up(connection, vertex, &key)? {
+                Some(hit) => found.push(hit),
+                None => return Ok(Some(Found::Miss(Box::new(work)))),
+            }
+        }
+        Ok(Some(Found::hits(found)))
     }
 
     pub(super) fn look_up(&self, connection: &Connection, vertex: &Vertex, key: &Key) -> Result<Option<(Layer, i64)>> {
@@ -170,7 +187,7 @@ impl Job {
                 let Some(Some(chain)) = file_system.chain_now() else { return Ok(None) };
                 Ok(cache::find_content(connection, &chain, &selector(copy))?.map(Input::Content))
             }
-            None => Ok(None),
+            Some(Value::Several(_)) | None => Ok(None),
         }
     }
 
@@ -195,32 +212,53 @@ impl Job {
     /// `NotFound` when something that is copied does not exist; when an image cannot be fetched.
     pub(super) async fn identify(self: &Arc<Self>, id: VertexId) -> Result<Found> {
         let vertex = self.graph.vertex(id);
+        if let Op::Build { filename } = &vertex.op {
+            return Ok(Found::Value(self.build_defined(id, filename).await?, Vec::new()));
+        }
         let mut inputs = Vec::new();
         for (number, used) in uses(&vertex.op, vertex.inputs.len()).into_iter().enumerate() {
             inputs.push(self.find_input(id, (id.index(), number), used).await?);
         }
         let work = Work::new(vertex, inputs);
+        if matches!(vertex.op, Op::Merge | Op::Diff { .. }) {
+            work.key().await?;
+            if let Shortcut::Value(value) = self.shortcut(id)? {
+                return Ok(Found::Value(value.into(), Vec::new()));
+            }
+        }
         let db = self.solver.deps().store.root().clone();
         if work.key_now().is_none() {
             let op = work.op;
             let wait = !vertex.meta.no_cache && task::blocking(move || db.db().read(|c| cache::knows(c, &op))).await?;
             if !wait {
-                return Ok(self.running_before(work));
+                return Ok(self.running_before(vertex, work));
             }
         }
-        let key = work.key().await?;
+        let mut keys = Vec::new();
+        for output in 0..vertex.op.outputs() {
+            keys.push(work.of_output(output).key().await?);
+        }
         let job = Arc::clone(self);
-        let found = task::blocking(move || job.look_up_leased(job.graph.vertex(id), &key)).await?;
-        Ok(match found {
-            Some((layer, record)) => Found::hit(layer, Some(record)),
-            None => self.running_before(work),
+        let found = task::blocking(move || {
+            let vertex = job.graph.vertex(id);
+            keys.iter().map(|key| job.look_up_leased(vertex, key)).collect::<Result<Option<Vec<_>>>>()
+        });
+        Ok(match found.await? {
+            Some(found) => Found::hits(found),
+            None => self.running_before(vertex, work),
         })
     }
 
     /// A run that has ended and whose record is about to be written.
-    fn running_before(&self, work: Work) -> Found {
-        match self.solver.settling(&work.run) {
-            Some(layer) => Found::hit(layer, None),
+    fn running_before(&self, vertex: &Vertex, work: Work) -> Found {
+        let outputs = 0..vertex.op.outputs();
+        let layers: Option<Vec<Layer>> =
+            outputs.map(|output| self.solver.settling(&work.of_output(output).run)).collect();
+        match layers {
+            Some(layers) => {
+                let outputs = layers.into_iter().map(FileSystem::Layer).collect();
+                Found::Value(Value::of_outputs(outputs), Vec::new())
+            }
             None => Found::Miss(Box::new(work)),
         }
     }
@@ -264,7 +302,9 @@ impl Job {
                 let name = if name.is_empty() { "another stage".to_owned() } else { format!("the result of {name}") };
                 (self.tree(&file_system, name).await?, Some(file_system))
             }
-            None => (self.tree(&FileSystem::Empty, "an empty file system".to_owned()).await?, None),
+            Some(Value::Several(_)) | None => {
+                (self.tree(&FileSystem::Empty, "an empty file system".to_owned()).await?, None)
+            }
         };
         let (cancel, job) = (Cancel::new(), Arc::clone(self));
         let _stop = cancel.on_drop();
@@ -324,6 +364,19 @@ impl Work {
             provisional.add("without cache", "");
         }
         Self { op, run: provisional.key(), parts, inputs }
+    }
+
+    /// Returns the work that gives one output: the first one has the key of the step.
+    pub(super) fn of_output(&self, number: u32) -> Self {
+        let mut work = self.clone();
+        if number > 0 {
+            work.parts.add("output", number.to_string());
+            let mut run = Parts::default();
+            run.add("run", blake3::Hash::from_bytes(*self.run.as_bytes()).to_hex().as_str());
+            run.add("output", number.to_string());
+            work.run = run.key();
+        }
+        work
     }
 
     /// Returns the key, if all inputs are identified by now.

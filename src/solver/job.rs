@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use kiln_graph::op::Source;
-use kiln_graph::{Digest, Graph, Vertex, VertexId};
+use kiln_graph::{Digest, Edge, Graph, Vertex, VertexId};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -214,12 +214,17 @@ pub(super) struct Job {
     /// The client's directories that were reported as read.
     pub(super) read: Mutex<BTreeSet<VertexId>>,
     /// Records that were found, to be marked as used at the end.
-    pub(super) hits: Mutex<Vec<i64>>,
+    pub(super) hits: Arc<Mutex<Vec<i64>>>,
     /// Set when the build is given up, for work that belongs to no step.
     pub(super) cancel: Cancel,
     /// Work that the build waits for before it ends: identifying layers, and steps that were told to stop.
     pub(super) pending: TaskTracker,
+    /// How many graphs this one is within.
+    depth: usize,
 }
+
+/// How deep graphs may be within graphs.
+const MAX_DEPTH: usize = 8;
 
 impl Job {
     /// Makes the job of a graph. `cancel` is set when the build is given up.
@@ -259,10 +264,43 @@ impl Job {
             witness,
             taken: Mutex::default(),
             read: Mutex::default(),
-            hits: Mutex::default(),
+            hits: Arc::default(),
             cancel,
             pending: TaskTracker::new(),
+            depth: 0,
         })
+    }
+
+    /// Makes the job of a graph that is a part of this one: what it finds and makes belongs to this build.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when graphs within graphs nest too deep.
+    pub(super) fn with_graph(&self, graph: Graph, locals: Locals) -> Result<Arc<Self>> {
+        if self.depth >= MAX_DEPTH {
+            return Err(Error::invalid(format!("definitions nest more than {MAX_DEPTH} levels deep")));
+        }
+        Ok(Arc::new(Self {
+            values: Mutex::new(vec![None; graph.vertices().len()]),
+            graph,
+            locals,
+            solver: self.solver.clone(),
+            lease: self.lease.clone(),
+            session: self.session.clone(),
+            registry: self.registry.clone(),
+            progress: self.progress.clone(),
+            images: HashMap::new(),
+            pins: Arc::clone(&self.pins),
+            entitlements: self.entitlements.clone(),
+            request_limits: self.request_limits.clone(),
+            keep_failed: self.keep_failed,
+            witness: self.witness.clone(),
+            taken: Mutex::default(),
+            read: Mutex::default(),
+            hits: Arc::clone(&self.hits),
+            cancel: self.cancel.clone(),
+            pending: self.pending.clone(),
+            depth: self.depth + 1,
+        }))
     }
 
     /// Returns the value of a vertex's input.
@@ -271,8 +309,7 @@ impl Job {
     /// `Internal` when it has none: inputs are settled before the steps that need them.
     pub(super) fn input(&self, vertex: &Vertex, index: u32) -> Result<Value> {
         let edge = vertex.inputs.get(index as usize).ok_or_else(|| Error::internal("a step has no such input"))?;
-        let value = lock(&self.values)[edge.vertex.index()].clone();
-        value.ok_or_else(|| Error::internal("a step was started before what it needs"))
+        self.value_of(*edge).ok_or_else(|| Error::internal("a step was started before what it needs"))
     }
 
     /// Returns the file system that a vertex's input is.
@@ -286,7 +323,13 @@ impl Job {
             Value::Local(dir) => {
                 Err(Error::unsupported(format!("{} cannot be the root file system of a step", dir.name)))
             }
+            Value::Several(_) => Err(Error::internal("an output has several file systems")),
         }
+    }
+
+    /// Returns what an output of a vertex is, once the vertex has a value.
+    pub(super) fn value_of(&self, edge: Edge) -> Option<Value> {
+        lock(&self.values)[edge.vertex.index()].as_ref().and_then(|value| value.output(edge.output))
     }
 
     pub(super) fn value(&self, id: VertexId) -> Option<Value> {
@@ -321,10 +364,12 @@ impl Job {
     pub(super) fn source(&self, vertex: &Vertex, source: &Source) -> Result<Value> {
         match source {
             Source::Image(image) => {
-                let id = image.image_id.ok_or_else(|| Error::unsupported("an image that was not resolved"))?;
-                let resolved = self.images.get(&id);
+                let resolved = match image.image_id {
+                    Some(id) => self.images.get(&id).cloned(),
+                    None => self.pins.image(image, &vertex.platform),
+                };
                 let resolved = resolved.ok_or_else(|| Error::internal("an image was not resolved"))?;
-                Ok(FileSystem::of_image(vertex, Arc::clone(resolved)).into())
+                Ok(FileSystem::of_image(vertex, resolved).into())
             }
             Source::Local(local) => Ok(Value::Local(self.locals.open(local)?)),
             Source::Git(_) | Source::Http(_) => Err(Error::internal("a source that is fetched was taken as it is")),

@@ -1,7 +1,7 @@
 //! The solver: from a build request to a tagged image.
 //!
 //! A build goes through these files: [`request`] is what is asked for, `options` reads its attributes, `frontend` makes a graph
-//! of a Dockerfile, `plan` finds what is known of it (`identify` computes keys, `cache` keeps records), `driver` carries out
+//! of a Dockerfile and `definition` of LLB, `plan` finds what is known of it (`identify` computes keys, `cache` keeps records), `driver` carries out
 //! what the `scheduler` decides about the rest, `ops` holds what steps do, `settle` gives their layers an identity and a record,
 //! `export` makes the image, and `attest` what is said about it. `remote` fetches repositories and files. `progress` is what
 //! watchers see meanwhile.
@@ -13,6 +13,7 @@ pub mod cache;
 pub mod changes;
 mod contexts;
 pub mod copy;
+mod definition;
 mod devices;
 mod driver;
 mod elsewhere;

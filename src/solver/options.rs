@@ -308,7 +308,7 @@ fn context_source(name: &str, value: &str) -> Result<ContextSource> {
         // It is not unpacked, as with BuildKit.
         Some(Remote::Http { .. }) => {
             let (url, filename) = (value.to_owned(), String::new());
-            Ok(ContextSource::Http(HttpSource { url, checksum: None, filename, mode: None, uid: 0, gid: 0 }))
+            Ok(ContextSource::Http(HttpSource { url, filename, ..HttpSource::default() }))
         }
         None => Err(Error::unsupported(format!("the context {name}={value} is of a sort that is not supported"))),
     }

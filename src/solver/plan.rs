@@ -47,7 +47,7 @@ impl Job {
             let plan = self.left(roots, misses);
             if self.lease_needed(roots, &records)? {
                 self.report_found(&order);
-                records.into_values().for_each(|record| self.hit(record));
+                records.into_values().flatten().for_each(|record| self.hit(record));
                 return Ok(plan);
             }
         }
@@ -57,7 +57,7 @@ impl Job {
     fn identify_all(
         self: &Arc<Self>,
         order: &[VertexId],
-        records: &mut HashMap<VertexId, i64>,
+        records: &mut HashMap<VertexId, Vec<i64>>,
     ) -> Result<HashMap<VertexId, Work>, Failure> {
         // One connection for all: taking one, and a lock for every question, would cost more than the questions do.
         let db = self.solver.deps().store.root().db();
@@ -72,7 +72,7 @@ impl Job {
         self: &Arc<Self>,
         connection: &Connection,
         order: &[VertexId],
-        records: &mut HashMap<VertexId, i64>,
+        records: &mut HashMap<VertexId, Vec<i64>>,
     ) -> Result<HashMap<VertexId, Work>, Failure> {
         let mut misses = HashMap::new();
         for id in order {
@@ -82,7 +82,7 @@ impl Job {
                 Op::Source(source @ (Source::Git(_) | Source::Http(_))) => {
                     self.identify_source(connection, vertex, source).map(Some)
                 }
-                Op::Source(source) => self.source(vertex, source).map(|value| Some(Found::Value(value, None))),
+                Op::Source(source) => self.source(vertex, source).map(|value| Some(Found::Value(value, Vec::new()))),
                 _ if vertex.inputs.iter().any(|edge| self.value(edge.vertex).is_none()) => Ok(None),
                 _ => self.identify_now(connection, *id),
             };
@@ -93,7 +93,7 @@ impl Job {
             match found.map_err(failed)? {
                 Some(Found::Value(value, record)) => {
                     self.set_value(*id, value);
-                    records.extend(record.map(|record| (*id, record)));
+                    records.insert(*id, record);
                 }
                 Some(Found::Miss(work)) => {
                     misses.insert(*id, *work);
@@ -138,17 +138,20 @@ impl Job {
     }
 
     /// Leases the results that are needed; what has gone is forgotten, and then the plan does not hold.
-    fn lease_needed(&self, roots: &[VertexId], records: &HashMap<VertexId, i64>) -> Result<bool> {
+    fn lease_needed(&self, roots: &[VertexId], records: &HashMap<VertexId, Vec<i64>>) -> Result<bool> {
         let store = &self.solver.deps().store;
         let mut holds = true;
         for id in self.needed(roots) {
-            let (Some(Value::FileSystem(FileSystem::Layer(layer))), Some(record)) = (self.value(id), records.get(&id))
-            else {
-                continue;
-            };
-            if store.snapshot(&self.lease, layer.made)?.is_none() {
-                store.root().db().write(|tx| cache::forget(tx, *record))?;
-                holds = false;
+            let (Some(value), Some(records)) = (self.value(id), records.get(&id)) else { continue };
+            let layers = value.file_systems().iter().filter_map(|file_system| match file_system {
+                FileSystem::Layer(layer) => Some(layer.made),
+                FileSystem::Empty | FileSystem::Image { .. } => None,
+            });
+            for (snapshot, record) in layers.zip(records) {
+                if store.snapshot(&self.lease, snapshot)?.is_none() {
+                    store.root().db().write(|tx| cache::forget(tx, *record))?;
+                    holds = false;
+                }
             }
         }
         if !holds {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::ProvenanceMode;
 use crate::registry::Credentials;
@@ -11,6 +12,10 @@ use crate::registry::Credentials;
 pub struct BuildRequest {
     /// The frontend; `dockerfile.v0` is built in.
     pub frontend: String,
+    /// What is built in the place of what a frontend makes: LLB.
+    pub definition: Option<Arc<kiln_llb::pb::Definition>>,
+    /// What the frontend is given besides, by name: LLB.
+    pub inputs: BTreeMap<String, Arc<kiln_llb::pb::Definition>>,
     /// The frontend's attributes, as BuildKit's `FrontendAttrs`: `target`, `filename`, `build-arg:NAME`, `label:NAME`, ...
     pub attrs: BTreeMap<String, String>,
     /// The session of the client: where secrets and credentials come from.

@@ -21,6 +21,35 @@ pub(super) enum Value {
     FileSystem(FileSystem),
     /// A directory of the client.
     Local(Arc<LocalDir>),
+    /// Several root file systems: the outputs of one process, by their numbers.
+    Several(Arc<[FileSystem]>),
+}
+
+impl Value {
+    /// Puts the outputs of a step together.
+    pub(super) fn of_outputs(mut outputs: Vec<FileSystem>) -> Self {
+        match outputs.len() {
+            1 => Self::FileSystem(outputs.remove(0)),
+            _ => Self::Several(outputs.into()),
+        }
+    }
+
+    /// Returns one of the outputs.
+    pub(super) fn output(&self, number: u32) -> Option<Self> {
+        match self {
+            Self::Several(outputs) => outputs.get(number as usize).cloned().map(Self::FileSystem),
+            one => (number == 0).then(|| one.clone()),
+        }
+    }
+
+    /// Returns the file systems it is made of.
+    pub(super) fn file_systems(&self) -> &[FileSystem] {
+        match self {
+            Self::FileSystem(one) => std::slice::from_ref(one),
+            Self::Several(all) => all,
+            Self::Local(_) => &[],
+        }
+    }
 }
 
 /// A root file system.

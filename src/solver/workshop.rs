@@ -44,7 +44,7 @@ const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
 pub(super) struct Workshop {
     pub(super) shared: Shared,
     pub(super) request: Arc<BuildRequest>,
-    cancel: Cancel,
+    pub(super) cancel: Cancel,
 }
 
 /// A result that is known and not made yet.

@@ -9,6 +9,7 @@ pub mod base;
 pub mod command;
 pub mod daemon;
 pub mod frontend;
+pub mod llb;
 pub mod meddler;
 #[path = "registry.rs"]
 pub mod registry;

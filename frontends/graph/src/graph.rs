@@ -58,6 +58,21 @@ pub struct Meta {
     pub no_cache: bool,
     /// Whether progress leaves it out (fetching the Dockerfile, for example).
     pub internal: bool,
+    /// With which other vertices progress shows it.
+    pub group: Option<Group>,
+    /// Whether its result is part of an exported cache; `None` leaves that to the export.
+    pub export_cache: Option<bool>,
+}
+
+/// Vertices that progress shows as one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Group {
+    /// What they have in common.
+    pub id: String,
+    /// What progress shows.
+    pub name: String,
+    /// Whether a vertex that is alone in it is shown by its own name.
+    pub weak: bool,
 }
 
 /// One step.
@@ -110,14 +125,34 @@ impl Graph {
     pub fn add(&mut self, op: Op, inputs: Vec<Edge>, platform: Platform, meta: Meta) -> VertexId {
         assert!(inputs.iter().all(|edge| edge.vertex.index() < self.vertices.len()), "inputs are added first");
         let digest = self.digest_of(&op, &inputs, &platform);
-        if let Some(existing) = self.by_digest.get(&digest) {
+        self.insert(Vertex { op, inputs, platform, meta, digest })
+    }
+
+    /// Adds a vertex that came with a digest, by which whoever made it knows it; or returns the one of that digest.
+    ///
+    /// # Panics
+    /// When an input is not a vertex of this graph.
+    pub fn add_received(
+        &mut self,
+        op: Op,
+        inputs: Vec<Edge>,
+        platform: Platform,
+        meta: Meta,
+        digest: Digest,
+    ) -> VertexId {
+        assert!(inputs.iter().all(|edge| edge.vertex.index() < self.vertices.len()), "inputs are added first");
+        self.insert(Vertex { op, inputs, platform, meta, digest })
+    }
+
+    fn insert(&mut self, vertex: Vertex) -> VertexId {
+        if let Some(existing) = self.by_digest.get(&vertex.digest) {
             let known = &mut self.vertices[existing.index()].meta;
-            known.no_cache |= meta.no_cache;
+            known.no_cache |= vertex.meta.no_cache;
             return *existing;
         }
         let id = VertexId(u32::try_from(self.vertices.len()).expect("a graph has less than 2^32 vertices"));
-        self.by_digest.insert(digest, id);
-        self.vertices.push(Vertex { op, inputs, platform, meta, digest });
+        self.by_digest.insert(vertex.digest, id);
+        self.vertices.push(vertex);
         id
     }
 
@@ -155,14 +190,14 @@ impl Graph {
             })
             .collect();
         let mut ids: Vec<VertexId> = Vec::with_capacity(vertices.len());
-        for Vertex { op, mut inputs, platform, mut meta, .. } in vertices {
-            for edge in &mut inputs {
+        for mut vertex in vertices {
+            for edge in &mut vertex.inputs {
                 edge.vertex = ids[edge.vertex.index()];
             }
-            if let Some(location) = &mut meta.location {
+            if let Some(location) = &mut vertex.meta.location {
                 location.file = files[location.file as usize];
             }
-            ids.push(self.add(op, inputs, platform, meta));
+            ids.push(self.insert(vertex));
         }
         ids
     }

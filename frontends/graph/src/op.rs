@@ -37,6 +37,11 @@ pub enum Op {
         /// The upper side.
         upper: Option<InputIndex>,
     },
+    /// Does what a definition says that input 0 holds: the operation's result is that of the definition.
+    Build {
+        /// The file with the definition, LLB's `pb.Definition`.
+        filename: String,
+    },
 }
 
 /// Something that comes from outside the graph.
@@ -73,10 +78,14 @@ pub struct ImageSource {
     pub image_id: Option<Digest>,
     /// How the name is resolved.
     pub resolve: ResolveMode,
+    /// The manifest or index that the name must stand for.
+    pub checksum: Option<Digest>,
+    /// How many of its layers are used, from the lowest on; `None` is all.
+    pub layer_limit: Option<u32>,
 }
 
 /// A directory the client offers under a name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LocalSource {
     /// The name, for example `context`.
     pub name: String,
@@ -86,6 +95,10 @@ pub struct LocalSource {
     pub include: Vec<String>,
     /// Paths (with wildcards) that operations read, symlinks followed: limits what is transferred. Empty means everything.
     pub follow: Vec<String>,
+    /// The session that offers it; empty is that of the build.
+    pub session: String,
+    /// Distinguishes directories of one name, whose kept copies have little in common.
+    pub key_hint: String,
 }
 
 /// A git checkout.
@@ -107,10 +120,25 @@ pub struct GitSource {
     pub commit_mtime: bool,
     /// Whether the commit is fetched by its id.
     pub fetch_by_commit: bool,
+    /// How its server is reached; not part of the identity.
+    pub access: GitAccess,
+}
+
+/// How the server of a repository is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct GitAccess {
+    /// The secret with an `Authorization` header; empty is `GIT_AUTH_HEADER`.
+    pub header_secret: String,
+    /// The secret with a token; empty is `GIT_AUTH_TOKEN`.
+    pub token_secret: String,
+    /// The client's SSH agent; empty is `default`.
+    pub agent: String,
+    /// The keys of hosts, as lines of `known_hosts`; empty accepts the key that is seen first.
+    pub known_hosts: String,
 }
 
 /// A file fetched by HTTP.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HttpSource {
     /// The address.
     pub url: String,
@@ -124,6 +152,10 @@ pub struct HttpSource {
     pub uid: u32,
     /// The file's group.
     pub gid: u32,
+    /// The secret with an `Authorization` header; empty is the one named by the host. Not part of the identity.
+    pub header_secret: String,
+    /// Further headers of the request, names in lower case; not part of the identity.
+    pub headers: Vec<(String, String)>,
 }
 
 /// An image in an OCI layout that the client offers.
@@ -157,7 +189,8 @@ pub enum SecurityMode {
     Insecure,
 }
 
-/// A process and the file systems it sees.
+/// A process and the file systems it sees. Its outputs are numbered from 0: one that the root file system gives, if any, and
+/// those of bind mounts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Exec {
     /// The argument vector.
@@ -528,6 +561,14 @@ impl Parts {
 }
 
 impl Op {
+    /// Returns how many outputs it has.
+    #[must_use]
+    pub fn outputs(&self) -> u32 {
+        let Self::Exec(exec) = self else { return 1 };
+        let binds = exec.mounts.iter().filter(|mount| matches!(mount.kind, MountKind::Bind { output: Some(_), .. }));
+        u32::try_from(binds.count()).unwrap_or(u32::MAX).saturating_add(u32::from(exec.root.output.is_some()))
+    }
+
     /// Returns the values that identify the operation, in a fixed order. Inputs are not among them.
     #[must_use]
     pub fn parts(&self) -> Vec<Part> {
@@ -542,6 +583,10 @@ impl Op {
                 parts.add("lower", format!("{lower:?}"));
                 parts.add("upper", format!("{upper:?}"));
             }
+            Self::Build { filename } => {
+                parts.add("operation", "build");
+                parts.add("definition", filename.as_str());
+            }
         }
         parts.0
     }
@@ -555,6 +600,8 @@ impl Source {
                 parts.add("reference", image.reference.to_string());
                 parts.add("image", format!("{:?}", image.image_id));
                 parts.add("resolve", format!("{:?}", image.resolve));
+                parts.add_if(image.checksum.is_some(), "checksum", format!("{:?}", image.checksum));
+                parts.add_if(image.layer_limit.is_some(), "layers", format!("{:?}", image.layer_limit));
             }
             Self::Local(local) => {
                 parts.add("operation", "local");
@@ -562,14 +609,17 @@ impl Source {
                 parts.list("ignore pattern", &local.exclude);
                 parts.list("include pattern", &local.include);
                 parts.list("path", &local.follow);
+                parts.add_if(!local.session.is_empty(), "session", local.session.as_str());
+                parts.add_if(!local.key_hint.is_empty(), "key", local.key_hint.as_str());
             }
             Self::Git(git) => {
                 parts.add("operation", "git");
-                parts.add("options", format!("{git:?}"));
+                parts.add("options", format!("{:?}", GitSource { access: GitAccess::default(), ..git.clone() }));
             }
             Self::Http(http) => {
                 parts.add("operation", "http");
-                parts.add("options", format!("{http:?}"));
+                let plain = HttpSource { header_secret: String::new(), headers: Vec::new(), ..http.clone() };
+                parts.add("options", format!("{plain:?}"));
             }
             Self::OciLayout(layout) => {
                 parts.add("operation", "oci-layout");

@@ -28,12 +28,11 @@ const FRONTENDS: &[&str] = &[
     "statfile",
 ];
 
-/// What definitions and exporters can do. Definitions cannot be built yet; these are about exporters, which clients that build
-/// from a Dockerfile ask for.
-const LLB: &[&str] = &["exporter.image.attestations", "exporter.multiple"];
+/// What exporters can do. Clients learn of it together with what definitions can.
+const EXPORTERS: &[&str] = &["exporter.image.attestations", "exporter.multiple"];
 
-fn capabilities(ids: &[&str]) -> Vec<ApiCap> {
-    ids.iter().map(|id| ApiCap { id: (*id).to_owned(), enabled: true, ..ApiCap::default() }).collect()
+fn capabilities<'a>(ids: impl IntoIterator<Item = &'a &'a str>) -> Vec<ApiCap> {
+    ids.into_iter().map(|id| ApiCap { id: (*id).to_owned(), enabled: true, ..ApiCap::default() }).collect()
 }
 
 /// Returns what the gateway can do.
@@ -43,5 +42,5 @@ pub(super) fn of_frontends() -> Vec<ApiCap> {
 
 /// Returns what definitions and exporters can do.
 pub(super) fn of_llb() -> Vec<ApiCap> {
-    capabilities(LLB)
+    capabilities(kiln_llb::CAPABILITIES.iter().chain(EXPORTERS))
 }

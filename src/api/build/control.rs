@@ -46,7 +46,7 @@ impl Control {
         let reference = request.r#ref.clone();
         let request = convert::build_request(request, peer).map_err(|error| convert::refusal(&error))?;
         let running = self.builds.begin(&reference).map_err(|error| convert::refusal(&error))?;
-        if request.frontend.is_empty() {
+        if request.frontend.is_empty() && request.definition.is_none() {
             return self.follow(request, &running).await;
         }
         running.without_bridge();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -58,8 +59,15 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
         }
         (exporters, _) => exporters.into_iter().map(exporter).collect(),
     };
+    // As with BuildKit, a definition without operations is none.
+    let definition = request.definition.filter(|definition| !definition.def.is_empty());
+    if definition.is_some() && !request.frontend.is_empty() {
+        return Err(Error::invalid("cannot solve with both Definition and Frontend specified"));
+    }
     Ok(BuildRequest {
         frontend: request.frontend,
+        definition: definition.map(Arc::new),
+        inputs: request.frontend_inputs.into_iter().map(|(name, input)| (name, Arc::new(input))).collect(),
         attrs,
         session: (!request.session.is_empty()).then_some(request.session),
         credentials: BTreeMap::new(),
@@ -80,7 +88,6 @@ fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
     };
     let (exports, imports) = request.cache.as_ref().map(caches).unwrap_or_default();
     let refused = [
-        (request.definition.is_some(), "building from LLB (SolveRequest.Definition)"),
         (exports, "exporting the build cache (--cache-to)"),
         (imports, "importing a build cache (--cache-from)"),
         (!request.frontend_inputs.is_empty(), "inputs for the frontend (SolveRequest.FrontendInputs)"),

@@ -82,7 +82,6 @@ fn policy(mode: &str) -> Outcomes<Policy> {
 /// Refuses what a call may ask for and nobody does yet.
 fn check(request: &SolveRequest) -> Outcomes<()> {
     let refused = [
-        (request.definition.is_some(), "building from LLB (SolveRequest.Definition)"),
         (!request.frontend_inputs.is_empty(), "inputs for the frontend (SolveRequest.FrontendInputs)"),
         (!request.cache_imports.is_empty(), "importing a build cache (--cache-from)"),
         (!request.source_policies.is_empty(), "source policies"),
@@ -228,9 +227,17 @@ impl LlbBridge for Gateway {
         let request = request.into_inner();
         refuse(check(&request))?;
         let attrs: BTreeMap<String, String> = request.frontend_opt.into_iter().collect();
-        let findings = match request.frontend.as_str() {
-            "" => Findings::default(),
-            frontend => {
+        let definition = request.definition.filter(|definition| !definition.def.is_empty());
+        let findings = match (definition, request.frontend.as_str()) {
+            (None, "") => Findings::default(),
+            (Some(_), frontend) if !frontend.is_empty() => {
+                return Err(Status::invalid_argument("cannot solve with both Definition and Frontend specified"));
+            }
+            (Some(definition), _) => {
+                let solved = Box::pin(bridge.solve_definition(&definition)).await;
+                solved.map_err(|failure| convert::failure_of_part(&failure))?
+            }
+            (None, frontend) => {
                 let solved = Box::pin(bridge.solve(frontend, &attrs)).await;
                 solved.map_err(|failure| convert::failure_of_part(&failure))?
             }

@@ -106,6 +106,11 @@ fn operation(vertex: &Vertex) -> Value {
             let side = |input: &Option<u32>| json!({"input": input.map_or(-1, i64::from)});
             json!({"diff": {"lower": side(lower), "upper": side(upper)}})
         }
+        Op::Build { filename } => json!({"build": {
+            "builder": -1,
+            "inputs": {"buildkit.llb.definition": {"input": 0}},
+            "attrs": {"llbbuild.filename": filename},
+        }}),
     };
     json!({"Op": op, "platform": platform(&vertex.platform), "constraints": {}})
 }
@@ -360,12 +365,7 @@ mod tests {
         let place =
             |start, end| Meta { location: Some(Location { file: 0, span: Span::new(start, end) }), ..Meta::default() };
         let host = Platform::new("linux", "amd64", "");
-        let local = LocalSource {
-            name: "context".to_owned(),
-            exclude: vec!["x".to_owned()],
-            include: Vec::new(),
-            follow: Vec::new(),
-        };
+        let local = LocalSource { name: "context".to_owned(), exclude: vec!["x".to_owned()], ..LocalSource::default() };
         let local = graph.add(Op::Source(Source::Local(local)), Vec::new(), host.clone(), Meta::default());
         let copy = Copy { from: Some(0), source: "/a".to_owned(), mode: Some(Mode::Octal(0o644)), ..Copy::default() };
         let file = FileOp { base: None, actions: vec![FileAction::Copy(Box::new(copy))] };

@@ -203,7 +203,7 @@ impl Job {
                     network |= exec.network != NetworkMode::None;
                     secrets(exec, &mut statement);
                 }
-                Op::File(_) | Op::Merge | Op::Diff { .. } => {}
+                Op::File(_) | Op::Merge | Op::Diff { .. } | Op::Build { .. } => {}
             }
         }
         if facts.local_file {
@@ -233,7 +233,10 @@ impl Job {
     fn material(&self, source: &Source, platform: &Platform) -> Option<Material> {
         match source {
             Source::Image(image) => {
-                let resolved = image.image_id.and_then(|id| self.images.get(&id));
+                let resolved = match image.image_id {
+                    Some(id) => self.images.get(&id).cloned(),
+                    None => self.pins.image(image, platform),
+                };
                 let digest = image.reference.digest().or_else(|| resolved.map(|image| image.digest()));
                 let digest = digest.as_ref().map(Digest::to_string).unwrap_or_default();
                 Some(Material { uri: image_purl(&image.reference, platform), digest })
@@ -252,9 +255,10 @@ impl Job {
     async fn layers(self: &Arc<Self>, order: &[VertexId], names: &definition::Names) -> Result<Option<Json>> {
         let mut tops = Vec::new();
         for id in order {
-            match self.value(*id) {
-                Some(Value::FileSystem(FileSystem::Layer(layer))) => tops.push((*id, layer.settled().await?.id)),
-                Some(Value::FileSystem(FileSystem::Image { .. } | FileSystem::Empty) | Value::Local(_)) | None => {}
+            // Of several outputs, the first one is that of the root file system.
+            if let Some(Value::FileSystem(FileSystem::Layer(layer))) = self.value(*id).and_then(|value| value.output(0))
+            {
+                tops.push((*id, layer.settled().await?.id));
             }
         }
         let job = Arc::clone(self);

@@ -166,6 +166,8 @@ fn scanner_step(
         reference: image.reference.clone(),
         image_id: Some(image.id),
         resolve: ResolveMode::PreferLocal,
+        checksum: None,
+        layer_limit: None,
     });
     let meta = |name: String| Meta { name, ..Meta::default() };
     let base =
@@ -245,10 +247,12 @@ impl Job {
     }
 
     async fn snapshot_of(&self, edge: Edge) -> Result<Option<SnapshotId>> {
-        match self.value(edge.vertex) {
+        match self.value_of(edge) {
             Some(Value::FileSystem(FileSystem::Layer(layer))) => Ok(Some(layer.settled().await?.id)),
             Some(Value::FileSystem(file_system)) => self.materialize(&file_system).await,
-            Some(Value::Local(_)) | None => Err(Error::internal("what is to be scanned is no file system")),
+            Some(Value::Local(_) | Value::Several(_)) | None => {
+                Err(Error::internal("what is to be scanned is no file system"))
+            }
         }
     }
 

@@ -395,12 +395,7 @@ impl Container {
 fn job(shared: &Shared, exec: &Exec, values: Vec<Value>, platform: Platform) -> (Arc<Job>, kiln_graph::VertexId) {
     let mut graph = Graph::new();
     let input = |(number, _): (usize, &Value)| {
-        let source = LocalSource {
-            name: format!("result {number} of a frontend"),
-            exclude: Vec::new(),
-            include: Vec::new(),
-            follow: Vec::new(),
-        };
+        let source = LocalSource { name: format!("result {number} of a frontend"), ..LocalSource::default() };
         let op = Op::Source(GraphSource::Local(source));
         graph.add(op, Vec::new(), platform.clone(), kiln_graph::graph::Meta::default())
     };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_graph::VertexId;
-use kiln_graph::op::{Exec, NetworkMode, SecurityMode};
+use kiln_graph::op::{Exec, MountKind, NetworkMode, SecurityMode};
 use rustix::process::Signal;
 
 use super::exit::{Ended, Unsuccessful, judge};
@@ -21,14 +21,14 @@ use crate::solver::value::{Failed, FileSystem};
 use crate::task;
 
 impl Job {
-    /// Runs a process on the root file system it names, which gives one layer.
+    /// Runs a process on the file systems it names; returns what its outputs are, by their numbers.
     pub(super) async fn run_exec(
         self: &Arc<Self>,
         id: VertexId,
         exec: &Exec,
         reporter: &Reporter,
         stop: &Stop,
-    ) -> Result<Made, Failed> {
+    ) -> Result<Vec<Made>, Failed> {
         self.check(exec)?;
         let vertex = self.graph.vertex(id);
         let base = self.file_system(vertex, exec.root.input)?;
@@ -46,14 +46,19 @@ impl Job {
         let name = vertex.meta.name.clone();
         match outcome {
             Ok(()) => {
-                let (job, lower) = (Arc::clone(self), base.clone());
-                let snapshot = task::blocking(move || {
-                    let (tree, as_of) = (step.into_tree(), job.as_of(&lower)?);
-                    times::settle(tree.dir(), Touched::Anything, as_of, started_ns)?;
-                    tree.commit_as_of(as_of)
-                })
-                .await?;
-                Ok(Made { snapshot, base, listing: None, name, has_digests: false })
+                let bases = self.bases(id, exec)?;
+                let job = Arc::clone(self);
+                let made = task::blocking(move || {
+                    let mut made = Vec::with_capacity(bases.len());
+                    for (tree, base) in step.into_outputs().into_iter().zip(bases) {
+                        let as_of = job.as_of(&base)?;
+                        times::settle(tree.dir(), Touched::Anything, as_of, started_ns)?;
+                        let snapshot = tree.commit_as_of(as_of)?;
+                        made.push(Made { snapshot, base, listing: None, name: name.clone(), has_digests: false });
+                    }
+                    Ok(made)
+                });
+                Ok(made.await?)
             }
             Err(error) if error.kind() != Kind::Cancelled && reporter.keeps_failed() => {
                 Err(Failed::kept(error, self.solver.keep_failed(step, name)?))
@@ -104,10 +109,20 @@ impl Job {
         if exec.security == SecurityMode::Insecure {
             self.entitlements.require(Entitlement::SecurityInsecure)?;
         }
-        if exec.root.output.is_none() || exec.root.readonly {
-            return Err(Error::unsupported("steps whose root file system is dropped are not supported yet"));
-        }
         Ok(())
+    }
+
+    /// Returns what the outputs of a process lie on, by their numbers.
+    fn bases(&self, id: VertexId, exec: &Exec) -> Result<Vec<FileSystem>> {
+        let binds = exec.mounts.iter().filter_map(|mount| match mount.kind {
+            MountKind::Bind { input, output: Some(output), .. } => Some((output, input)),
+            _ => None,
+        });
+        let root = exec.root.output.map(|output| (output, exec.root.input));
+        let mut inputs: Vec<_> = root.into_iter().chain(binds).collect();
+        inputs.sort_unstable();
+        let vertex = self.graph.vertex(id);
+        inputs.into_iter().map(|(_, input)| self.file_system(vertex, input)).collect()
     }
 
     /// The environment, with proxies and secrets, which are no part of the step's identity.

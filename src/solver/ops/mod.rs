@@ -1,5 +1,6 @@
 //! What steps do.
 
+mod build;
 mod cache_mount;
 mod exec;
 mod exit;
@@ -12,6 +13,7 @@ mod step;
 mod times;
 
 pub(super) use cache_mount::{CacheMount, Wanted};
+pub(super) use merge::Shortcut;
 
 use std::sync::Arc;
 
@@ -21,13 +23,13 @@ use kiln_graph::op::Op;
 use super::identify::Work;
 use super::job::{Job, Stop};
 use super::reporter::Reporter;
-use super::value::{Failed, Layer};
+use super::value::{Failed, FileSystem, Value};
 use crate::error::{Error, Result};
 
 pub(super) use step::{GROUP_PREFIX, Step};
 
 impl Job {
-    /// Does what a step does, and returns the layer it made.
+    /// Does what a step does, and returns what it made.
     ///
     /// # Errors
     /// That of the operation, with the id of a step that is kept; `Cancelled` when it was stopped.
@@ -37,15 +39,20 @@ impl Job {
         work: Work,
         reporter: &Reporter,
         stop: &Stop,
-    ) -> Result<Layer, Failed> {
+    ) -> Result<Value, Failed> {
         let made = match &self.graph.vertex(id).op {
             Op::Exec(exec) => self.run_exec(id, exec, reporter, stop).await?,
-            Op::File(file) => self.run_file(id, file, work.op, stop).await?,
-            Op::Merge => self.run_merge(id).await?,
-            Op::Diff { .. } => return Err(Error::unsupported("diffs of file systems are not supported yet").into()),
-            Op::Source(source) => return Ok(self.run_source(id, source, reporter, stop).await?),
+            Op::File(file) => vec![self.run_file(id, file, work.op, stop).await?],
+            Op::Merge => vec![self.run_merge(id).await?],
+            Op::Diff { lower, upper } => vec![self.run_diff(id, *lower, *upper, stop).await?],
+            Op::Build { .. } => return Err(Error::internal("a definition was run as a step").into()),
+            Op::Source(source) => {
+                return Ok(FileSystem::Layer(self.run_source(id, source, reporter, stop).await?).into());
+            }
         };
         stop.flag().check()?;
-        Ok(self.settle(work, made))
+        let outputs =
+            (0..).zip(made).map(|(number, made)| FileSystem::Layer(self.settle(work.of_output(number), made)));
+        Ok(Value::of_outputs(outputs.collect()))
     }
 }

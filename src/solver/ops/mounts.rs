@@ -36,11 +36,12 @@ struct Prepared {
 /// What is mounted, and what must live as long as it is used.
 #[derive(Debug)]
 enum What {
-    /// A path of a snapshot; with a tree on top that takes what is written, which nobody sees afterwards.
+    /// A path of a snapshot; with a tree on top that takes what is written, which nobody sees afterwards unless it is an output.
     Tree {
         base: Option<SnapshotId>,
         scratch: Option<Active>,
         subpath: String,
+        output: Option<u32>,
     },
     Cache(CacheMount),
     Agent(AgentSocket),
@@ -73,10 +74,21 @@ impl Mounts {
     }
 }
 
+impl Mounts {
+    /// Gives everything back but the trees that are outputs, with their numbers.
+    pub(super) fn into_outputs(self) -> Vec<(u32, Active)> {
+        let output = |prepared: Prepared| match prepared.what {
+            What::Tree { scratch: Some(tree), output: Some(output), .. } => Some((output, tree)),
+            _ => None,
+        };
+        self.0.into_iter().filter_map(output).collect()
+    }
+}
+
 impl What {
     fn mount(&self, store: &Store) -> Result<Source> {
         Ok(match self {
-            Self::Tree { base, scratch, subpath } => {
+            Self::Tree { base, scratch, subpath, .. } => {
                 let mount = match scratch {
                     Some(scratch) => scratch.rootfs()?.mount(store::Access::Volatile)?,
                     None => store.rootfs(*base)?.mount(store::Access::ReadOnly)?,
@@ -133,15 +145,13 @@ impl Job {
     /// `None` for what is optional and not there.
     async fn one_mount(self: &Arc<Self>, id: VertexId, mount: &Mount, number: usize) -> Result<Option<What>> {
         Ok(Some(match &mount.kind {
-            MountKind::Bind { output: Some(_), .. } => {
-                return Err(Error::unsupported(format!("keeping what a step writes to {}", mount.target)));
-            }
-            MountKind::Bind { input, selector, output: None } => {
+            MountKind::Bind { input, selector, output } => {
                 let base = self.mounted(id, (*input, selector), number).await?;
-                let (job, writable) = (Arc::clone(self), !mount.readonly);
+                let (job, writable) = (Arc::clone(self), !mount.readonly || output.is_some());
                 let prepare = move || job.solver.deps().store.prepare(&job.lease, base);
                 let scratch = if writable { Some(task::blocking(prepare).await?) } else { None };
-                What::Tree { base, scratch, subpath: selector.trim_start_matches('/').to_owned() }
+                let subpath = selector.trim_start_matches('/').to_owned();
+                What::Tree { base, scratch, subpath, output: *output }
             }
             // No name that a build chooses is that of something else that is kept.
             MountKind::Cache { id: name, .. } if name.contains('\0') => {
@@ -219,6 +229,7 @@ impl Job {
         let Some(index) = input else { return Ok(None) };
         match self.input(vertex, index)? {
             Value::FileSystem(file_system) => self.materialize(&file_system).await,
+            Value::Several(_) => Err(Error::internal("an output has several file systems")),
             Value::Local(_) => {
                 let copy = Box::new(selected(selector));
                 let taken = self.take(id, (id.index(), number), Some(index), copy).await?;
@@ -285,6 +296,7 @@ impl Job {
             }
             Value::FileSystem(FileSystem::Layer(layer)) => layer.settled().await?.chain.to_string(),
             Value::Local(dir) => dir.name.clone(),
+            Value::Several(_) => return Err(Error::internal("an output has several file systems")),
         };
         let base = self.mounted(id, (Some(input), selector), number).await?;
         let (store, path) = (self.solver.deps().store.clone(), selector.trim_start_matches('/').to_owned());

@@ -105,13 +105,26 @@ impl Step {
 
     /// Gives everything back but the tree, which holds what was changed. Blocking.
     pub(in crate::solver) fn into_tree(self) -> Active {
+        self.into_parts().0
+    }
+
+    /// Gives everything back but the trees that are outputs, in the order of their numbers. Blocking.
+    pub(in crate::solver) fn into_outputs(self) -> Vec<Active> {
+        let root = self.exec.root.output;
+        let (tree, mut outputs) = self.into_parts();
+        outputs.extend(root.map(|output| (output, tree)));
+        outputs.sort_by_key(|(output, _)| *output);
+        outputs.into_iter().map(|(_, tree)| tree).collect()
+    }
+
+    fn into_parts(self) -> (Active, Vec<(u32, Active)>) {
         let Self { exec, tree, mounts, netns, .. } = self;
-        drop(mounts);
+        let outputs = mounts.into_outputs();
         match netns {
             Some(netns) if exec.security != SecurityMode::Insecure => netns.recycle(),
             other => drop(other),
         }
-        tree
+        (tree, outputs)
     }
 
     /// Returns the tree with what was changed.
@@ -151,6 +164,7 @@ impl Step {
         let id = getrandom::u64().map_err(|error| Error::internal(format!("make an id: {error}")))?;
         let mut spec = Spec::docker(sandbox::temporary_id(GROUP_PREFIX, id), root, process);
         hostname.clone_into(&mut spec.hostname);
+        spec.readonly_rootfs = exec.root.readonly;
         spec.shm_size_bytes = exec.shm_size_bytes.unwrap_or(spec.shm_size_bytes);
         spec.cgroup = Some(CgroupSpec { parent: exec.cgroup_parent.clone(), limits: self.job.limits(exec) });
         spec.mounts =

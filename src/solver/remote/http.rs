@@ -305,7 +305,7 @@ mod tests {
     use super::*;
 
     fn source(url: &str, filename: &str) -> HttpSource {
-        HttpSource { url: url.to_owned(), checksum: None, filename: filename.to_owned(), mode: None, uid: 0, gid: 0 }
+        HttpSource { url: url.to_owned(), filename: filename.to_owned(), ..HttpSource::default() }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod agent;
 mod checkout;
 mod git;
 mod http;
+mod image;
 mod mirror;
 mod program;
 mod records;
@@ -16,8 +17,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::try_join_all;
-use kiln_graph::op::{Op, Source};
-use kiln_graph::{Digest, Vertex, VertexId};
+use kiln_graph::op::{ImageSource, Op, Source};
+use kiln_graph::{Digest, Platform, Vertex, VertexId};
 use rusqlite::Connection;
 
 pub(super) use agent::{AgentSocket, SocketOwner};
@@ -31,12 +32,15 @@ use super::lock;
 use super::reporter::Reporter;
 use super::value::Layer;
 use crate::error::{Error, Result};
+use crate::image::Resolved;
 use crate::task::Cancel;
 
 /// What sources of one build turned out to be: all graphs of the build see the same.
 #[derive(Debug, Default)]
 pub(super) struct Pins {
     known: Mutex<HashMap<Source, Pin>>,
+    /// Images that a graph names without saying what they are, each for a platform.
+    images: Mutex<HashMap<(ImageSource, Platform), Arc<Resolved>>>,
     /// Vertices that an earlier graph of the build reported.
     reported: Mutex<HashSet<Digest>>,
 }
@@ -66,6 +70,11 @@ impl Pins {
         lock(&self.known).insert(source.clone(), pin);
     }
 
+    /// Returns what an image is.
+    pub(super) fn image(&self, image: &ImageSource, platform: &Platform) -> Option<Arc<Resolved>> {
+        lock(&self.images).get(&(image.clone(), platform.clone())).cloned()
+    }
+
     /// Notes that watchers have seen vertices, which a later graph has, too.
     pub(super) fn was_reported(&self, vertices: impl IntoIterator<Item = Digest>) {
         lock(&self.reported).extend(vertices);
@@ -85,7 +94,8 @@ impl Job {
     pub(super) async fn pin_sources(self: &Arc<Self>, roots: &[VertexId]) -> Result<(), Failure> {
         let reachable = self.graph.reachable(roots.iter().copied());
         let pins = reachable.into_iter().filter_map(|id| match &self.graph.vertex(id).op {
-            Op::Source(source @ (Source::Git(_) | Source::Http(_))) => Some(self.pin(id, source)),
+            Op::Source(Source::Image(ImageSource { image_id: Some(_), .. })) => None,
+            Op::Source(source @ (Source::Git(_) | Source::Http(_) | Source::Image(_))) => Some(self.pin(id, source)),
             _ => None,
         });
         try_join_all(pins).await.map(drop)
@@ -98,6 +108,7 @@ impl Job {
         let pinned = match source {
             Source::Git(git) => self.pin_commit(git).await.map(|commit| Some(Pin::Commit(commit))),
             Source::Http(http) => self.pin_file(http).await.map(|version| version.map(Pin::File)),
+            Source::Image(image) => self.pin_image(id, image).await.map(|()| None),
             _ => Ok(None),
         };
         match pinned {

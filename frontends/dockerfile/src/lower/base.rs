@@ -173,6 +173,8 @@ impl<'a> Lowering<'a> {
                 reference: resolved.reference.clone(),
                 image_id: Some(resolved.id),
                 resolve: self.request.resolve,
+                checksum: None,
+                layer_limit: None,
             }),
             ImageName::OciLayout(layout) => Source::OciLayout(layout.clone()),
         };

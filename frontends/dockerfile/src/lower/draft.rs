@@ -178,7 +178,7 @@ impl Reads {
                     }
                 }
             }
-            Op::Source(_) | Op::Merge | Op::Diff { .. } => self.everything = true,
+            Op::Source(_) | Op::Merge | Op::Diff { .. } | Op::Build { .. } => self.everything = true,
         }
     }
 

@@ -41,7 +41,7 @@ impl Draft {
         match files {
             Files::Local { name, ignore } => {
                 let exclude = ignore.patterns().iter().map(crate::ignore::Pattern::text).collect();
-                let local = LocalSource { name: name.clone(), exclude, include: Vec::new(), follow: Vec::new() };
+                let local = LocalSource { name: name.clone(), exclude, ..LocalSource::default() };
                 add(Source::Local(local), title("load build context", "load from client"))
             }
             Files::Git(git) => {

@@ -242,8 +242,8 @@ impl<'l, 'a> StageLowering<'l, 'a> {
         let meta = Meta {
             name: format!("[internal] {name}"),
             location: Some(self.location(span)),
-            no_cache: false,
             internal: true,
+            ..Meta::default()
         };
         let platform = self.lowering.request.build_platform();
         self.lowering.draft.add(op, inputs, platform, meta)
@@ -251,7 +251,7 @@ impl<'l, 'a> StageLowering<'l, 'a> {
 
     /// Adds a step for the stage's platform. Its name is set when all steps are numbered.
     pub(super) fn add_step(&mut self, op: Op, inputs: Inputs, no_cache: bool, span: Span) -> Node {
-        let meta = Meta { name: String::new(), location: Some(self.location(span)), no_cache, internal: false };
+        let meta = Meta { name: String::new(), location: Some(self.location(span)), no_cache, ..Meta::default() };
         let platform = self.state.platform.clone();
         self.lowering.draft.add(op, inputs, platform, meta)
     }

@@ -244,7 +244,7 @@ impl StageLowering<'_, '_> {
                 let copy =
                     op::Copy { source: format!("/{filename}"), unpack: plan.unpack.unwrap_or(false), ..plain_copy() };
                 let url = source.text.clone();
-                (Source::Http(HttpSource { url, checksum, filename, mode: None, uid: 0, gid: 0 }), copy)
+                (Source::Http(HttpSource { url, checksum, filename, ..HttpSource::default() }), copy)
             }
         };
         let platform = self.lowering.request.build_platform();

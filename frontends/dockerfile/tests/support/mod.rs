@@ -117,14 +117,9 @@ fn files(text: &str) -> Files {
     match text.split_once(' ').unwrap() {
         ("local", name) => Files::Local { name: name.to_owned(), ignore: Ignore::default() },
         ("git", remote) => Files::Git(GitSource { remote: remote.to_owned(), ..GitSource::default() }),
-        ("archive", url) => Files::Archive(HttpSource {
-            url: url.to_owned(),
-            checksum: None,
-            filename: "context".to_owned(),
-            mode: None,
-            uid: 0,
-            gid: 0,
-        }),
+        ("archive", url) => {
+            Files::Archive(HttpSource { url: url.to_owned(), filename: "context".to_owned(), ..HttpSource::default() })
+        }
         (other, _) => panic!("unknown kind of files {other}"),
     }
 }
@@ -215,6 +210,7 @@ fn kind(op: &Op) -> &'static str {
         Op::File(_) => "file",
         Op::Merge => "merge",
         Op::Diff { .. } => "diff",
+        Op::Build { .. } => "build",
     }
 }
 
@@ -226,7 +222,7 @@ fn details(op: &Op) -> Vec<String> {
             let base = base.map_or_else(|| "on nothing".to_owned(), |base| format!("on input {base}"));
             std::iter::once(base).chain(actions.iter().map(action)).collect()
         }
-        Op::Merge | Op::Diff { .. } => Vec::new(),
+        Op::Merge | Op::Diff { .. } | Op::Build { .. } => Vec::new(),
     }
 }
 

@@ -1,0 +1,280 @@
+//! Sources: identifiers and attributes. An attribute nobody knows is refused, because it may be one that makes the source safe.
+
+use std::collections::BTreeMap;
+
+use kiln_graph::op::{
+    GitAccess, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode, Source,
+};
+use kiln_graph::{Digest, Reference};
+
+use crate::graph::bounded;
+use crate::pb;
+use crate::refusal::Refusal;
+
+/// The attributes of a source; each is taken once, and what is left is not known.
+struct Attributes(BTreeMap<String, String>);
+
+impl Attributes {
+    fn take(&mut self, name: &str) -> Option<String> {
+        self.0.remove(name)
+    }
+
+    fn text(&mut self, name: &str) -> String {
+        self.take(name).unwrap_or_default()
+    }
+
+    /// Anything but `true` is false, as with BuildKit.
+    fn flag(&mut self, name: &str) -> bool {
+        self.take(name).is_some_and(|value| value == "true")
+    }
+
+    fn parsed<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Refusal> {
+        let Some(value) = self.take(name).filter(|value| !value.is_empty()) else { return Ok(None) };
+        let parsed = parse(&value).map_err(|why| Refusal::malformed(field(name), format!("{value:?}: {why}")));
+        parsed.map(Some)
+    }
+
+    fn digest(&mut self, name: &str) -> Result<Option<Digest>, Refusal> {
+        self.parsed(name, |text| text.parse().map_err(|error| format!("{error}")))
+    }
+
+    /// A list in JSON; what is no list is one pattern, as with BuildKit.
+    fn list(&mut self, name: &str) -> Result<Vec<String>, Refusal> {
+        let Some(value) = self.take(name).filter(|value| !value.is_empty()) else { return Ok(Vec::new()) };
+        if !value.starts_with('[') {
+            return Ok(vec![value]);
+        }
+        let list: Result<Vec<String>, _> = serde_json::from_str(&value);
+        let list = list.map_err(|error| Refusal::malformed(field(name), format!("it is no list of texts: {error}")))?;
+        bounded(&field(name), list.len())?;
+        Ok(list)
+    }
+
+    fn finish(self) -> Result<(), Refusal> {
+        match self.0.into_keys().next() {
+            Some(name) => Err(Refusal::unsupported(field(&name), "the attribute is not supported")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn field(name: &str) -> String {
+    format!("source.attrs[{name:?}]")
+}
+
+fn identifier(reason: impl std::fmt::Display) -> Refusal {
+    Refusal::malformed("source.identifier", reason.to_string())
+}
+
+/// Reads a source.
+pub(crate) fn read(source: pb::SourceOp) -> Result<Source, Refusal> {
+    bounded("source.attrs", source.attrs.len())?;
+    let mut attrs = Attributes(source.attrs);
+    let text = source.identifier;
+    let (scheme, rest) =
+        text.split_once("://").ok_or_else(|| identifier(format!("{text:?}: expected scheme://name")))?;
+    let source = match scheme {
+        "docker-image" => Source::Image(image(rest, &mut attrs)?),
+        "local" => Source::Local(local(rest, &mut attrs)?),
+        "git" => Source::Git(git(rest, &mut attrs)?),
+        "http" | "https" => Source::Http(http(&text, &mut attrs)?),
+        "oci-layout" => Source::OciLayout(oci_layout(rest, &mut attrs)?),
+        "docker-image+blob" | "oci-layout+blob" => {
+            return Err(Refusal::unsupported("source.identifier", format!("blobs ({scheme}://) are not supported")));
+        }
+        other => {
+            let known = ["docker-image", "local", "git", "http", "https", "oci-layout"];
+            let near = kiln_graph::diagnostic::closest(other, known);
+            let hint = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+            return Err(Refusal::unsupported("source.identifier", format!("unknown scheme {other:?}{hint}")));
+        }
+    };
+    attrs.finish()?;
+    Ok(source)
+}
+
+fn image(name: &str, attrs: &mut Attributes) -> Result<ImageSource, Refusal> {
+    let reference: Reference = name.parse().map_err(identifier)?;
+    let resolve = attrs.parsed("image.resolvemode", |mode| match mode {
+        "default" | "local" => Ok(ResolveMode::PreferLocal),
+        "pull" => Ok(ResolveMode::Pull),
+        _ => Err("expected default, pull or local".to_owned()),
+    })?;
+    // It says how the record of the image is listed, which is by what uses it here.
+    attrs.take("image.recordtype");
+    Ok(ImageSource {
+        reference: reference.with_default_tag(),
+        image_id: None,
+        resolve: resolve.unwrap_or_default(),
+        checksum: attrs.digest("image.checksum")?,
+        layer_limit: attrs.parsed("image.layerlimit", layer_limit)?,
+    })
+}
+
+fn layer_limit(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|limit| *limit > 0).ok_or_else(|| "expected a number above 0".to_owned())
+}
+
+fn local(name: &str, attrs: &mut Attributes) -> Result<LocalSource, Refusal> {
+    // How files are compared, and that this source is another than before: what is transferred is the same.
+    attrs.parsed("local.differ", |differ| match differ {
+        "none" | "metadata" => Ok(()),
+        _ => Err("expected none or metadata".to_owned()),
+    })?;
+    Ok(LocalSource {
+        name: name.to_owned(),
+        exclude: attrs.list("local.excludepatterns")?,
+        include: attrs.list("local.includepattern")?,
+        follow: attrs.list("local.followpaths")?,
+        session: attrs.text("local.session"),
+        key_hint: format!("{}{}", attrs.text("local.sharedkeyhint"), attrs.text("local.unique")),
+    })
+}
+
+fn git(rest: &str, attrs: &mut Attributes) -> Result<GitSource, Refusal> {
+    let (remote, fragment) = rest.split_once('#').unwrap_or((rest, ""));
+    let (reference, subdir) = fragment.split_once(':').unwrap_or((fragment, ""));
+    let has_protocol = ["http://", "https://", "ssh://", "git://"].iter().any(|known| remote.starts_with(known));
+    let is_scp = remote.split('/').next().is_some_and(|host| host.contains('@') && host.contains(':'));
+    let remote = match attrs.text("git.fullurl") {
+        full if !full.is_empty() => full.split('#').next().unwrap_or_default().to_owned(),
+        _ if remote.is_empty() => return Err(identifier("a repository without a name")),
+        _ if has_protocol || is_scp => remote.to_owned(),
+        _ => format!("https://{remote}"),
+    };
+    let commit_mtime = attrs.parsed("git.mtime", |policy| match policy {
+        "commit" => Ok(true),
+        "checkout" => Ok(false),
+        _ => Err("expected commit or checkout".to_owned()),
+    })?;
+    let checksum = attrs.parsed("git.checksum", |text| {
+        let hex = text.len() >= 7 && text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if hex { Ok(text.to_ascii_lowercase()) } else { Err("expected a commit id or the beginning of one".to_owned()) }
+    })?;
+    Ok(GitSource {
+        remote,
+        reference: reference.to_owned(),
+        subdir: subdir.trim_matches('/').to_owned(),
+        keep_git_dir: attrs.flag("git.keepgitdir"),
+        checksum: checksum.unwrap_or_default(),
+        skip_submodules: attrs.flag("git.skipsubmodules"),
+        commit_mtime: commit_mtime.unwrap_or_default(),
+        fetch_by_commit: attrs.flag("git.fetchbycommit"),
+        access: GitAccess {
+            header_secret: attrs.text("git.authheadersecret"),
+            token_secret: attrs.text("git.authtokensecret"),
+            agent: attrs.text("git.mountsshsock"),
+            known_hosts: attrs.text("git.knownsshhosts"),
+        },
+    })
+}
+
+fn http(url: &str, attrs: &mut Attributes) -> Result<HttpSource, Refusal> {
+    let mode = attrs.parsed("http.perm", |text| {
+        // As Go reads numbers: 0644 and 0o644 are octal, 0x1a4 is hexadecimal.
+        let digits = |text: &str, radix| u32::from_str_radix(text, radix).ok();
+        let prefixed = |prefix: &str, radix| text.strip_prefix(prefix).and_then(|text| digits(text, radix));
+        let number = prefixed("0x", 16).or_else(|| prefixed("0o", 8)).or_else(|| prefixed("0b", 2));
+        let number = number.or_else(|| prefixed("0", 8)).or_else(|| digits(text, 10));
+        number.filter(|mode| *mode <= 0o7777).ok_or_else(|| "expected permissions such as 0644".to_owned())
+    })?;
+    let id = |text: &str| text.parse().map_err(|_| "expected a number".to_owned());
+    let mut headers = Vec::new();
+    for name in ["accept", "user-agent"] {
+        headers.extend(attrs.take(&format!("http.header.{name}")).map(|value| (name.to_owned(), value)));
+    }
+    Ok(HttpSource {
+        url: url.to_owned(),
+        checksum: attrs.digest("http.checksum")?,
+        filename: attrs.text("http.filename"),
+        mode,
+        uid: attrs.parsed("http.uid", id)?.unwrap_or_default(),
+        gid: attrs.parsed("http.gid", id)?.unwrap_or_default(),
+        header_secret: attrs.text("http.authheadersecret"),
+        headers,
+    })
+}
+
+fn oci_layout(rest: &str, attrs: &mut Attributes) -> Result<OciLayoutSource, Refusal> {
+    let (name, digest) = rest.rsplit_once('@').ok_or_else(|| identifier("an OCI layout's image needs a digest"))?;
+    let store = attrs.text("oci.store");
+    // Layouts are named for the whole build, whichever of its sessions offers them.
+    attrs.take("oci.session");
+    if attrs.0.contains_key("oci.layerlimit") {
+        return Err(Refusal::unsupported(field("oci.layerlimit"), "the attribute is not supported"));
+    }
+    let name = if store.is_empty() { name.to_owned() } else { store };
+    Ok(OciLayoutSource { name, digest: digest.parse().map_err(identifier)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::refusal::Kind;
+
+    fn source(identifier: &str, attrs: &[(&str, &str)]) -> Result<Source, Refusal> {
+        let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        read(pb::SourceOp { identifier: identifier.to_owned(), attrs })
+    }
+
+    #[test]
+    fn images_keep_their_limits_and_promises() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let attrs = [("image.resolvemode", "pull"), ("image.layerlimit", "2"), ("image.checksum", digest.as_str())];
+        let Ok(Source::Image(image)) = source("docker-image://busybox", &attrs) else { panic!("an image") };
+        assert_eq!(image.reference.to_string(), "docker.io/library/busybox:latest");
+        assert_eq!((image.resolve, image.layer_limit), (ResolveMode::Pull, Some(2)));
+        assert_eq!(image.checksum.unwrap().to_string(), digest);
+    }
+
+    #[test]
+    fn repositories_are_named_by_their_address_or_in_full() {
+        let git = |identifier: &str, attrs: &[(&str, &str)]| match source(identifier, attrs).unwrap() {
+            Source::Git(git) => git,
+            other => panic!("{other:?}"),
+        };
+        let plain = git("git://github.com/a/b.git#v1:dir", &[("git.keepgitdir", "true")]);
+        assert_eq!((plain.remote.as_str(), plain.reference.as_str()), ("https://github.com/a/b.git", "v1"));
+        assert_eq!((plain.subdir.as_str(), plain.keep_git_dir, plain.commit_mtime), ("dir", true, false));
+        let full = git("git://a/b#x", &[("git.fullurl", "ssh://git@a/b"), ("git.mountsshsock", "key")]);
+        assert_eq!((full.remote.as_str(), full.access.agent.as_str()), ("ssh://git@a/b", "key"));
+        assert_eq!(git("git://git@a:b/c", &[]).remote, "git@a:b/c");
+    }
+
+    #[test]
+    fn files_by_http_have_permissions_as_go_writes_them() {
+        let attrs = [("http.perm", "0640"), ("http.uid", "5"), ("http.header.accept", "x/y")];
+        let Ok(Source::Http(http)) = source("https://a/b", &attrs) else { panic!("a file") };
+        assert_eq!((http.mode, http.uid, http.gid), (Some(0o640), 5, 0));
+        assert_eq!(http.headers, [("accept".to_owned(), "x/y".to_owned())]);
+    }
+
+    #[test]
+    fn patterns_are_lists_or_one() {
+        let attrs = [("local.includepattern", "[\"a\",\"b\"]"), ("local.followpaths", "c"), ("local.differ", "none")];
+        let Ok(Source::Local(local)) = source("local://context", &attrs) else { panic!("a directory") };
+        assert_eq!(
+            (local.include.as_slice(), local.follow.as_slice()),
+            (&["a", "b"].map(str::to_owned)[..], &["c".to_owned()][..])
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_or_makes_no_sense_is_refused_by_name() {
+        for (identifier, attrs, kind, word) in [
+            ("busybox", &[][..], Kind::Malformed, "source.identifier"),
+            ("docker-imag://x", &[], Kind::Unsupported, "did you mean docker-image"),
+            ("docker-image://UPPER", &[], Kind::Malformed, "source.identifier"),
+            ("docker-image+blob://a@b", &[], Kind::Unsupported, "docker-image+blob"),
+            ("git://a/b", &[("git.sig.pubkey", "x")], Kind::Unsupported, "git.sig.pubkey"),
+            ("docker-image://x", &[("image.layerlimit", "0")], Kind::Malformed, "image.layerlimit"),
+            ("local://x", &[("local.includepattern", "[1]")], Kind::Malformed, "local.includepattern"),
+            ("local://x", &[("local.metadatatransfer", "true")], Kind::Unsupported, "metadatatransfer"),
+            ("http://x/y", &[("http.perm", "rwx")], Kind::Malformed, "http.perm"),
+            ("oci-layout://x", &[], Kind::Malformed, "digest"),
+        ] {
+            let refusal = source(identifier, attrs).unwrap_err();
+            assert!(refusal.kind == kind && refusal.to_string().contains(word), "{refusal}");
+        }
+    }
+}
