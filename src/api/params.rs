@@ -165,7 +165,7 @@ fn unix_seconds(text: &str) -> Option<i64> {
 }
 
 /// Reads a duration as Go writes it, such as `1h30m` or `1.5s`, in nanoseconds.
-fn go_duration(text: &str) -> Option<i64> {
+pub(super) fn go_duration(text: &str) -> Option<i64> {
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     if rest == "0" || rest.is_empty() {
         return None;

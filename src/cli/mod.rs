@@ -9,6 +9,7 @@ mod confirm;
 mod container;
 mod credentials;
 pub mod format;
+mod history;
 mod image;
 mod inspect;
 mod registry;

@@ -3,19 +3,22 @@
 use futures_util::{Stream, TryStreamExt as _, stream};
 use tonic::Status;
 use tonic::transport::Channel;
+use tonic_prost::ProstCodec;
 
 use super::http::Client;
 use crate::error::{Error, Kind, Result};
 use crate::types::build::control_client::ControlClient;
 use crate::types::build::{
-    Detail, DiskUsageRequest, MAX_MESSAGE_BYTES, PruneRequest, SolveRequest, SolveResponse, StatusRequest,
-    StatusResponse, UsageRecord, decode_details,
+    BuildHistoryRecord, BuildHistoryRequest, Detail, DiskUsageRequest, MAX_MESSAGE_BYTES, PruneRequest, SolveRequest,
+    SolveResponse, StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UsageRecord, decode_details,
 };
+use crate::types::content::{ReadContentRequest, ReadContentResponse, SERVICE};
 
 /// A client of an engine's build service. Cloning gives another handle to the same connection.
 #[derive(Clone, Debug)]
 pub struct Builder {
     control: ControlClient<Channel>,
+    channel: Channel,
 }
 
 /// Why a build failed, and where.
@@ -33,8 +36,9 @@ impl Client {
     /// # Errors
     /// `Unavailable` when the engine does not answer; `Unsupported` when it has no build service.
     pub async fn builder(&self) -> Result<Builder> {
-        let control = ControlClient::new(self.grpc().await?);
-        Ok(Builder { control: control.max_decoding_message_size(MAX_MESSAGE_BYTES) })
+        let channel = self.grpc().await?;
+        let control = ControlClient::new(channel.clone());
+        Ok(Builder { control: control.max_decoding_message_size(MAX_MESSAGE_BYTES), channel })
     }
 }
 
@@ -66,6 +70,54 @@ impl Builder {
     pub async fn disk_usage(&self, request: DiskUsageRequest) -> Result<Vec<UsageRecord>> {
         let answer = self.control.clone().disk_usage(request).await.map_err(|status| from_status(&status))?;
         Ok(answer.into_inner().record)
+    }
+
+    /// Lists what the history has of builds, and returns at once.
+    ///
+    /// # Errors
+    /// What the engine answered.
+    pub async fn history(&self, request: BuildHistoryRequest) -> Result<Vec<BuildHistoryRecord>> {
+        let request = BuildHistoryRequest { early_exit: true, ..request };
+        let stream = self.control.clone().listen_build_history(request).await;
+        let mut stream = stream.map_err(|status| from_status(&status))?.into_inner();
+        let mut records = Vec::new();
+        while let Some(event) = stream.message().await.map_err(|status| from_status(&status))? {
+            records.extend(event.record);
+        }
+        Ok(records)
+    }
+
+    /// Changes or removes a record of the history.
+    ///
+    /// # Errors
+    /// What the engine answered.
+    pub async fn update_history(&self, request: UpdateBuildHistoryRequest) -> Result<()> {
+        let answer = self.control.clone().update_build_history(request).await;
+        answer.map(drop).map_err(|status| from_status(&status))
+    }
+
+    /// Reads content of the history, or of the store.
+    ///
+    /// # Errors
+    /// What the engine answered; `InvalidArgument` for more than `max_bytes`.
+    pub async fn content(&self, digest: &str, max_bytes: usize) -> Result<Vec<u8>> {
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        grpc.ready()
+            .await
+            .map_err(|error| Error::unavailable("reach the engine's build service").with_source(error))?;
+        let codec: ProstCodec<ReadContentRequest, ReadContentResponse> = ProstCodec::default();
+        let request = ReadContentRequest { digest: digest.to_owned(), ..ReadContentRequest::default() };
+        let path = format!("{SERVICE}/Read").parse().map_err(|_| Error::internal("a path that is none"))?;
+        let stream = grpc.server_streaming(tonic::Request::new(request), path, codec).await;
+        let mut stream = stream.map_err(|status| from_status(&status))?.into_inner();
+        let mut bytes = Vec::new();
+        while let Some(piece) = stream.message().await.map_err(|status| from_status(&status))? {
+            bytes.extend(piece.data);
+            if bytes.len() > max_bytes {
+                return Err(Error::invalid(format!("{digest} is larger than {} MiB", max_bytes >> 20)));
+            }
+        }
+        Ok(bytes)
     }
 
     /// Removes records of the build cache; calls `each` with every one.

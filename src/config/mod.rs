@@ -40,6 +40,10 @@
 //! keep-duration = "48h"
 //! max-used-space = "2gb"
 //!
+//! [history]                                # of builds: records go that are older and not among the newest
+//! max-age = "48h"
+//! max-entries = 50
+//!
 //! [log]                                    # of containers
 //! max-size = "10m"
 //! max-file = 3
@@ -56,6 +60,7 @@ pub mod docker;
 mod document;
 mod environment;
 mod gc;
+mod history;
 mod keychain;
 mod proxy;
 mod registries;
@@ -67,6 +72,7 @@ pub use credentials::{AuthConfig, Credentials, Secret};
 pub use daemon::{Daemon, TlsFiles};
 pub use environment::{Environment, User};
 pub use gc::{Gc, GcLimits, GcPolicy, Space, duration};
+pub use history::History;
 pub use proxy::Proxies;
 pub use registries::{HostConfig, KeyPair, Mirror, Registries, Scheme, Transfer, domain_of};
 
@@ -130,6 +136,8 @@ pub struct Config {
     pub registries: Registries,
     /// The size of the build cache.
     pub gc: Gc,
+    /// The history of builds.
+    pub history: History,
     /// Container logs.
     pub log: Log,
     /// Containers' name resolution.
@@ -169,6 +177,7 @@ impl Config {
             daemon: file.daemon,
             registries: Registries::new(file.registries, certs_dirs, proxies, file.transfer.finish()),
             gc: file.gc,
+            history: file.history,
             log: file.log,
             dns: file.dns,
         })
@@ -242,6 +251,7 @@ struct File {
     registries: Hosts,
     transfer: TransferFile,
     gc: Gc,
+    history: History,
     log: Log,
     dns: Dns,
 }
@@ -266,6 +276,7 @@ impl File {
             registries: top.take("registry").map(|v| Hosts::read(v.table()?)).transpose()?.unwrap_or_default(),
             transfer: top.take("transfer").map(|v| TransferFile::read(v.table()?)).transpose()?.unwrap_or_default(),
             gc: top.take("gc").map(|v| Gc::read(v.table()?)).transpose()?.unwrap_or_default(),
+            history: top.take("history").map(|v| History::read(v.table()?)).transpose()?.unwrap_or_default(),
             log: top.take("log").map(|v| Log::read(v.table()?)).transpose()?.unwrap_or_default(),
             dns: top.take("dns").map(|v| Dns::read(v.table()?)).transpose()?.unwrap_or_default(),
         };
@@ -281,6 +292,7 @@ impl File {
         self.registries.overlay(over.registries);
         self.transfer = over.transfer.or(self.transfer);
         self.gc.overlay(over.gc);
+        self.history.overlay(over.history);
         self.log.max_size_bytes = over.log.max_size_bytes.or(self.log.max_size_bytes);
         self.log.max_files = over.log.max_files.or(self.log.max_files);
         registries::replace(&mut self.dns.nameservers, over.dns.nameservers);

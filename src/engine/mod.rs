@@ -21,6 +21,7 @@ use crate::image::Images;
 use crate::network::{self, Network};
 use crate::registry::Client;
 use crate::solver::gc::Disk;
+use crate::solver::history::History;
 use crate::solver::session::Sessions;
 use crate::solver::{DEVICE_DIRECTORIES, Deps, PruneFilter, Solver};
 use crate::state::{self, Root, Schema};
@@ -29,8 +30,14 @@ use crate::task::{Clock, Tasks};
 use crate::{container, image, solver, store};
 
 /// The tables of all modules.
-const SCHEMAS: &[Schema] =
-    &[store::SCHEMA, image::record::SCHEMA, network::SCHEMA, solver::cache::SCHEMA, container::record::SCHEMA];
+const SCHEMAS: &[Schema] = &[
+    store::SCHEMA,
+    image::record::SCHEMA,
+    network::SCHEMA,
+    solver::cache::SCHEMA,
+    solver::history::SCHEMA,
+    container::record::SCHEMA,
+];
 
 /// How long what an interrupted download left is kept, to be resumed.
 const KEEP_PARTIAL: Duration = Duration::from_hours(24);
@@ -51,6 +58,7 @@ struct Inner {
     network: Network,
     solver: Solver,
     policies: Vec<PruneFilter>,
+    history: History,
     containers: Containers,
 }
 
@@ -79,6 +87,7 @@ impl Engine {
             device_directories: DEVICE_DIRECTORIES.iter().map(Into::into).collect(),
             clock,
         })?;
+        let history = History::new(root.clone(), clock, tasks.clone(), upkeep::history_limits(&config.history));
         let containers = Containers::open(images.clone(), network.clone(), clock, tasks.clone())?;
         Ok(Self(Arc::new(Inner {
             config,
@@ -91,6 +100,7 @@ impl Engine {
             network,
             solver,
             policies,
+            history,
             containers,
         })))
     }
@@ -149,6 +159,12 @@ impl Engine {
         &self.0.policies
     }
 
+    /// Returns the history of builds.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.0.history
+    }
+
     /// Returns the containers.
     #[must_use]
     pub fn containers(&self) -> &Containers {
@@ -185,6 +201,7 @@ impl Engine {
     /// # Errors
     /// When the database or the file system fails; what could not be removed is tried again by the next call.
     pub fn collect(&self) -> Result<Freed> {
+        self.history().remove_orphans()?;
         self.store().collect(KEEP_PARTIAL, |connection| self.roots(connection))
     }
 

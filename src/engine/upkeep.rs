@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::Engine;
-use crate::config::{Gc, GcLimits, Space};
+use crate::config::{self, Gc, GcLimits, Space};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::solver::gc::{Disk, Limits, default_policies};
+use crate::solver::history;
 use crate::solver::{CacheKind, PruneFilter};
 use crate::{image, solver, state, store, task};
 
@@ -68,6 +69,15 @@ impl Engine {
             std::fs::write(&path, "").context(|| format!("write {}", path.display()))?;
         }
         Ok(due)
+    }
+}
+
+/// Returns what is kept of the history of builds.
+pub(super) fn history_limits(configured: &config::History) -> history::Limits {
+    let usual = history::Limits::default();
+    history::Limits {
+        max_age: configured.max_age.unwrap_or(usual.max_age),
+        max_entries: configured.max_entries.unwrap_or(usual.max_entries),
     }
 }
 

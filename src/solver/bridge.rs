@@ -363,13 +363,31 @@ impl Bridge {
         };
         self.exports.iter().try_for_each(|export| export.check(names.len()))?;
         self.make_all(&names).await?;
+        let mut documents = Vec::new();
+        if self.shop.request.documented {
+            for batch in self.batches(&names)? {
+                documents.extend(batch.draft.documents().await?);
+            }
+        }
         if self.exports.is_empty() {
-            return Ok(Built::default());
+            return Ok(Built { documents, ..Built::default() });
         }
         let product = self.product(findings).await?;
         let job = self.refs().values().next().map(|part| Arc::clone(&part.batch.draft.job));
         let job = job.ok_or_else(|| Error::invalid("the frontend returned nothing that could be exported"))?;
-        Ok(Built { response: job.export(&self.exports, &Arc::new(product)).await? })
+        Ok(Built { response: job.export(&self.exports, &Arc::new(product)).await?, documents })
+    }
+
+    /// The batches that results are from, each once.
+    fn batches(&self, names: &[&String]) -> Result<Vec<Arc<Batch>>> {
+        let mut batches: Vec<Arc<Batch>> = Vec::new();
+        for name in names.iter().filter(|name| !name.is_empty()) {
+            let batch = self.part(name)?.batch;
+            if !batches.iter().any(|other| Arc::ptr_eq(other, &batch)) {
+                batches.push(batch);
+            }
+        }
+        Ok(batches)
     }
 
     /// Makes several results; those of one draft together.

@@ -47,7 +47,7 @@ impl Solver {
         }
         if let Some(response) = Box::pin(shop.answer(&shop.request.frontend, &shop.request.attrs)).await? {
             shop.close(()).await?;
-            return Ok(Built { response });
+            return Ok(Built { response, ..Built::default() });
         }
         let draft = Box::pin(shop.frontend(&shop.request.frontend, &shop.request.attrs)).await?;
         Self::finish(shop, draft, &exports).await
@@ -55,7 +55,10 @@ impl Solver {
 
     async fn finish(shop: Workshop, draft: Draft, exports: &[Export]) -> Result<Built, Failure> {
         exports.iter().try_for_each(|export| export.check(draft.targets.len()))?;
-        let result = draft.build(exports, shop.request.record_provenance).await;
+        let mut result = draft.build(exports, shop.request.record_provenance).await;
+        if let (Ok(built), true) = (&mut result, shop.request.documented) {
+            built.documents = draft.documents().await?;
+        }
         let finished = Arc::clone(&draft.job).finish().await;
         shop.close(draft).await?;
         let built = result?;

@@ -23,6 +23,7 @@ mod failure;
 mod frontend;
 pub mod gateway;
 pub mod gc;
+pub mod history;
 mod identify;
 mod job;
 pub mod key;
@@ -60,7 +61,7 @@ pub use devices::DIRECTORIES as DEVICE_DIRECTORIES;
 pub use failure::{Failure, Place};
 pub use received::ReceivedContext;
 pub use remote::Material;
-pub use request::{BuildRequest, Built, Exporter};
+pub use request::{BuildRequest, Built, Document, Exporter};
 pub use usage::{CacheKind, CacheRecord, PruneFilter};
 
 use crate::error::Result;

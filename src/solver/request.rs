@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::ProvenanceMode;
 use crate::registry::Credentials;
 
@@ -36,6 +38,8 @@ pub struct BuildRequest {
     pub record_provenance: Option<ProvenanceMode>,
     /// Whether it is built twice without the cache; when the results differ, nothing is exported, and the answer says how.
     pub verify: bool,
+    /// Whether the answer holds documents about the result, for the history of builds.
+    pub documented: bool,
 }
 
 /// What becomes of a result.
@@ -52,4 +56,17 @@ pub struct Exporter {
 pub struct Built {
     /// BuildKit's `ExporterResponse`: `containerimage.digest`, `containerimage.config.digest`, `image.name`, ...
     pub response: BTreeMap<String, String>,
+    /// What is said about the result, if that was asked for: provenance.
+    pub documents: Vec<Document>,
+}
+
+/// Something that is said about a result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// What it says, as a URI.
+    pub predicate_type: String,
+    /// The platform of the result; empty for the only one.
+    pub platform: String,
+    /// The predicate, JSON.
+    pub data: Bytes,
 }

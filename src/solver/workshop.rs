@@ -16,7 +16,7 @@ use super::frontend::{Frontend, Surroundings, Target};
 use super::job::{ClientSession, Entitlements, Job, Shared};
 use super::options::Options;
 use super::progress::Progress;
-use super::request::{BuildRequest, Built};
+use super::request::{BuildRequest, Built, Document};
 use super::verify::Witness;
 use super::{ProvenanceMode, Solver};
 use crate::error::{Error, Result};
@@ -232,6 +232,20 @@ impl Draft {
         let Target { platform, config, base_layers, .. } = target;
         let (platform, config, base_layers) = (platform.clone(), config.clone(), *base_layers);
         Ok(Variant { platform, config, snapshot, base_layers, attestations })
+    }
+
+    /// Writes what the history of builds says about where the result is from: without build arguments and secrets' names.
+    ///
+    /// # Errors
+    /// As for [`Self::build`].
+    pub(super) async fn documents(&self) -> Result<Vec<Document>> {
+        let mut documents = Vec::new();
+        for (target, _) in &self.targets {
+            let made = self.job.recorded_provenance(ProvenanceMode::Min, &self.facts, target).await?;
+            let platform = if self.multi_platform { target.platform.to_string() } else { String::new() };
+            documents.push(Document { predicate_type: made.predicate_type, platform, data: made.predicate });
+        }
+        Ok(documents)
     }
 
     /// Writes what buildx's metadata file says about where the result is from.

@@ -9,15 +9,14 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use kiln_graph::Platform;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert;
 use super::running::{Builds, Running, Watching};
-use super::session;
+use super::{convert, history, session};
 use crate::api::serve::Peer;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::solver::bridge::Outcome;
 use crate::solver::gc::Limits;
-use crate::solver::{BuildRequest, CacheKind, CacheRecord, PruneFilter, Solver};
+use crate::solver::{BuildRequest, Built, CacheKind, CacheRecord, PruneFilter, Solver};
 use crate::task;
 use crate::types::build::control_server;
 use crate::types::build::types::{BuildkitVersion, CdiDevice, WorkerRecord};
@@ -46,23 +45,27 @@ impl Control {
         let reference = request.r#ref.clone();
         let request = convert::build_request(request, peer).map_err(|error| convert::refusal(&error))?;
         let running = self.builds.begin(&reference).map_err(|error| convert::refusal(&error))?;
+        let recording = history::record(&self.engine, &request, &reference, running.progress());
+        // Dropping this future, when the client goes, cancels the build and ends its report.
+        let built = Box::pin(self.make(request, &running)).await;
+        drop(running);
+        history::end(recording, built.as_ref()).await;
+        built.map(|built| SolveResponse { exporter_response: built.response.into_iter().collect() })
+    }
+
+    async fn make(&self, request: BuildRequest, running: &Running) -> Result<Built, Status> {
         if request.frontend.is_empty() && request.definition.is_none() {
-            return self.follow(request, &running).await;
+            return self.follow(request, running).await;
         }
         running.without_bridge();
-        // Dropping this future, when the client goes, cancels the build and ends its report.
         let built = Box::pin(self.engine.solver().build(request, running.progress().clone())).await;
-        drop(running);
-        match built {
-            Ok(built) => Ok(SolveResponse { exporter_response: built.response.into_iter().collect() }),
-            Err(failure) => Err(convert::failure(&failure)),
-        }
+        built.map_err(|failure| convert::failure(&failure))
     }
 }
 
 impl Control {
     /// Runs a build whose frontend is at the client, until that has returned and its result is exported.
-    async fn follow(&self, request: BuildRequest, running: &Running) -> Result<SolveResponse, Status> {
+    async fn follow(&self, request: BuildRequest, running: &Running) -> Result<Built, Status> {
         let opened = self.engine.solver().bridge(request, running.progress().clone()).await;
         let (bridge, outcome) = opened.map_err(|error| convert::refusal(&error))?;
         let bridge = Arc::new(bridge);
@@ -77,7 +80,7 @@ impl Control {
         let finished = bridge.finish().await.map_err(|error| convert::refusal(&error));
         let built = exported?;
         finished?;
-        Ok(SolveResponse { exporter_response: built.response.into_iter().collect() })
+        Ok(built)
     }
 }
 
@@ -91,10 +94,6 @@ fn statuses(watching: Watching) -> Answers<StatusResponse> {
         }
     });
     Box::pin(batches.try_flatten())
-}
-
-fn unimplemented<T>(method: &str) -> Result<Response<T>, Status> {
-    Err(Status::unimplemented(format!("moby.buildkit.v1.Control/{method} is not there yet")))
 }
 
 #[tonic::async_trait]
@@ -111,6 +110,12 @@ impl control_server::Control for Control {
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
         let reference = request.into_inner().r#ref;
+        if !self.builds.knows(&reference) {
+            let replayed = history::replay(self.engine.history(), &reference).await;
+            if let Some(replayed) = replayed.map_err(|error| convert::refusal(&error))? {
+                return Ok(Response::new(replayed));
+            }
+        }
         Ok(Response::new(statuses(self.builds.watch(&reference))))
     }
 
@@ -160,16 +165,20 @@ impl control_server::Control for Control {
 
     async fn listen_build_history(
         &self,
-        _: Request<BuildHistoryRequest>,
+        request: Request<BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        unimplemented("ListenBuildHistory")
+        let (history, now_ns) = (self.engine.history().clone(), self.engine.clock().now_ns());
+        let events = history::listen(history, request.into_inner(), now_ns);
+        Ok(Response::new(events.map_err(|error| convert::refusal(&error))?))
     }
 
     async fn update_build_history(
         &self,
-        _: Request<UpdateBuildHistoryRequest>,
+        request: Request<UpdateBuildHistoryRequest>,
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
-        unimplemented("UpdateBuildHistory")
+        let updated = history::update(self.engine.history().clone(), request.into_inner()).await;
+        updated.map_err(|error| convert::refusal(&error))?;
+        Ok(Response::new(UpdateBuildHistoryResponse {}))
     }
 }
 

@@ -78,6 +78,7 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
         keep_failed,
         record_provenance,
         verify,
+        documented: !request.internal,
     })
 }
 
@@ -193,7 +194,8 @@ fn warning(warning: Warning) -> VertexWarning {
     }
 }
 
-fn signed(number: u64) -> i64 {
+/// Returns a number as messages hold it.
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 

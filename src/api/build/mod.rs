@@ -6,11 +6,13 @@
 mod capabilities;
 mod classic;
 mod container;
+mod content;
 mod control;
 mod convert;
 mod exec;
 mod failed;
 mod gateway;
+mod history;
 mod running;
 pub(super) mod session;
 
@@ -61,6 +63,7 @@ fn services(engine: &Engine, builds: Builds) -> Router<Engine> {
     Router::new()
         .route_service("/moby.buildkit.v1.Control/{method}", control)
         .route_service("/moby.buildkit.v1.frontend.LLBBridge/{method}", gateway)
+        .merge(content::routes(engine))
 }
 
 /// `POST /grpc`: the connection becomes HTTP/2 that carries the services alone.

@@ -103,6 +103,11 @@ impl Builds {
         }
     }
 
+    /// Says whether a build of this reference goes on here, or has ended lately.
+    pub(super) fn knows(&self, reference: &str) -> bool {
+        self.lock().builds.contains_key(reference)
+    }
+
     /// Begins to watch a build, whether it goes on, has ended or is still to come.
     pub(super) fn watch(&self, reference: &str) -> Watching {
         let mut inner = self.lock();

@@ -212,7 +212,7 @@ const HISTORY_EXACT: Listing = Listing { columns: &["ID", "CreatedAt", "CreatedB
 /// Characters of an instruction that a table shows.
 const INSTRUCTION: usize = 45;
 
-pub(super) async fn history(context: &Context, args: &HistoryArgs) -> Result<ExitCode> {
+pub(in crate::cli) async fn history(context: &Context, args: &HistoryArgs) -> Result<ExitCode> {
     let path = Query::new().path(&["images", &args.image, "history"]);
     let entries: Vec<ImageHistoryResponseItem> = context.client.get(&path).await?;
     let format = Format::parse(if args.quiet { Some("{{.ID}}") } else { args.format.as_deref() })?;

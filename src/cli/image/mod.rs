@@ -46,8 +46,8 @@ pub(super) enum Grouped {
 /// The same without the noun.
 #[derive(Debug, Subcommand)]
 pub(super) enum Flat {
-    /// Show how an image was made
-    History(list::HistoryArgs),
+    /// Show how an image was made, or the builds of late
+    History(super::history::HistoryCommand),
     /// List images
     Images(list::ListArgs),
     /// Make an image of a root file system's archive
@@ -100,7 +100,7 @@ impl Grouped {
 impl Flat {
     pub(super) async fn run(self, context: &Context) -> Result<ExitCode> {
         match self {
-            Self::History(args) => list::history(context, &args).await,
+            Self::History(args) => super::history::run(context, args).await,
             Self::Images(args) => list::list(context, &args).await,
             Self::Import(args) => archive::import(context, &args).await,
             Self::Load(args) => archive::load(context, &args).await,

@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use self::named::{Arrival, Named};
 use self::params::{Asked, From, Version};
 use self::text::Text;
-use super::convert;
 use super::running::Builds;
+use super::{convert, history};
 use crate::api::Answer;
 use crate::api::params::Params;
 use crate::api::progress::{self, Outbox};
@@ -122,7 +122,9 @@ impl Classic {
 
     /// Builds and reports meanwhile.
     async fn solve(&self, engine: &Engine, asked: &Asked, outbox: &Outbox) -> Result<Built, Failure> {
-        let running = self.builds.begin(&reference()?)?;
+        let reference = reference()?;
+        let running = self.builds.begin(&reference)?;
+        let recording = history::record(engine, &asked.request, &reference, running.progress());
         running.without_bridge();
         let (progress, watcher) = (running.progress().clone(), running.progress().watch());
         let building = async {
@@ -131,6 +133,8 @@ impl Classic {
             built
         };
         let (built, ()) = tokio::join!(building, report(asked, watcher, outbox));
+        let status = built.as_ref().map_err(convert::failure);
+        history::end(recording, status.as_ref().copied()).await;
         built
     }
 }

@@ -116,6 +116,7 @@ pub(super) fn parse(params: &Params, headers: &HeaderMap) -> Result<Asked> {
             credentials: credentials(headers)?,
             exporters: exporters(params, &tags)?,
             entitlements,
+            documented: true,
             ..BuildRequest::default()
         },
         tags,

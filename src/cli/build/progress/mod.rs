@@ -21,7 +21,7 @@ use crate::types::build::StatusResponse;
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Mode {
+pub(in crate::cli) enum Mode {
     /// `tty` on a terminal, else `plain`
     #[default]
     Auto,
