@@ -10,7 +10,8 @@ use futures_util::future::try_join_all;
 use kiln_dockerfile::call::{self, Asked, Call};
 use kiln_dockerfile::check::Rule;
 use kiln_dockerfile::{
-    Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Request, ResolvedImage, include, lower,
+    Definition, Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Refused, Request,
+    ResolvedImage, include,
 };
 use kiln_graph::oci::ImageConfig;
 use kiln_graph::op::{OciLayoutSource, ResolveMode};
@@ -146,12 +147,13 @@ impl<'a> Surroundings<'a> {
     ) -> Result<Lowered, Failure> {
         let file = &inputs.file;
         let asked = Request { target_platform: platform.cloned(), ..lowering_request(options, inputs) };
+        let refuse = |refused: Refused| {
+            self.warn(source, file, &refused.warnings);
+            Failure::of_source(file, refused.errors)
+        };
+        let definition = Definition::read(&asked).map_err(refuse)?;
         loop {
-            let outcome = lower(&asked, &found.known).map_err(|refused| {
-                self.warn(source, file, &refused.warnings);
-                Failure::of_source(file, refused.errors)
-            })?;
-            match outcome {
+            match definition.lower(&found.known).map_err(refuse)? {
                 Outcome::Need(needs) => self.look_up(&needs, platform, options, inputs, found).await?,
                 Outcome::Done(lowered) => return Ok(*lowered),
             }

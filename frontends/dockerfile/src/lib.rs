@@ -27,8 +27,8 @@ pub use include::{IncludeError, include};
 pub use instruction::Dockerfile;
 pub use line::Word;
 pub use lower::{
-    Files, ImageKey, ImageName, Lowered, Mounted, NamedContext, Need, NoCache, Outcome, Outline, OutlineArgument,
-    Remote, Request, ResolvedImage, lower,
+    Definition, Files, ImageKey, ImageName, Lowered, Mounted, NamedContext, Need, NoCache, Outcome, Outline,
+    OutlineArgument, Remote, Request, ResolvedImage, lower,
 };
 pub use mount::{Mount, MountFlag, Permissions};
 pub use parse::parse;

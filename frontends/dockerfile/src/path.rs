@@ -3,6 +3,9 @@
 /// Returns the shortest path that means the same, by the text alone: no empty, `.` or inner `..` components; `.` when nothing
 /// is left. `..` at the root vanishes.
 pub(crate) fn clean(path: &str) -> String {
+    if is_clean(path) {
+        return path.to_owned();
+    }
     let rooted = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -19,6 +22,12 @@ pub(crate) fn clean(path: &str) -> String {
         (false, true) => ".".to_owned(),
         (false, false) => joined,
     }
+}
+
+/// Says whether a path is absolute and has nothing to clean, as most are.
+fn is_clean(path: &str) -> bool {
+    let mut parts = path.split('/');
+    parts.next() == Some("") && path.len() > 1 && parts.all(|part| !matches!(part, "" | "." | ".."))
 }
 
 /// Returns the last component; `.` of an empty path, `/` of the root.

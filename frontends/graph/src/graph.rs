@@ -4,10 +4,8 @@
 
 use std::collections::HashMap;
 
-use sha2::Digest as _;
-
 use crate::digest::Digest;
-use crate::op::{Op, Part};
+use crate::op::Op;
 use crate::platform::Platform;
 use crate::source::{SourceFile, Span};
 
@@ -157,22 +155,23 @@ impl Graph {
     }
 
     fn digest_of(&self, op: &Op, inputs: &[Edge], platform: &Platform) -> Digest {
-        let mut hash = sha2::Sha256::new();
+        // Hashed at once: many small updates would cost more than the hash does.
+        let mut framed = Vec::with_capacity(1024);
         let mut frame = |bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
+            framed.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+            framed.extend_from_slice(bytes);
         };
         frame(platform.to_string().as_bytes());
-        for Part { name, value } in op.parts() {
+        op.each_part(&mut |name, value| {
             frame(name.as_bytes());
             frame(value.as_bytes());
-        }
+        });
         frame(b"");
         for edge in inputs {
             frame(self.vertices[edge.vertex.index()].digest.as_bytes());
             frame(&edge.output.to_le_bytes());
         }
-        Digest::sha256(hash.finalize().into())
+        Digest::of(&framed)
     }
 
     /// Adds all vertices of another graph and returns what each became, by its position there. Equal ones are one, with the
@@ -197,6 +196,7 @@ impl Graph {
             if let Some(location) = &mut vertex.meta.location {
                 location.file = files[location.file as usize];
             }
+            // Its digest is made of its inputs' digests, so it is the same here.
             ids.push(self.insert(vertex));
         }
         ids

@@ -4,6 +4,8 @@
 //! parts, and a cache miss is explained by comparing them. Values that must not cause a miss (proxies, addresses of extra
 //! hosts, resource limits) are no parts.
 
+use std::fmt::{Display, Write as _};
+
 use crate::digest::Digest;
 use crate::reference::Reference;
 
@@ -532,16 +534,23 @@ pub enum Mode {
     Symbolic(String),
 }
 
-/// Collects parts.
-#[derive(Debug, Default)]
-struct Parts(Vec<Part>);
+/// Hands parts on, one by one; texts are written into two buffers, so that identifying an operation allocates little.
+struct Parts<'a> {
+    take: &'a mut dyn FnMut(&str, &str),
+    name: String,
+    value: String,
+}
 
-impl Parts {
-    fn add(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.0.push(Part { name: name.into(), value: value.into() });
+impl Parts<'_> {
+    fn add(&mut self, name: impl Display, value: impl Display) {
+        self.name.clear();
+        self.value.clear();
+        write!(self.name, "{name}").expect("a String takes everything");
+        write!(self.value, "{value}").expect("a String takes everything");
+        (self.take)(&self.name, &self.value);
     }
 
-    fn add_if(&mut self, condition: bool, name: &str, value: impl Into<String>) {
+    fn add_if(&mut self, condition: bool, name: &str, value: impl Display) {
         if condition {
             self.add(name, value);
         }
@@ -549,13 +558,13 @@ impl Parts {
 
     fn add_time(&mut self, path: &str, mtime_ns: Option<i64>) {
         if let Some(ns) = mtime_ns {
-            self.add(format!("time of {path}"), ns.to_string());
+            self.add(format_args!("time of {path}"), ns);
         }
     }
 
     fn list(&mut self, name: &str, values: &[String]) {
         for value in values {
-            self.add(name, value.as_str());
+            self.add(name, value);
         }
     }
 }
@@ -572,36 +581,43 @@ impl Op {
     /// Returns the values that identify the operation, in a fixed order. Inputs are not among them.
     #[must_use]
     pub fn parts(&self) -> Vec<Part> {
-        let mut parts = Parts::default();
+        let mut parts = Vec::new();
+        self.each_part(&mut |name, value| parts.push(Part { name: name.to_owned(), value: value.to_owned() }));
+        parts
+    }
+
+    /// Hands the names and values of [`Self::parts`] on, one by one.
+    pub fn each_part(&self, take: &mut dyn FnMut(&str, &str)) {
+        let mut parts = Parts { take, name: String::new(), value: String::new() };
+        let parts = &mut parts;
         match self {
-            Self::Source(source) => source.collect(&mut parts),
-            Self::Exec(exec) => exec.collect(&mut parts),
-            Self::File(file) => file.collect(&mut parts),
+            Self::Source(source) => source.collect(parts),
+            Self::Exec(exec) => exec.collect(parts),
+            Self::File(file) => file.collect(parts),
             Self::Merge => parts.add("operation", "merge"),
             Self::Diff { lower, upper } => {
                 parts.add("operation", "diff");
-                parts.add("lower", format!("{lower:?}"));
-                parts.add("upper", format!("{upper:?}"));
+                parts.add("lower", format_args!("{lower:?}"));
+                parts.add("upper", format_args!("{upper:?}"));
             }
             Self::Build { filename } => {
                 parts.add("operation", "build");
                 parts.add("definition", filename.as_str());
             }
         }
-        parts.0
     }
 }
 
 impl Source {
-    fn collect(&self, parts: &mut Parts) {
+    fn collect(&self, parts: &mut Parts<'_>) {
         match self {
             Self::Image(image) => {
                 parts.add("operation", "image");
                 parts.add("reference", image.reference.to_string());
-                parts.add("image", format!("{:?}", image.image_id));
-                parts.add("resolve", format!("{:?}", image.resolve));
-                parts.add_if(image.checksum.is_some(), "checksum", format!("{:?}", image.checksum));
-                parts.add_if(image.layer_limit.is_some(), "layers", format!("{:?}", image.layer_limit));
+                parts.add("image", format_args!("{:?}", image.image_id));
+                parts.add("resolve", format_args!("{:?}", image.resolve));
+                parts.add_if(image.checksum.is_some(), "checksum", format_args!("{:?}", image.checksum));
+                parts.add_if(image.layer_limit.is_some(), "layers", format_args!("{:?}", image.layer_limit));
             }
             Self::Local(local) => {
                 parts.add("operation", "local");
@@ -614,12 +630,12 @@ impl Source {
             }
             Self::Git(git) => {
                 parts.add("operation", "git");
-                parts.add("options", format!("{:?}", GitSource { access: GitAccess::default(), ..git.clone() }));
+                parts.add("options", format_args!("{:?}", GitSource { access: GitAccess::default(), ..git.clone() }));
             }
             Self::Http(http) => {
                 parts.add("operation", "http");
                 let plain = HttpSource { header_secret: String::new(), headers: Vec::new(), ..http.clone() };
-                parts.add("options", format!("{plain:?}"));
+                parts.add("options", format_args!("{plain:?}"));
             }
             Self::OciLayout(layout) => {
                 parts.add("operation", "oci-layout");
@@ -631,36 +647,39 @@ impl Source {
 }
 
 impl Exec {
-    fn collect(&self, parts: &mut Parts) {
+    fn collect(&self, parts: &mut Parts<'_>) {
         parts.add("operation", "exec");
         parts.list("command", &self.args);
         for entry in &self.env {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
             let kind = if self.build_args.iter().any(|arg| arg == name) { "build argument" } else { "variable" };
-            parts.add(format!("{kind} {name}"), value);
+            parts.add(format_args!("{kind} {name}"), value);
         }
         parts.add("working directory", self.cwd.as_str());
         parts.add_if(!self.user.is_empty(), "user", self.user.as_str());
         parts.add_if(!self.hostname.is_empty(), "host name", self.hostname.as_str());
-        parts.add("root", format!("{:?}", self.root));
-        parts.add_if(self.network != NetworkMode::Sandbox, "network", format!("{:?}", self.network));
-        parts.add_if(self.security != SecurityMode::Sandbox, "security", format!("{:?}", self.security));
+        parts.add("root", format_args!("{:?}", self.root));
+        parts.add_if(self.network != NetworkMode::Sandbox, "network", format_args!("{:?}", self.network));
+        parts.add_if(self.security != SecurityMode::Sandbox, "security", format_args!("{:?}", self.security));
         for mount in &self.mounts {
-            parts.add(format!("mount {}", mount.target), format!("{:?} {}", mount.kind, mount.readonly));
+            parts.add(format_args!("mount {}", mount.target), format_args!("{:?} {}", mount.kind, mount.readonly));
         }
         for secret in &self.secret_env {
-            parts.add(format!("secret variable {}", secret.name), format!("{} {}", secret.id, secret.optional));
+            parts.add(
+                format_args!("secret variable {}", secret.name),
+                format_args!("{} {}", secret.id, secret.optional),
+            );
         }
         for (host, _) in &self.extra_hosts {
             parts.add("extra host", host.as_str());
         }
         for limit in &self.ulimits {
-            parts.add(format!("ulimit {}", limit.name), format!("{}:{}", limit.soft, limit.hard));
+            parts.add(format_args!("ulimit {}", limit.name), format_args!("{}:{}", limit.soft, limit.hard));
         }
         for device in &self.devices {
-            parts.add("device", format!("{} {}", device.name, device.optional));
+            parts.add("device", format_args!("{} {}", device.name, device.optional));
         }
-        parts.add_if(self.shm_size_bytes.is_some(), "size of /dev/shm", format!("{:?}", self.shm_size_bytes));
+        parts.add_if(self.shm_size_bytes.is_some(), "size of /dev/shm", format_args!("{:?}", self.shm_size_bytes));
         for code in &self.valid_exit_codes {
             parts.add("valid exit code", code.to_string());
         }
@@ -668,9 +687,9 @@ impl Exec {
 }
 
 impl FileOp {
-    fn collect(&self, parts: &mut Parts) {
+    fn collect(&self, parts: &mut Parts<'_>) {
         parts.add("operation", "file");
-        parts.add("base", format!("{:?}", self.base));
+        parts.add("base", format_args!("{:?}", self.base));
         for action in &self.actions {
             action.collect(parts);
         }
@@ -678,43 +697,43 @@ impl FileOp {
 }
 
 impl FileAction {
-    fn collect(&self, parts: &mut Parts) {
+    fn collect(&self, parts: &mut Parts<'_>) {
         match self {
             Self::Copy(copy) => copy.collect(parts),
             Self::Mkfile { path, data, mode, owner, mtime_ns } => {
                 parts.add("file", path.as_str());
-                parts.add(format!("content of {path}"), Digest::of(data).to_string());
-                parts.add(format!("mode of {path}"), format!("{mode:o}"));
-                parts.add(format!("owner of {path}"), format!("{owner:?}"));
+                parts.add(format_args!("content of {path}"), Digest::of(data).to_string());
+                parts.add(format_args!("mode of {path}"), format_args!("{mode:o}"));
+                parts.add(format_args!("owner of {path}"), format_args!("{owner:?}"));
                 parts.add_time(path, *mtime_ns);
             }
             Self::Mkdir { path, mode, parents, owner, mtime_ns } => {
                 parts.add("directory", path.as_str());
-                parts.add(format!("mode of {path}"), format!("{mode:o}"));
-                parts.add(format!("owner of {path}"), format!("{owner:?} {parents}"));
+                parts.add(format_args!("mode of {path}"), format_args!("{mode:o}"));
+                parts.add(format_args!("owner of {path}"), format_args!("{owner:?} {parents}"));
                 parts.add_time(path, *mtime_ns);
             }
             Self::Symlink { path, target, owner, mtime_ns } => {
                 parts.add("symbolic link", path.as_str());
-                parts.add(format!("target of {path}"), target.as_str());
-                parts.add(format!("owner of {path}"), format!("{owner:?}"));
+                parts.add(format_args!("target of {path}"), target.as_str());
+                parts.add(format_args!("owner of {path}"), format_args!("{owner:?}"));
                 parts.add_time(path, *mtime_ns);
             }
             Self::Remove { path, allow_missing, wildcard } => {
                 parts.add("removed path", path.as_str());
-                parts.add(format!("removal of {path}"), format!("{allow_missing} {wildcard}"));
+                parts.add(format_args!("removal of {path}"), format_args!("{allow_missing} {wildcard}"));
             }
         }
     }
 }
 
 impl Copy {
-    fn collect(&self, parts: &mut Parts) {
-        parts.add("copy from", format!("{:?}", self.from));
+    fn collect(&self, parts: &mut Parts<'_>) {
+        parts.add("copy from", format_args!("{:?}", self.from));
         parts.add("source", self.source.as_str());
         parts.add("destination", self.dest.as_str());
-        parts.add_if(self.owner.is_some(), "--chown", format!("{:?}", self.owner));
-        parts.add_if(self.mode.is_some(), "--chmod", format!("{:?}", self.mode));
+        parts.add_if(self.owner.is_some(), "--chown", format_args!("{:?}", self.owner));
+        parts.add_if(self.mode.is_some(), "--chmod", format_args!("{:?}", self.mode));
         let flags = [
             self.follow_symlinks,
             self.contents_only,
@@ -728,6 +747,6 @@ impl Copy {
         parts.list("--include", &self.include);
         parts.list("--exclude", &self.exclude);
         parts.list("required path", &self.required);
-        parts.add_if(self.mtime_ns.is_some(), "time", format!("{:?}", self.mtime_ns));
+        parts.add_if(self.mtime_ns.is_some(), "time", format_args!("{:?}", self.mtime_ns));
     }
 }

@@ -40,24 +40,51 @@ pub use request::{Files, ImageKey, ImageName, Lowered, NamedContext, Need, NoCac
 /// Lowers a Dockerfile to a step graph and an image configuration.
 ///
 /// `images` are the images resolved so far. As long as some are missing, the answer is [`Outcome::Need`]; resolve them, add
-/// them and call again: the images an ONBUILD trigger names are known only when its own image is.
+/// them and call again: the images an ONBUILD trigger names are known only when its own image is. Whoever calls again reads
+/// the file once, with [`Definition::read`].
 ///
 /// # Errors
 /// All errors of the parser, or the first thing that makes no sense; with `# check=error=true` also any finding of a check.
 pub fn lower(request: &Request<'_>, images: &HashMap<ImageKey, ResolvedImage>) -> Result<Outcome, Refused> {
-    let checks = Checks::read(request)?;
-    let dockerfile = parse(request.file).map_err(|refused| checks.refused(refused))?;
-    let mut warnings = dockerfile.warnings.clone();
-    let outcome = match lower_parsed(&dockerfile, request, images, &mut warnings) {
-        Ok(Outcome::Done(lowered)) => lowered,
-        Ok(need) => return Ok(need),
-        Err(error) => return Err(checks.refused(Refused { errors: vec![error], warnings })),
-    };
-    let warnings = checks.sorted(warnings);
-    if checks.config.error && warnings.iter().any(|warning| warning.rule.is_some()) {
-        return Err(Refused { errors: vec![violation(&warnings)], warnings });
+    Definition::read(request)?.lower(images)
+}
+
+/// A Dockerfile that was read, and how it is to be lowered.
+pub struct Definition<'a> {
+    request: &'a Request<'a>,
+    checks: Checks,
+    dockerfile: Dockerfile,
+}
+
+impl<'a> Definition<'a> {
+    /// Reads the file of a request.
+    ///
+    /// # Errors
+    /// All errors of the parser.
+    pub fn read(request: &'a Request<'a>) -> Result<Self, Refused> {
+        let checks = Checks::read(request)?;
+        let dockerfile = parse(request.file).map_err(|refused| checks.refused(refused))?;
+        Ok(Self { request, checks, dockerfile })
     }
-    Ok(Outcome::Done(Box::new(Lowered { warnings, ..*outcome })))
+
+    /// Lowers as [`lower()`] does.
+    ///
+    /// # Errors
+    /// The first thing that makes no sense; with `# check=error=true` also any finding of a check.
+    pub fn lower(&self, images: &HashMap<ImageKey, ResolvedImage>) -> Result<Outcome, Refused> {
+        let Self { request, checks, dockerfile } = self;
+        let mut warnings = dockerfile.warnings.clone();
+        let outcome = match lower_parsed(dockerfile, request, images, &mut warnings) {
+            Ok(Outcome::Done(lowered)) => lowered,
+            Ok(need) => return Ok(need),
+            Err(error) => return Err(checks.refused(Refused { errors: vec![error], warnings })),
+        };
+        let warnings = checks.sorted(warnings);
+        if checks.config.error && warnings.iter().any(|warning| warning.rule.is_some()) {
+            return Err(Refused { errors: vec![violation(&warnings)], warnings });
+        }
+        Ok(Outcome::Done(Box::new(Lowered { warnings, ..*outcome })))
+    }
 }
 
 /// Which checks run.

@@ -1,5 +1,7 @@
 //! RUN: a process with its mounts.
 
+use std::borrow::Cow;
+
 use kiln_graph::op::{self, Exec, FileAction, FileOp, MountKind, Op, Proxy, Root, SecretEnv, SecretFile};
 use kiln_graph::{Diagnostic, Span};
 
@@ -43,8 +45,9 @@ impl StageLowering<'_, '_> {
         }
         let request = self.lowering.request;
         let title = self.run_title(head, run, &mounts.secret_env);
+        let history = self.run_history(&args);
         let exec = Exec {
-            args: args.clone(),
+            args,
             env,
             build_args: self.state.variables.argument_names().map(str::to_owned).collect(),
             cwd: self.working_dir(),
@@ -73,7 +76,7 @@ impl StageLowering<'_, '_> {
         let node = self.add_step(Op::Exec(Box::new(exec)), inputs, self.no_cache, head.span);
         self.number(vec![node], None, title);
         self.state.node = Some(node);
-        self.history(self.run_history(&args), true);
+        self.history(history, true);
         Ok(())
     }
 
@@ -156,9 +159,9 @@ impl StageLowering<'_, '_> {
         {
             text.push_str(&format!(" ({})", summary(only)));
         }
-        let mut variables = self.state.variables.clone();
+        let mut variables = Cow::Borrowed(&self.state.variables);
         for secret in secrets {
-            variables.set(&secret.name, "****");
+            variables.to_mut().set(&secret.name, "****");
         }
         let lexer = Lexer { quotes: Quotes::Keep, unset: Unset::Keep, ..self.lexer };
         self.title(lexer, &text, &variables)

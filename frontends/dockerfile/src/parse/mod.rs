@@ -183,7 +183,7 @@ impl<'s> Parser<'s> {
     /// Reads the next instruction.
     fn next(&mut self) -> Option<Result<(Head, Parsed), Vec<Diagnostic>>> {
         let mut line = self.lines.logical()?;
-        let heredocs = if takes_heredocs(line.whole(), self.escape) {
+        let heredocs = if line.text.contains("<<") && takes_heredocs(line.whole(), self.escape) {
             heredoc::read_bodies(&mut line, &mut self.lines).map_err(|error| vec![error])
         } else {
             Ok(Vec::new())

@@ -135,14 +135,6 @@ struct Words {
 }
 
 impl Words {
-    fn push(&mut self, c: char) {
-        if c.is_whitespace() {
-            self.end();
-        } else {
-            self.word.push(c);
-        }
-    }
-
     fn end(&mut self) {
         if !self.word.is_empty() {
             self.done.push(std::mem::take(&mut self.word));
@@ -159,7 +151,13 @@ impl Output {
     /// Adds text whose white space separates words.
     fn push(&mut self, text: &str) {
         self.text.push_str(text);
-        text.chars().for_each(|c| self.words.push(c));
+        let mut rest = text;
+        while let Some(end) = rest.find(char::is_whitespace) {
+            self.words.word.push_str(&rest[..end]);
+            self.words.end();
+            rest = rest[end..].trim_start();
+        }
+        self.words.word.push_str(rest);
     }
 
     /// Adds text whose white space does not.
@@ -227,10 +225,7 @@ impl<'a> Run<'a> {
                         output.push_quoted(c.encode_utf8(&mut [0; 4]));
                     }
                 }
-                c => {
-                    self.next();
-                    output.push(c.encode_utf8(&mut [0; 4]));
-                }
+                _ => output.push(self.plain(stop)),
             }
             if output.text.len() > MAX_BYTES {
                 return fail(format!("the result is longer than {} MiB", MAX_BYTES >> 20));
@@ -241,6 +236,16 @@ impl<'a> Run<'a> {
             Some('/') => fail("a ${v/pattern/replacement} has no second /"),
             Some(_) => fail("a ${ has no matching }"),
         }
+    }
+
+    /// Takes what stands for itself, at least one character.
+    fn plain(&mut self, stop: Option<char>) -> &'a str {
+        let special = |c: char| matches!(c, '$' | '\'' | '"') || c == self.lexer.escape || Some(c) == stop;
+        let text = self.rest;
+        let first = text.chars().next().map_or(0, char::len_utf8);
+        let end = text[first..].find(special).map_or(text.len(), |end| first + end);
+        self.rest = &text[end..];
+        &text[..end]
     }
 
     fn single_quotes(&mut self) -> Result<String, ExpansionError> {
