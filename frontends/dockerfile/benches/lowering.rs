@@ -6,8 +6,12 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use kiln_dockerfile::{Outcome, Request, ResolvedImage, lower, parse};
+use kiln_dockerfile::{Definition, Outcome, Request, ResolvedImage, parse};
 use kiln_graph::SourceFile;
+
+/// The allocator of the kiln binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A file of so many instructions: stages of 20, each with files of its context and of the stage before.
 fn dockerfile(instructions: usize) -> SourceFile {
@@ -36,9 +40,10 @@ fn dockerfile(instructions: usize) -> SourceFile {
 
 fn whole(file: &SourceFile) -> usize {
     let request = Request::new(file);
+    let definition = Definition::read(&request).expect("the file is in order");
     let mut images = HashMap::new();
     loop {
-        match lower(&request, &images).expect("the file is in order") {
+        match definition.lower(&images).expect("the file is in order") {
             Outcome::Done(lowered) => return lowered.graph.vertices().len(),
             Outcome::Need(needs) => images.extend(needs.into_iter().map(|need| {
                 let image = ResolvedImage::assumed(&need.key);
