@@ -275,6 +275,37 @@ fn privileged_a_context_is_a_repository_an_archive_or_a_dockerfile_elsewhere() {
 }
 
 #[test]
+fn privileged_the_time_of_a_context_elsewhere_can_be_that_of_the_image() {
+    let Some(kiln) = project() else { return };
+    let script = "
+        export GIT_CONFIG_GLOBAL=/dev/null GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
+        export GIT_COMMITTER_DATE='1000000000 +0000'
+        mkdir repos c; git init -q -b main c; cd c
+        printf 'FROM busybox\nARG SOURCE_DATE_EPOCH\nRUN echo epoch=$SOURCE_DATE_EPOCH > /time\n' > Dockerfile
+        git add -A; git commit -qm c; git clone -q --bare . ../repos/c.git
+        touch -d @1100000000 Dockerfile; tar -cf ../c.tar --exclude=.git .";
+    shell(&kiln.scratch(), script);
+    let git = Web::git(kiln.scratch().join("repos"), |_| true);
+    let archive = std::fs::read(kiln.scratch().join("c.tar")).unwrap();
+    let web = Web::start(move |request| match request.path.as_str() {
+        "/dated.tar" => Answer::new(200, archive.clone()).header("Last-Modified", MODIFIED),
+        _ => Answer::new(200, archive.clone()),
+    });
+    for (context, seconds) in [
+        (git.url("c.git"), "1000000000"),
+        (web.url("dated.tar"), "1000000000"),
+        (web.url("c.tar"), "1100000000"),
+        // The files of a directory say when it was cloned, and no more.
+        (kiln.scratch().join("c").display().to_string(), ""),
+    ] {
+        kiln.ok(["build", "-q", "--build-arg", "SOURCE_DATE_EPOCH=context", "-t", "t", &context]);
+        assert_eq!(sh(&kiln, "cat /time"), format!("epoch={seconds}"), "{context}");
+    }
+    kiln.ok(["build", "-q", "--build-arg", "SOURCE_DATE_EPOCH=context", "-t", "t", &git.url("c.git")]);
+    assert_eq!(kiln.ok(["image", "inspect", "-f", "{{.Created}}", "t"]), "2001-09-09T01:46:40Z");
+}
+
+#[test]
 fn privileged_an_archive_on_standard_input_is_a_context() {
     let Some(kiln) = project() else { return };
     let script =

@@ -10,9 +10,10 @@ use kiln_graph::{Platform, VertexId};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::contexts::Locals;
-use super::copy::is_archive;
+use super::copy::{Owners, Tree, is_archive, select};
 use super::failure::Failure;
 use super::frontend::Surroundings;
+use super::identify::selected;
 use super::job::Job;
 use super::options::Options;
 use super::value::{FileSystem, Value};
@@ -48,6 +49,33 @@ pub(super) struct Fetched {
     pub(super) root: Arc<OwnedFd>,
     /// What its Dockerfile is called, when the context is nothing but that.
     pub(super) only: Option<&'static str>,
+    /// Where the file is as it was fetched, unless the context is a repository.
+    file: Option<Arc<OwnedFd>>,
+}
+
+impl Fetched {
+    /// Returns the time of the context in seconds since 1970: that of the commit, what the server says of the file, or else that of
+    /// the newest file in an archive; `None` when nothing of that is known.
+    ///
+    /// # Errors
+    /// When the files cannot be read.
+    pub(super) async fn time_s(&self) -> Result<Option<i64>> {
+        let (file, root) = (self.file.clone(), Arc::clone(&self.root));
+        task::blocking(move || {
+            if let Some(dir) = file {
+                let stat = rustix::fs::fstat(open_file(&dir)?).context(|| "look at what was fetched")?;
+                // A file of which the server says nothing is left at the beginning of time.
+                if stat.st_mtime > 0 {
+                    return Ok(Some(stat.st_mtime));
+                }
+            }
+            let name = "the build context".to_owned();
+            let tree = Tree { root, name, ignore: None, owners: Owners::Keep, memo: None };
+            let newest_ns = select(&tree, &selected("/"), &Cancel::new())?.newest_ns();
+            Ok(Some(newest_ns / 1_000_000_000).filter(|seconds| *seconds > 0))
+        })
+        .await
+    }
 }
 
 impl Surroundings<'_> {
@@ -60,17 +88,17 @@ impl Surroundings<'_> {
             None => return Ok(None),
             Some(Elsewhere::Git(git)) => {
                 let files = Files::Git(git.clone());
-                Fetched { root: self.open(&files).await?, files, only: None }
+                Fetched { root: self.open(&files).await?, files, only: None, file: None }
             }
             Some(Elsewhere::File(http)) => {
                 let files = Files::File(http.clone());
-                let root = self.open(&files).await?;
-                let file = Arc::clone(&root);
-                if task::blocking(move || Ok(is_archive(open_file(&file)?))).await? {
+                let fetched = self.open(&files).await?;
+                let (root, file) = (Arc::clone(&fetched), Some(Arc::clone(&fetched)));
+                if task::blocking(move || Ok(is_archive(open_file(&fetched)?))).await? {
                     let files = Files::Archive(http.clone());
-                    Fetched { root: self.open(&files).await?, files, only: None }
+                    Fetched { root: self.open(&files).await?, files, only: None, file }
                 } else {
-                    Fetched { files, root, only: Some(FILE) }
+                    Fetched { files, root, only: Some(FILE), file }
                 }
             }
         };

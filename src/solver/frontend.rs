@@ -11,7 +11,7 @@ use kiln_dockerfile::call::{self, Asked, Call};
 use kiln_dockerfile::check::Rule;
 use kiln_dockerfile::{
     Definition, Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Refused, Request,
-    ResolvedImage, include,
+    ResolvedImage, asks_for_context_time, include,
 };
 use kiln_graph::oci::ImageConfig;
 use kiln_graph::op::{OciLayoutSource, ResolveMode};
@@ -25,6 +25,7 @@ use super::job::{Begun, ClientSession, Shared};
 use super::options::{ContextSource, Options};
 use super::progress::{Event, Progress, Warning};
 use super::request::BuildRequest;
+use super::verify::Witness;
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::image::{Images, Policy, Resolved};
 use crate::registry::Client;
@@ -81,6 +82,8 @@ struct Inputs {
     ignores: BTreeMap<String, Ignore>,
     /// Where directories of the client are that this engine sees, OCI layouts among them.
     places: BTreeMap<String, PathBuf>,
+    /// The time of the main context, when it is asked for and the context has one.
+    context_time_s: Option<i64>,
 }
 
 /// The images that were asked about.
@@ -235,12 +238,16 @@ impl<'a> Surroundings<'a> {
         reading.end(read.as_ref().err());
         let (ignore, ignores, _) = read?;
         let file = self.included(file, request, options, fetched.as_ref().map(|fetched| &fetched.root)).await?;
+        let context_time_s = match &fetched {
+            Some(fetched) if asks_for_context_time(&file, &options.build_args) => fetched.time_s().await?,
+            _ => None,
+        };
         let context = match fetched {
             Some(fetched) => fetched.files,
             None => Files::Local { name: options.context.clone(), ignore: ignore.clone() },
         };
         let places = request.locals.clone();
-        Ok((source, Inputs { file, context, ignore, ignores, places }))
+        Ok((source, Inputs { file, context, ignore, ignores, places, context_time_s }))
     }
 
     async fn directory(&self, request: &BuildRequest, name: &str, paths: &[&str]) -> Result<Option<Directory>> {
@@ -413,6 +420,10 @@ impl<'a> Surroundings<'a> {
     }
 
     fn warn(&self, vertex: Digest, file: &SourceFile, warnings: &[Diagnostic]) {
+        // The second of two builds finds what the first one did.
+        if self.shared.witness.as_ref().is_some_and(Witness::has_seen_one) {
+            return;
+        }
         for warning in warnings {
             let place = warning.within.or(warning.span).map(|span| file.origin(span));
             let lines = place.map(|(file, span)| file.lines(span));
@@ -472,6 +483,7 @@ fn lowering_request<'a>(options: &'a Options, inputs: &'a Inputs) -> Request<'a>
         shm_size_bytes: options.shm_size_bytes,
         ulimits: options.ulimits.clone(),
         cgroup_parent: options.cgroup_parent.clone(),
+        context_time_s: inputs.context_time_s,
         ..Request::new(file)
     }
 }

@@ -16,7 +16,7 @@ use rusqlite::Connection;
 use super::cache;
 use super::copy::select;
 use super::job::{Begun, Job, Taken, UseId};
-use super::key::{ContentIdentity, InputIdentity, Key, Parts};
+use super::key::{ContentIdentity, InputIdentity, Key, OUTPUT, Parts};
 use super::ops::Shortcut;
 use super::value::{FileSystem, Layer, LocalDir, Settled, Value};
 use crate::error::{Error, Result};
@@ -132,13 +132,13 @@ impl Job {
             let Some(input) = self.input_now(connection, vertex, (id.index(), number), used)? else { return Ok(None) };
             inputs.push(input);
         }
-        let work = Work::new(vertex, inputs);
+        let identities: Option<Vec<InputIdentity>> = inputs.iter().map(Input::identity_now).collect();
+        let Some(identities) = identities else { return Ok(None) };
         let mut found = Vec::new();
         for output in 0..vertex.op.outputs() {
-            let Some(key) = work.of_output(output).key_now() else { return Ok(None) };
-            match self.look_up(connection, vertex, &key)? {
+            match self.look_up(connection, vertex, &Key::of(vertex, output, &identities))? {
                 Some(hit) => found.push(hit),
-                None => return Ok(Some(Found::Miss(Box::new(work)))),
+                None => return Ok(Some(Found::Miss(Box::new(Work::new(vertex, inputs))))),
             }
         }
         Ok(Some(Found::hits(found)))
@@ -227,7 +227,7 @@ impl Job {
             }
         }
         let db = self.solver.deps().store.root().clone();
-        if work.key_now().is_none() {
+        if !work.is_identified() {
             let op = work.op;
             let wait = !vertex.meta.no_cache && task::blocking(move || db.db().read(|c| cache::knows(c, &op))).await?;
             if !wait {
@@ -370,7 +370,7 @@ impl Work {
     pub(super) fn of_output(&self, number: u32) -> Self {
         let mut work = self.clone();
         if number > 0 {
-            work.parts.add("output", number.to_string());
+            work.parts.add(OUTPUT, number.to_string());
             let mut run = Parts::default();
             run.add("run", blake3::Hash::from_bytes(*self.run.as_bytes()).to_hex().as_str());
             run.add("output", number.to_string());
@@ -379,10 +379,9 @@ impl Work {
         work
     }
 
-    /// Returns the key, if all inputs are identified by now.
-    fn key_now(&self) -> Option<Key> {
-        let identities: Option<Vec<InputIdentity>> = self.inputs.iter().map(Input::identity_now).collect();
-        Some(self.with(&identities?).key())
+    /// Says whether all inputs are identified by now.
+    fn is_identified(&self) -> bool {
+        self.inputs.iter().all(|input| input.identity_now().is_some())
     }
 
     /// Waits until all inputs are identified, and returns the key.

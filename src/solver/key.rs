@@ -49,6 +49,63 @@ pub struct ContentIdentity {
     pub entries: Vec<(String, [u8; 8])>,
 }
 
+impl Key {
+    /// Returns the key of an output of an operation with all its inputs: that of [`Parts::of_operation`], with [`OUTPUT`] unless it
+    /// is the first, and [`Parts::add_input`] for each input. The parts are not kept: nobody looks at them when a result is found.
+    #[must_use]
+    pub fn of(vertex: &Vertex, output: u32, inputs: &[InputIdentity]) -> Self {
+        let mut framed = Framed::default();
+        vertex.op.each_part(&mut |name, value| framed.add(name, value));
+        framed.add(PLATFORM, &platform(&vertex.platform));
+        if output > 0 {
+            framed.add(OUTPUT, &output.to_string());
+        }
+        for (number, identity) in inputs.iter().enumerate() {
+            let (name, value) = identity.part(number);
+            framed.add(&name, &value);
+        }
+        framed.key()
+    }
+}
+
+impl InputIdentity {
+    /// Returns the part of a key that the input with a number is.
+    fn part(&self, number: usize) -> (String, String) {
+        match self {
+            Self::Chain(chain) => {
+                let value = chain.map_or_else(|| "empty".to_owned(), |digest| digest.to_string());
+                (format!("file system {number}"), value)
+            }
+            Self::Content(content) => {
+                (format!("content {number}"), blake3::Hash::from_bytes(content.hash).to_hex().to_string())
+            }
+        }
+    }
+}
+
+/// Parts as they are hashed.
+#[derive(Default)]
+struct Framed(Vec<u8>);
+
+impl Framed {
+    fn add(&mut self, name: &str, value: &str) {
+        for text in [name, value] {
+            self.0.extend_from_slice(&(text.len() as u64).to_le_bytes());
+            self.0.extend_from_slice(text.as_bytes());
+        }
+    }
+
+    fn key(&self) -> Key {
+        Key(*blake3::hash(&self.0).as_bytes())
+    }
+}
+
+/// The part that says what an operation is for.
+const PLATFORM: &str = "platform";
+
+/// The part that says which output of an operation is meant, unless it is the first.
+pub const OUTPUT: &str = "output";
+
 /// A key under construction: its parts in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parts(Vec<Part>);
@@ -58,21 +115,14 @@ impl Parts {
     #[must_use]
     pub fn of_operation(vertex: &Vertex) -> Self {
         let mut parts = Self(vertex.op.parts());
-        parts.add("platform", platform(&vertex.platform));
+        parts.add(PLATFORM, platform(&vertex.platform));
         parts
     }
 
     /// Adds the identity of the next input.
     pub fn add_input(&mut self, number: usize, identity: &InputIdentity) {
-        match identity {
-            InputIdentity::Chain(chain) => {
-                let value = chain.map_or_else(|| "empty".to_owned(), |digest| digest.to_string());
-                self.add(format!("file system {number}"), value);
-            }
-            InputIdentity::Content(content) => {
-                self.add(format!("content {number}"), blake3::Hash::from_bytes(content.hash).to_hex().to_string());
-            }
-        }
+        let (name, value) = identity.part(number);
+        self.add(name, value);
     }
 
     /// Adds a named value.
@@ -83,14 +133,9 @@ impl Parts {
     /// Hashes the parts.
     #[must_use]
     pub fn key(&self) -> Key {
-        let mut hash = blake3::Hasher::new();
-        for Part { name, value } in &self.0 {
-            for text in [name, value] {
-                hash.update(&(text.len() as u64).to_le_bytes());
-                hash.update(text.as_bytes());
-            }
-        }
-        Key(*hash.finalize().as_bytes())
+        let mut framed = Framed::default();
+        self.0.iter().for_each(|part| framed.add(&part.name, &part.value));
+        framed.key()
     }
 
     /// Returns what is stored beside the key: the parts with long values shortened to their hashes, and the entries of

@@ -57,6 +57,13 @@ struct Difference {
     what: Vec<String>,
 }
 
+impl Witness {
+    /// Says whether the first of the builds has ended.
+    pub(super) fn has_seen_one(&self) -> bool {
+        lock(&self.0).is_some()
+    }
+}
+
 impl Comparison {
     /// Says whether both builds gave the same.
     pub(super) fn is_same(&self) -> bool {

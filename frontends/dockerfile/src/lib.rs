@@ -28,7 +28,7 @@ pub use instruction::Dockerfile;
 pub use line::Word;
 pub use lower::{
     Definition, Files, ImageKey, ImageName, Lowered, Mounted, NamedContext, Need, NoCache, Outcome, Outline,
-    OutlineArgument, Remote, Request, ResolvedImage, lower,
+    OutlineArgument, Remote, Request, ResolvedImage, asks_for_context_time, lower,
 };
 pub use mount::{Mount, MountFlag, Permissions};
 pub use parse::parse;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_graph::{Diagnostic, Platform};
+use kiln_graph::{Diagnostic, Platform, SourceFile};
 
 use super::Request;
 use super::outline::{GlobalOutline, OutlineArgument};
@@ -14,6 +14,25 @@ pub(super) const PROXIES: &[&str] = &["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", 
 
 /// The build argument, or global ARG, with the time everything gets.
 pub(super) const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// The value of [`EPOCH`] that means the time of the main context.
+pub(super) const OF_CONTEXT: &str = "context";
+
+/// Says whether a build may want [`Request::context_time_s`]: its build arguments ask for it, or the file seems to.
+#[must_use]
+pub fn asks_for_context_time(file: &SourceFile, build_args: &BTreeMap<String, String>) -> bool {
+    let in_file = || file.text().contains(EPOCH) && file.text().contains(OF_CONTEXT);
+    build_args.get(EPOCH).map_or_else(in_file, |value| value == OF_CONTEXT)
+}
+
+/// Returns the value that an argument really gets: `SOURCE_DATE_EPOCH=context` is a number, or nothing where the context has no
+/// time.
+pub(super) fn dated(request: &Request<'_>, name: &str, value: &str) -> Option<String> {
+    if name == EPOCH && value == OF_CONTEXT {
+        return request.context_time_s.map(|seconds| seconds.to_string());
+    }
+    Some(value.to_owned())
+}
 
 /// The variables FROM sees, and what a bare ARG in a stage may take its value from.
 #[derive(Clone, Debug)]
@@ -38,7 +57,7 @@ impl Globals {
             for (name, value) in &platforms {
                 variables.set(name, build_args.get(*name).unwrap_or(value));
             }
-            declare(dockerfile, build_args, &mut variables, outline).map(|()| variables)
+            declare(dockerfile, request, build_args, &mut variables, outline).map(|()| variables)
         };
         let mut outline = GlobalOutline::default();
         let mut variables = with(&request.build_args, &mut outline)?;
@@ -59,6 +78,7 @@ impl Globals {
 
 fn declare(
     dockerfile: &Dockerfile,
+    request: &Request<'_>,
     build_args: &BTreeMap<String, String>,
     variables: &mut Variables,
     outline: &mut GlobalOutline,
@@ -69,11 +89,11 @@ fn declare(
         let name = &argument.name.text;
         let mut parts = Vec::new();
         if let Some(value) = build_args.get(name) {
-            variables.set(name, value);
+            dated(request, name, value).into_iter().for_each(|value| variables.set(name, value));
         } else if let Some(default) = &argument.default {
             let expansion = lexer.expand(&default.text, variables);
             let expansion = expansion.map_err(|error| Diagnostic::error(default.span, error.to_string()))?;
-            variables.set(name, expansion.text);
+            dated(request, name, &expansion.text).into_iter().for_each(|value| variables.set(name, value));
             parts = expansion.used;
         }
         let described = OutlineArgument {

@@ -32,6 +32,7 @@ use crate::{frontend, parse, scalar};
 use base::Built;
 use draft::{Draft, Node};
 use globals::Globals;
+pub use globals::asks_for_context_time;
 pub use outline::{Mounted, Outline, OutlineArgument};
 use plan::Plan;
 pub use remote::Remote;
@@ -177,14 +178,15 @@ fn lower_parsed(
 
 /// Reads the time that files and the image get.
 fn epoch(request: &Request<'_>, globals: &mut Globals) -> Result<Option<i64>, Diagnostic> {
-    let given = request.build_args.get(globals::EPOCH).map(String::as_str);
-    let Some(text) = given.or_else(|| globals.variables.get(globals::EPOCH)).filter(|text| !text.is_empty()) else {
+    let given = request.build_args.get(globals::EPOCH).and_then(|value| globals::dated(request, globals::EPOCH, value));
+    let global = || globals.variables.get(globals::EPOCH).map(str::to_owned);
+    let Some(text) = given.or_else(global).filter(|text| !text.is_empty()) else {
         return Ok(request.epoch_s);
     };
     let seconds = request.epoch_s.or_else(|| text.parse().ok()).filter(|s| scalar::timestamp(*s).is_some());
     let error = || {
         let message = format!("{}={text} is not a number of seconds since 1970", globals::EPOCH);
-        let hint = "taking the time from the context or another source is not supported yet";
+        let hint = "it is a number, or context for the time of a repository or a file that is the context";
         Diagnostic { span: None, ..Diagnostic::error(Span::new(0, 0), message).with_hint(hint) }
     };
     let seconds = seconds.ok_or_else(error)?;

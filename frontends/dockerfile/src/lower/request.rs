@@ -50,6 +50,9 @@ pub struct Request<'a> {
     pub cache_namespace: String,
     /// The time in seconds since 1970 that files and the image get; `None` means `SOURCE_DATE_EPOCH`.
     pub epoch_s: Option<i64>,
+    /// The time of the main context in seconds since 1970, which `SOURCE_DATE_EPOCH=context` asks for: that of a commit, or what
+    /// a server says of a file. `None` for a directory of the client, which has none.
+    pub context_time_s: Option<i64>,
     /// Whether all stages are lowered and checked, not only those that the target needs.
     pub all_stages: bool,
     /// Whether images are made up ([`ResolvedImage::assumed`]): then a variable that usual images set is not reported as
@@ -81,6 +84,7 @@ impl<'a> Request<'a> {
             cgroup_parent: String::new(),
             cache_namespace: String::new(),
             epoch_s: None,
+            context_time_s: None,
             all_stages: false,
             assume_images: false,
         }

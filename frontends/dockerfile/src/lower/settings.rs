@@ -5,6 +5,7 @@ use kiln_graph::oci::{Empty, Healthcheck as HealthConfig};
 use kiln_graph::op::{FileAction, FileOp, Op};
 
 use super::draft::Inputs;
+use super::globals;
 use super::outline::OutlineArgument;
 use super::owner;
 use super::ports;
@@ -54,13 +55,13 @@ impl StageLowering<'_, '_> {
         let mut texts = Vec::new();
         for Argument { name, default, description } in arguments {
             self.check_secret("ARG", name);
-            let given = self.lowering.request.build_args.get(&name.text).cloned();
-            let value = match (given, default) {
-                (Some(value), _) => Some(value),
-                (None, Some(default)) => Some(self.expand(default)?),
+            let request = self.lowering.request;
+            let value = match (request.build_args.get(&name.text), default) {
+                (Some(value), _) => globals::dated(request, &name.text, value),
+                (None, Some(default)) => globals::dated(request, &name.text, &self.expand(default)?),
                 (None, None) => self.lowering.globals.variables.get(&name.text).map(str::to_owned),
             };
-            if default.is_some() || self.lowering.request.build_args.contains_key(&name.text) || value.is_none() {
+            if default.is_some() || request.build_args.contains_key(&name.text) || value.is_none() {
                 self.state.outline.declare(OutlineArgument {
                     name: name.text.clone(),
                     value: value.clone().unwrap_or_default(),

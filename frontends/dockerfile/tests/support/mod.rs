@@ -57,6 +57,7 @@ impl<'a> Case<'a> {
             "add-host" => request.extra_hosts.push(pair()),
             "shm-size" => request.shm_size_bytes = Some(value.parse().unwrap()),
             "epoch" => request.epoch_s = Some(value.parse().unwrap()),
+            "context-time" => request.context_time_s = Some(value.parse().unwrap()),
             "all-stages" => request.all_stages = true,
             "main-context" => request.context = files(value),
             "context" => {
