@@ -8,18 +8,6 @@ use std::path::Path;
 use serde_json::Value;
 use support::{Kiln, base, is_root};
 
-/// A root with busybox and a context directory, `app` in the scratch directory; `None` when not root.
-fn project(files: &[(&str, &str)]) -> Option<Kiln> {
-    if !is_root() {
-        return None;
-    }
-    let kiln = Kiln::with_busybox();
-    for (path, content) in files {
-        kiln.write(Path::new("app").join(path), content);
-    }
-    Some(kiln)
-}
-
 /// Builds `app` with these options and its result in the directory `out`.
 fn build(kiln: &Kiln, args: &[&str]) {
     kiln.command(["build", "--progress=plain", "-o", "type=local,dest=out"]).args(args).arg("app").ok();
@@ -47,7 +35,7 @@ fn packages(document: &Value) -> BTreeSet<(String, String)> {
 #[test]
 fn privileged_provenance_tells_of_the_base_and_of_no_arguments_unless_asked_for_all() {
     let dockerfile = "FROM busybox\nARG TOKEN\nRUN --mount=type=secret,id=key true\nCOPY file /\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile), ("file", "x"), ("../key", "hunter2")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile), ("file", "x"), ("../key", "hunter2")]) else { return };
     let common = ["--build-arg", "TOKEN=argument", "--secret", "id=key,src=key", "--label", "l=v"];
     build(&kiln, &[&common[..], &["--provenance=mode=min,builder-id=me"]].concat());
     let min = predicate(&kiln, "provenance.json");
@@ -83,7 +71,7 @@ fn privileged_provenance_tells_of_the_base_and_of_no_arguments_unless_asked_for_
 
 #[test]
 fn privileged_nothing_is_attested_unless_asked_for_and_the_metadata_file_tells_all_the_same() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nARG A\nRUN true\n")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM busybox\nARG A\nRUN true\n")]) else { return };
     let metadata = |mode: Option<&str>| -> Value {
         let build = kiln.command(["build", "--build-arg=A=1", "--metadata-file=meta.json", "-t", "app", "app"]);
         match mode {
@@ -117,7 +105,7 @@ fn privileged_the_packages_of_an_image_are_listed() {
         ("hidden/Cargo.lock", "[[package]]\nname = \"unseen\"\nversion = \"0\"\n"),
         (".dockerignore", "hidden\n"),
     ];
-    let Some(kiln) = project(&files) else { return };
+    let Some(kiln) = Kiln::project(&files) else { return };
     build(&kiln, &["--sbom"]);
     let document = predicate(&kiln, "sbom.spdx.json");
     assert_eq!(document["spdxVersion"], "SPDX-2.3");
@@ -179,7 +167,7 @@ done
         ("../scanner/Dockerfile", "FROM busybox\nCOPY --chmod=755 scan /\nENTRYPOINT [\"/scan\"]\n"),
         ("../scanner/scan", scanner),
     ];
-    let Some(kiln) = project(&files) else { return };
+    let Some(kiln) = Kiln::project(&files) else { return };
     kiln.ok(["build", "-t", "scanner", "scanner"]);
     build(&kiln, &["--attest", "type=sbom,generator=scanner,depth=7"]);
     assert_eq!(predicate(&kiln, "sbom.spdx.json")["name"], "7 b");
@@ -194,7 +182,7 @@ done
 #[test]
 fn privileged_a_build_that_gives_the_same_again_passes_and_another_is_shown_file_by_file() {
     let same = "FROM busybox\nCOPY file /srv/file\nRUN touch -d @1 /srv/made /srv && mkdir /srv/dir && touch -d @1 /srv/dir /srv\n";
-    let Some(kiln) = project(&[("Dockerfile", same), ("file", "x")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", same), ("file", "x")]) else { return };
     let verify = |args: &[&str]| {
         kiln.command(["build", "--progress=plain", "--verify", "-t", "app"])
             .env("SOURCE_DATE_EPOCH", "1700000000")
@@ -234,7 +222,7 @@ fn documents(archive: &Path) -> std::collections::BTreeMap<String, Value> {
 
 #[test]
 fn privileged_statements_stand_in_the_index_beside_the_image_they_are_about() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nRUN true\n")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM busybox\nRUN true\n")]) else { return };
     kiln.ok(["build", "-t", "team/app:1", "--sbom", "--provenance", "-o", "type=oci,dest=app.tar", "app"]);
     let documents = documents(&kiln.scratch().join("app.tar"));
     let blob = |descriptor: &Value| {

@@ -3,7 +3,6 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -12,18 +11,6 @@ use support::{Kiln, Outcome, Running, is_root};
 
 /// Longer than a build of a few small steps takes on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
-
-/// A root with busybox and a context directory, `app` in the scratch directory; `None` when not root.
-fn project(files: &[(&str, &str)]) -> Option<Kiln> {
-    if !is_root() {
-        return None;
-    }
-    let kiln = Kiln::with_busybox();
-    for (path, content) in files {
-        kiln.write(Path::new("app").join(path), content);
-    }
-    Some(kiln)
-}
 
 /// Builds `app` and returns what was said; panics unless it succeeds.
 fn build(kiln: &Kiln, args: &[&str]) -> Outcome {
@@ -96,7 +83,7 @@ fn privileged_the_first_example_builds_and_runs() {
 #[test]
 fn privileged_pruning_the_build_cache_gives_its_space_back() {
     let dockerfile = "FROM busybox\nRUN head -c 5000000 /dev/urandom > /big\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile)]) else { return };
     build(&kiln, &["-o", "type=cacheonly"]);
     let used = || {
         let said = support::command::run("du", ["-s", "-B1", &kiln.root().display().to_string()]);
@@ -111,7 +98,7 @@ fn privileged_pruning_the_build_cache_gives_its_space_back() {
 #[test]
 fn privileged_a_build_without_changes_is_cached_and_gives_the_same_image() {
     let dockerfile = "FROM busybox\nWORKDIR /srv\nCOPY data .\nRUN wc -c < data > size\nCMD [\"cat\", \"size\"]\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile), ("data", "12345")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile), ("data", "12345")]) else { return };
     build(&kiln, &["-t", "app"]);
     let first = inspect(&kiln, "app")["Id"].clone();
     let again = build(&kiln, &["-t", "app"]);
@@ -131,7 +118,8 @@ fn privileged_a_build_without_changes_is_cached_and_gives_the_same_image() {
 
 #[test]
 fn privileged_a_touched_file_does_not_run_steps_again() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nCOPY data /\nRUN cat /data\n"), ("data", "x")]) else {
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM busybox\nCOPY data /\nRUN cat /data\n"), ("data", "x")])
+    else {
         return;
     };
     build(&kiln, &[]);
@@ -144,7 +132,7 @@ fn privileged_a_touched_file_does_not_run_steps_again() {
 fn privileged_a_step_that_yields_what_it_yielded_before_spares_the_steps_after_it() {
     let dockerfile = "FROM busybox AS made\nCOPY data /\nRUN head -c 1 /data > /first\n\
                       FROM busybox\nCOPY --from=made /first /\nRUN sleep 0 && cat /first\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile), ("data", "abc")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile), ("data", "abc")]) else { return };
     build(&kiln, &[]);
     kiln.write("app/data", "axx");
     let again = kiln.command(["build", "--progress=rawjson", "app"]).output().expect_code(0);
@@ -162,14 +150,14 @@ fn privileged_stages_run_at_the_same_time() {
         )
     };
     let last = "FROM busybox\nCOPY --from=a /etc/passwd /a\nCOPY --from=b /etc/passwd /b\n";
-    let Some(kiln) = project(&[("Dockerfile", &(step("a", "b") + &step("b", "a") + last))]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", &(step("a", "b") + &step("b", "a") + last))]) else { return };
     build(&kiln, &[]);
 }
 
 #[test]
 fn privileged_only_what_the_target_needs_is_carried_out() {
     let dockerfile = "FROM busybox AS broken\nRUN false\nFROM busybox AS good\nRUN echo fine > /fine\nFROM broken\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile)]) else { return };
     build(&kiln, &["--target", "good", "-t", "good"]);
     assert_eq!(sh(&kiln, "good", "cat /fine"), "fine");
     build_fails(&kiln, &["--target", "goood"]).expect_stderr(&["goood"]);
@@ -194,7 +182,7 @@ ONBUILD RUN true
 ENTRYPOINT ["echo"]
 CMD echo cmd
 "#;
-    let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile)]) else { return };
     build(&kiln, &["-t", "one", "-t", "two:tag", "--build-arg", "COLOUR=blue", "--label", "added=yes"]);
     let image = inspect(&kiln, "two:tag");
     assert_eq!(image["Id"], inspect(&kiln, "one")["Id"]);
@@ -222,7 +210,7 @@ CMD echo cmd
 fn privileged_copies_take_owners_modes_and_what_dockerignore_leaves() {
     let dockerfile = "FROM busybox\nCOPY --chown=12:34 --chmod=0640 src/a.txt /a\nCOPY src/ /src/\nCOPY src/*.txt /flat/\n\
                       ADD pack.tar /unpacked/\n";
-    let Some(kiln) = project(&[
+    let Some(kiln) = Kiln::project(&[
         ("Dockerfile", dockerfile),
         (".dockerignore", "**/*.log\nsrc/deep\n!src/deep/kept\n"),
         ("src/a.txt", "a"),
@@ -250,7 +238,7 @@ fn privileged_copies_take_owners_modes_and_what_dockerignore_leaves() {
 fn privileged_heredocs_are_scripts_and_files() {
     let dockerfile = "FROM busybox\nARG WHO=you\nRUN <<EOF\nset -e\necho first > /script\necho second >> /script\nEOF\n\
                       COPY <<plain <<-\"raw\" /files/\nhello $WHO\nplain\n\thello $WHO\nraw\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile)]) else { return };
     build(&kiln, &["-t", "app"]);
     assert_eq!(sh(&kiln, "app", "cat /script /files/plain /files/raw"), "first\nsecond\nhello you\nhello $WHO");
 }
@@ -261,7 +249,7 @@ fn privileged_secrets_are_there_while_a_step_runs_and_nowhere_after() {
                       RUN --mount=type=secret,id=token test \"$(cat /run/secrets/token)\" = \"ses\"ame-in-file\n\
                       RUN --mount=type=secret,id=word,env=WORD test \"$WORD\" = \"ses\"ame-in-env\n\
                       RUN --mount=type=secret,id=none test ! -e /run/secrets/none\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile)]) else { return };
     let token = kiln.write("token", "sesame-in-file");
     let secrets = [format!("--secret=id=token,src={}", token.display()), "--secret=id=word,env=SPOKEN".to_owned()];
     let run = kiln.command(["build", "--progress=plain", "-t", "app"]).args(secrets).arg("app");
@@ -279,7 +267,7 @@ fn privileged_secrets_are_there_while_a_step_runs_and_nowhere_after() {
 fn privileged_a_cache_mount_lasts_also_when_its_step_fails() {
     let mount = "--mount=type=cache,target=/cache";
     let Some(kiln) =
-        project(&[("Dockerfile", &format!("FROM busybox\nRUN {mount} echo kept > /cache/file && false\n"))])
+        Kiln::project(&[("Dockerfile", &format!("FROM busybox\nRUN {mount} echo kept > /cache/file && false\n"))])
     else {
         return;
     };
@@ -299,7 +287,7 @@ fn privileged_bind_and_tmpfs_mounts_leave_nothing() {
                       RUN --mount=type=bind,target=/context --mount=type=bind,from=made,source=/file,target=/made \
                       --mount=type=tmpfs,target=/scratch \
                       cat /context/data /made > /both && echo gone > /scratch/file && ! touch /context/x\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile), ("data", "data\n")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile), ("data", "data\n")]) else { return };
     build(&kiln, &["-t", "app"]);
     assert_eq!(
         sh(&kiln, "app", "cat /both; ls /scratch /context 2>/dev/null | grep -E 'file|data' || true"),
@@ -312,7 +300,7 @@ fn privileged_bind_and_tmpfs_mounts_leave_nothing() {
 fn privileged_the_network_of_steps_can_be_chosen() {
     let links = "ls /sys/class/net | tr '\\n' ' '";
     let Some(kiln) =
-        project(&[("Dockerfile", &format!("FROM busybox\nRUN echo \"have $({links})\"; cat /etc/hosts\n"))])
+        Kiln::project(&[("Dockerfile", &format!("FROM busybox\nRUN echo \"have $({links})\"; cat /etc/hosts\n"))])
     else {
         return;
     };
@@ -328,7 +316,7 @@ fn privileged_the_network_of_steps_can_be_chosen() {
 
 #[test]
 fn privileged_the_dockerfile_may_come_from_elsewhere() {
-    let Some(kiln) = project(&[("data", "d"), ("other.dockerfile", "FROM busybox\nCOPY data /other\n")]) else {
+    let Some(kiln) = Kiln::project(&[("data", "d"), ("other.dockerfile", "FROM busybox\nCOPY data /other\n")]) else {
         return;
     };
     kiln.ok(["build", "-q", "-f", "app/other.dockerfile", "-t", "other", "app"]);
@@ -343,7 +331,7 @@ fn privileged_the_dockerfile_may_come_from_elsewhere() {
 
 #[test]
 fn privileged_the_result_is_reported_in_files_and_quietly() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nRUN echo loud\n")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM busybox\nRUN echo loud\n")]) else { return };
     let args = ["build", "-q", "--iidfile", "id", "--metadata-file", "meta.json", "-t", "app", "app"];
     let quiet = kiln.command(args).output().expect_code(0);
     let id = inspect(&kiln, "app")["Id"].as_str().expect("an id").to_owned();
@@ -359,7 +347,7 @@ fn privileged_the_result_is_reported_in_files_and_quietly() {
 #[test]
 fn privileged_plain_progress_loses_nothing() {
     let dockerfile = "FROM busybox\nRUN seq 1 3000; echo to-stderr >&2\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile)]) else { return };
     let outcome = build(&kiln, &[]);
     let words = outcome.stderr.lines().filter_map(|line| line.rsplit(' ').next()?.parse::<u32>().ok());
     let numbers = words.fold(0, |next, number| if number == next + 1 { number } else { next });
@@ -370,7 +358,7 @@ fn privileged_plain_progress_loses_nothing() {
 #[test]
 fn privileged_a_failed_step_shows_where_and_what_and_why() {
     let dockerfile = "FROM busybox\nRUN echo fine\nRUN echo some output && \\\n    exit 42\nRUN echo never\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile)]) else { return };
     let words = ["42", "RUN echo some output", "exit 42", "some output", "Dockerfile:3"];
     for progress in ["plain", "quiet"] {
         let run = kiln.command(["build", "-t", "app"]).arg(format!("--progress={progress}")).arg("app");
@@ -394,7 +382,7 @@ fn privileged_mistakes_in_dockerfiles_get_a_line_a_caret_and_a_hint() {
         ("FROM busybox AS build\nFROM busybox\nCOPY --from=biuld /a /\n", &["biuld"]),
         ("FROM busybox\nEXPOSE nonsense\n", &["Dockerfile:2", "nonsense"]),
     ];
-    let Some(kiln) = project(&[]) else { return };
+    let Some(kiln) = Kiln::project(&[]) else { return };
     for (dockerfile, words) in cases {
         kiln.write("app/Dockerfile", dockerfile);
         build_fails(&kiln, &["--network=none", "-t", "app"]).expect_stderr(words);
@@ -404,7 +392,7 @@ fn privileged_mistakes_in_dockerfiles_get_a_line_a_caret_and_a_hint() {
 
 #[test]
 fn privileged_what_does_not_exist_is_named() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM 127.0.0.1:1/team/nothing:here\n")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM 127.0.0.1:1/team/nothing:here\n")]) else { return };
     build_fails(&kiln, &[]).expect_stderr(&["127.0.0.1:1/team/nothing:here"]);
     kiln.fails(["build", "nowhere"]).expect_stderr(&["nowhere"]);
     kiln.fails(["build", "-f", "nofile", "app"]).expect_stderr(&["nofile"]);
@@ -415,7 +403,7 @@ fn privileged_what_does_not_exist_is_named() {
 
 #[test]
 fn privileged_an_interrupt_stops_a_build_at_once_and_leaves_nothing_running() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nRUN echo started && sleep 4321\n")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM busybox\nRUN echo started && sleep 4321\n")]) else { return };
     for signal in [Signal::INT, Signal::TERM] {
         let mut running = kiln.command(["build", "--progress=plain", "--no-cache", "-t", "app", "app"]).spawn();
         running.until_it_says("started\n");
@@ -433,7 +421,7 @@ fn privileged_an_interrupt_stops_a_build_at_once_and_leaves_nothing_running() {
 #[test]
 fn privileged_a_killed_build_loses_nothing_and_leaves_nothing_running() {
     let dockerfile = "FROM busybox\nRUN echo one > /one\nRUN echo started && sleep 5432\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile)]) else { return };
     let mut running: Running = kiln.command(["build", "--progress=plain", "-t", "app", "app"]).spawn();
     running.until_it_says("started\n");
     running.kill();
@@ -447,7 +435,7 @@ fn privileged_a_killed_build_loses_nothing_and_leaves_nothing_running() {
 #[test]
 fn privileged_ten_builds_at_once_share_one_root() {
     let dockerfile = "FROM busybox\nRUN echo shared; sleep 1; date +%N > /shared\nARG N\nRUN echo $N > /number\n";
-    let Some(kiln) = project(&[("Dockerfile", dockerfile)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile)]) else { return };
     let args = |n: usize| ["build".to_owned(), "-q".to_owned(), format!("--build-arg=N={n}"), format!("-tapp:{n}")];
     let builds: Vec<Running> = (0..10).map(|n| kiln.command(args(n)).arg("app").spawn()).collect();
     for build in builds {
@@ -461,7 +449,8 @@ fn privileged_ten_builds_at_once_share_one_root() {
 
 #[test]
 fn privileged_the_build_cache_is_shown_and_brought_within_its_limits() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nRUN --mount=type=cache,target=/c echo hi > /c/x\n")])
+    let Some(kiln) =
+        Kiln::project(&[("Dockerfile", "FROM busybox\nRUN --mount=type=cache,target=/c echo hi > /c/x\n")])
     else {
         return;
     };

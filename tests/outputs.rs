@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use support::registry::{self, Registry};
-use support::{Kiln, Outcome, command, is_installed, is_root};
+use support::{Kiln, Outcome, command, is_installed};
 
 /// A build with a file, links, modes and an owner.
 const FILES: &str = "FROM busybox AS made
@@ -26,18 +26,6 @@ RUN echo $TARGETPLATFORM >/platform
 FROM scratch
 COPY --from=made /shared /platform /
 ";
-
-/// A root with busybox and a context directory, `app` in the scratch directory; `None` when not root.
-fn project(files: &[(&str, &str)]) -> Option<Kiln> {
-    if !is_root() {
-        return None;
-    }
-    let kiln = Kiln::with_busybox();
-    for (path, content) in files {
-        kiln.write(Path::new("app").join(path), content);
-    }
-    Some(kiln)
-}
 
 /// Builds `app`; panics unless it succeeds.
 fn build(kiln: &Kiln, args: &[&str]) -> Outcome {
@@ -90,7 +78,7 @@ fn has_registry() -> bool {
 
 #[test]
 fn privileged_a_result_goes_into_a_directory_beside_what_is_there() {
-    let Some(kiln) = project(&[("Dockerfile", FILES)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", FILES)]) else { return };
     kiln.write("out/kept", "kept");
     kiln.write("out/d", "in the way");
     build(&kiln, &["-o", "out"]);
@@ -109,7 +97,9 @@ fn privileged_a_result_goes_into_a_directory_beside_what_is_there() {
 
 #[test]
 fn privileged_links_in_a_directory_lead_nothing_out_of_it() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM scratch\nCOPY a d/a\nCOPY a f\n"), ("a", "new")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM scratch\nCOPY a d/a\nCOPY a f\n"), ("a", "new")]) else {
+        return;
+    };
     let outside = kiln.write("outside/f", "old");
     fs::create_dir(kiln.scratch().join("out")).unwrap();
     std::os::unix::fs::symlink(outside.parent().unwrap(), kiln.scratch().join("out/d")).unwrap();
@@ -125,7 +115,7 @@ fn privileged_links_in_a_directory_lead_nothing_out_of_it() {
 
 #[test]
 fn privileged_a_result_goes_into_an_archive_and_several_ways_at_once() {
-    let Some(kiln) = project(&[("Dockerfile", FILES)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", FILES)]) else { return };
     let outputs = ["-o", "type=tar,dest=out.tar", "-o", "type=oci,dest=oci.tar", "-o", "out", "--load", "-t", "app"];
     build(&kiln, &outputs);
     let files = entries(&fs::read(kiln.scratch().join("out.tar")).unwrap());
@@ -147,7 +137,8 @@ fn privileged_a_result_goes_into_an_archive_and_several_ways_at_once() {
 
 #[test]
 fn privileged_archives_of_images_are_read_by_others() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nRUN echo hi >/made\nCMD [\"cat\", \"/made\"]\n")]) else {
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM busybox\nRUN echo hi >/made\nCMD [\"cat\", \"/made\"]\n")])
+    else {
         return;
     };
     let image = id(&kiln, &["-t", "team/app:1", "-o", "type=docker,dest=docker.tar", "-o", "type=image"]);
@@ -170,7 +161,7 @@ fn privileged_archives_of_images_are_read_by_others() {
 
 #[test]
 fn privileged_an_image_is_pushed_as_it_is_wanted() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nCOPY a /\n"), ("a", "a")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM busybox\nCOPY a /\n"), ("a", "a")]) else { return };
     if !has_registry() {
         return;
     }
@@ -201,7 +192,7 @@ fn privileged_an_image_is_pushed_as_it_is_wanted() {
 
 #[test]
 fn privileged_a_build_for_several_platforms_is_an_index() {
-    let Some(kiln) = project(&[("Dockerfile", CROSS)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", CROSS)]) else { return };
     let platforms = "--platform=linux/amd64,linux/arm64";
     let built = build(&kiln, &[platforms, "-t", "app", "--metadata-file=m.json"]);
     // What does not depend on the platform is built once, and the rest says what it is for.
@@ -222,6 +213,13 @@ fn privileged_a_build_for_several_platforms_is_an_index() {
     kiln.write("next/Dockerfile", "FROM app\nLABEL x=y\n");
     let next = kiln.command(["build", "-q", "--platform=linux/arm64", "next"]).ok();
     assert_eq!(kiln.ok(["image", "inspect", "--format={{.Architecture}}", &next]), "arm64");
+
+    // Of what is here for other platforms only, that is said, too.
+    kiln.ok(["build", "-q", "--platform=linux/amd64", "-t", "127.0.0.1:1/here", "app"]);
+    kiln.write("next/Dockerfile", "FROM 127.0.0.1:1/here\n");
+    let refused = kiln.fails(["build", "--platform=linux/s390x", "next"]);
+    refused.expect_stderr(&["127.0.0.1:1/here that is here is for linux/amd64 and not for linux/s390x"]);
+    kiln.ok(["rmi", "127.0.0.1:1/here"]);
 
     build(&kiln, &[platforms, "-o", "out", "-o", "type=tar,dest=out.tar", "-o", "type=oci,dest=layout,tar=false"]);
     for (dir, platform) in [("linux_amd64", "linux/amd64\n"), ("linux_arm64", "linux/arm64\n")] {
@@ -244,7 +242,7 @@ fn privileged_a_build_for_several_platforms_is_an_index() {
 
 #[test]
 fn privileged_an_index_is_pushed_with_all_its_images_now_or_later() {
-    let Some(kiln) = project(&[("Dockerfile", CROSS)]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", CROSS)]) else { return };
     if !has_registry() {
         return;
     }
@@ -280,7 +278,7 @@ COPY --link --from=tool /opt/tool /opt/tool
 ENV A=1
 CMD [\"true\"]
 ";
-    let Some(one) = project(&[("Dockerfile", dockerfile), ("a", "a")]) else { return };
+    let Some(one) = Kiln::project(&[("Dockerfile", dockerfile), ("a", "a")]) else { return };
     let two = Kiln::with_busybox();
     let context = one.scratch().join("app");
     let built = |kiln: &Kiln, args: &[&str]| kiln.command(["build", "-q"]).args(args).arg(&context).ok();
@@ -305,7 +303,9 @@ CMD [\"true\"]
 
 #[test]
 fn privileged_attestations_are_stored_beside_images_and_among_files() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM scratch\nCOPY a z /\n"), ("a", "a"), ("z", "z")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM scratch\nCOPY a z /\n"), ("a", "a"), ("z", "z")]) else {
+        return;
+    };
     let outputs = [
         "-o",
         "out",
@@ -343,7 +343,7 @@ fn privileged_attestations_are_stored_beside_images_and_among_files() {
 
 #[test]
 fn privileged_nothing_in_an_image_is_later_than_the_epoch() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM busybox\nCOPY a /\nRUN echo >/made\n"), ("a", "a")]) else {
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM busybox\nCOPY a /\nRUN echo >/made\n"), ("a", "a")]) else {
         return;
     };
     let epoch = "1700000000";
@@ -377,7 +377,7 @@ fn privileged_nothing_in_an_image_is_later_than_the_epoch() {
 fn privileged_configuration_and_history_are_those_of_buildkit() {
     let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/outputs");
     let dockerfile = fs::read_to_string(testdata.join("config.dockerfile")).unwrap();
-    let Some(kiln) = project(&[("Dockerfile", &dockerfile), ("hello", "hello\n")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", &dockerfile), ("hello", "hello\n")]) else { return };
     build(&kiln, &["--network=none", "-o", "type=oci,dest=layout,tar=false"]);
     let layout = kiln.scratch().join("layout");
     let top = parse(&fs::read_to_string(layout.join("index.json")).unwrap());
@@ -395,7 +395,7 @@ fn privileged_configuration_and_history_are_those_of_buildkit() {
 
 #[test]
 fn privileged_what_is_wrong_about_an_output_is_said() {
-    let Some(kiln) = project(&[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]) else { return };
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]) else { return };
     for (args, words) in [
         (&["-o", "type=image,compresion=zstd"][..], "did you mean compression?"),
         (&["-o", "type=image,compression=estargz"], "estargz is not supported"),

@@ -10,17 +10,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use support::command::shell;
 use support::web::{Answer, Web};
-use support::{Kiln, Outcome, Run, eventually, is_root};
+use support::{Kiln, Outcome, Run, eventually};
 
 /// A day in 2001, as HTTP has it.
 const MODIFIED: &str = "Sun, 09 Sep 2001 01:46:40 GMT";
 
 /// A root with busybox and an empty directory `app`; `None` when not root.
 fn project() -> Option<Kiln> {
-    if !is_root() {
-        return None;
-    }
-    let kiln = Kiln::with_busybox();
+    let kiln = Kiln::project(&[])?;
     std::fs::create_dir(kiln.scratch().join("app")).expect("make a directory");
     Some(kiln)
 }

@@ -6,16 +6,11 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use support::terminal::Terminal;
-use support::{Kiln, Outcome, PATIENCE, eventually, is_root};
+use support::{Kiln, Outcome, PATIENCE, eventually};
 
 /// A root with busybox and a context directory `app` with this Dockerfile; `None` when not root.
 fn project(dockerfile: &str) -> Option<Kiln> {
-    if !is_root() {
-        return None;
-    }
-    let kiln = Kiln::with_busybox();
-    kiln.write("app/Dockerfile", dockerfile);
-    Some(kiln)
+    Kiln::project(&[("Dockerfile", dockerfile)])
 }
 
 fn build(kiln: &Kiln, args: &[&str]) -> Outcome {

@@ -325,7 +325,7 @@ pub async fn acknowledged(stream: &mut UnixStream) -> Result<()> {
 }
 
 fn gone(error: std::io::Error) -> Error {
-    Error::new(Kind::Unavailable, "the container's shim has gone").with_source(error)
+    Error::new(Kind::Unavailable, "the container has just ended, or its shim was killed").with_source(error)
 }
 
 #[cfg(test)]

@@ -125,7 +125,27 @@ impl Images {
             let platform = platform.map(|platform| format!(" for {platform}")).unwrap_or_default();
             return Err(Error::not_found(format!("No such image: {}{platform}", name.familiar())));
         }
-        self.remote(&name, &platform.cloned().unwrap_or_else(Platform::host), client).await
+        let asked = self.remote(&name, &platform.cloned().unwrap_or_else(Platform::host), client).await;
+        match (asked, platform) {
+            (Err(error), Some(wanted)) if policy != Policy::Always => {
+                let (images, lease, wanted) = (self.clone(), lease.clone(), wanted.clone());
+                task::blocking(move || Err(images.with_what_is_here(&lease, &name, &wanted, error))).await
+            }
+            (asked, _) => asked,
+        }
+    }
+
+    /// Adds to an error of a registry that the image is here, for other platforms.
+    fn with_what_is_here(&self, lease: &Lease, name: &Reference, wanted: &Platform, error: Error) -> Error {
+        let here = self.all_of(lease, name).unwrap_or_default();
+        let mut platforms: Vec<String> = here.iter().map(|image| image.config.platform().to_string()).collect();
+        platforms.dedup();
+        if platforms.is_empty() {
+            return error;
+        }
+        let (name, platforms) = (name.familiar(), platforms.join(", "));
+        let text = format!("{error}; the image {name} that is here is for {platforms} and not for {wanted}");
+        Error::new(error.kind(), text)
     }
 
     /// Finds an image that is here and unpacked.
@@ -145,6 +165,15 @@ impl Images {
 
     /// Finds the image of a name that runs best on a platform: the name may stand for an index.
     fn local_image(&self, lease: &Lease, name: &Reference, platform: Option<&Platform>) -> Result<Option<Image>> {
+        let mut images = self.all_of(lease, name)?;
+        let Some(platform) = platform else { return Ok((!images.is_empty()).then(|| images.swap_remove(0))) };
+        let ranked = images.into_iter().filter_map(|image| Some((platform.rank(&image.config.platform())?, image)));
+        // Of equals the first.
+        Ok(ranked.min_by_key(|(rank, _)| *rank).map(|(_, image)| image))
+    }
+
+    /// Returns the images a name stands for: its own first, then those of its index.
+    fn all_of(&self, lease: &Lease, name: &Reference) -> Result<Vec<Image>> {
         let (found, members) = self.store.root().db().read(|connection| {
             let found = record::by_name(connection, name)?;
             let index = match name.digest() {
@@ -154,18 +183,8 @@ impl Images {
             let members = index.map(|index| record::index_images(connection, &index)).transpose()?;
             Ok((found, members.unwrap_or_default()))
         })?;
-        let Some(found) = found else { return Ok(None) };
-        let found = self.open(lease, found)?;
-        let Some(platform) = platform else { return Ok(Some(found)) };
-        let mut best = platform.rank(&found.config.platform()).map(|rank| (rank, found));
-        for member in members {
-            let image = self.open(lease, member)?;
-            let rank = platform.rank(&image.config.platform());
-            if let Some(rank) = rank.filter(|rank| best.as_ref().is_none_or(|(best, _)| rank < best)) {
-                best = Some((rank, image));
-            }
-        }
-        Ok(best.map(|(_, image)| image))
+        let Some(found) = found else { return Ok(Vec::new()) };
+        std::iter::once(found).chain(members).map(|image| self.open(lease, image)).collect()
     }
 
     async fn remote(&self, name: &Reference, platform: &Platform, client: &Client) -> Result<Resolved> {

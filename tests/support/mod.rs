@@ -53,6 +53,19 @@ impl Kiln {
         kiln
     }
 
+    /// Makes a root directory that holds `busybox:latest`, and a context `app` of files in the scratch directory; `None` when not
+    /// root.
+    pub fn project(files: &[(&str, &str)]) -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        let kiln = Self::with_busybox();
+        for (path, content) in files {
+            kiln.write(Path::new("app").join(path), content);
+        }
+        Some(kiln)
+    }
+
     /// Returns the root directory; Kiln makes it with the first command.
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("root")
