@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::registry::{self, Registry};
+use support::registry::{self, Access, Connection, Registry};
 use support::{Kiln, Outcome, command, is_installed};
 
 /// A build with a file, links, modes and an owner.
@@ -188,6 +188,23 @@ fn privileged_an_image_is_pushed_as_it_is_wanted() {
     assert_eq!(told["containerimage.descriptor"]["digest"], digest);
     assert_eq!(raw(&registry, &format!("app@{digest}"))["config"]["digest"], told["containerimage.config.digest"]);
     kiln.fails(["image", "inspect", &format!("{name}:latest")]);
+}
+
+#[test]
+fn privileged_a_registry_is_taken_as_it_is_when_that_is_asked_for() {
+    let Some(kiln) = Kiln::project(&[("Dockerfile", FILES)]) else { return };
+    if !has_registry() {
+        return;
+    }
+    for connection in [Connection::SelfSigned, Connection::Plain] {
+        let registry = Registry::start_with(Access::Open, connection);
+        let push = format!("type=registry,name={}/app:1", registry.host());
+        build(&kiln, &["-o", &format!("{push},registry.insecure=true")]);
+        assert!(raw(&registry, "app:1")["config"]["digest"].is_string(), "{connection:?}");
+        if connection == Connection::SelfSigned {
+            kiln.fails(["build", "-o", &push, "app"]).expect_stderr(&[registry.host()]);
+        }
+    }
 }
 
 #[test]

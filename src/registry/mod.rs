@@ -114,6 +114,23 @@ impl Client {
         Self { shared: Arc::clone(&self.shared), session: Arc::new(Session::new(credentials, notes)) }
     }
 
+    /// Returns the same client for whoever takes the registry of a reference as it is: with any certificate, or without TLS where
+    /// it has none. Asks it once.
+    pub async fn insecure(&self, reference: &Reference) -> Self {
+        let with = |http| {
+            let mut registries = (*self.shared.registries).clone();
+            let host = registries.host_mut(reference.domain());
+            (host.insecure, host.http) = (Some(true), Some(http));
+            let client = Self::with_patience(registries, self.shared.patience);
+            Self { session: Arc::clone(&self.session), ..client }
+        };
+        let tls = with(false);
+        match tls.has_manifest(reference).await {
+            Err(error) if error.kind() == Kind::Unavailable => with(true),
+            _ => tls,
+        }
+    }
+
     fn registry(&self, reference: &Reference) -> Endpoint {
         Endpoint::registry(&self.shared.registries, reference)
     }

@@ -12,6 +12,7 @@ use super::package::{self, Packaging};
 use super::{Product, Response};
 use crate::error::{Error, Result};
 use crate::image::{Assembled, Configured};
+use crate::registry::Client;
 use crate::solver::job::{Begun, Job, layer_report};
 use crate::solver::request::Exporter;
 use crate::store::compression::Compression;
@@ -28,6 +29,8 @@ pub(in crate::solver) struct ImageExport {
     store: bool,
     /// Whether it is known here by its digests in the repositories of its names, too.
     canonical: bool,
+    /// Whether registries are taken as they are: with any certificate, or without TLS.
+    insecure: bool,
 }
 
 impl ImageExport {
@@ -40,7 +43,6 @@ impl ImageExport {
         let packaging = Packaging::take(&mut attrs)?;
         let push = attrs.flag("push")?.unwrap_or(exporter.kind == "registry");
         let by_digest = attrs.flag("push-by-digest")? == Some(true);
-        attrs.refuse("registry.insecure", "registries without TLS are named in registries.toml")?;
         // Whatever is in the store is unpacked, and an image without a name is kept without one.
         attrs.flag("unpack")?;
         attrs.text("dangling-name-prefix");
@@ -51,6 +53,7 @@ impl ImageExport {
             by_digest,
             store: attrs.flag("store")? != Some(false),
             canonical: attrs.flag("name-canonical")? == Some(true),
+            insecure: attrs.flag("registry.insecure")? == Some(true),
         };
         attrs.finish()?;
         if push && export.packaging.names.is_empty() {
@@ -58,6 +61,9 @@ impl ImageExport {
         }
         if by_digest && !push {
             return Err(Error::invalid("push-by-digest=true pushes nothing without push=true"));
+        }
+        if export.insecure && !push {
+            return Err(Error::invalid("registry.insecure=true says how to push: add push=true"));
         }
         if !export.store && !push {
             return Err(Error::invalid("store=false without push=true leaves nothing of the image"));
@@ -142,7 +148,8 @@ impl Job {
         for name in &export.packaging.names {
             let pushing = exporting.part(format!("pushing {name}"), 0);
             let report = layer_report(&self.progress, exporting.digest());
-            let pushed = images.push(&self.lease, &image, name, Compression::GZIP, &self.registry, &report).await?;
+            let registry = self.registry_of(export, name).await;
+            let pushed = images.push(&self.lease, &image, name, Compression::GZIP, &registry, &report).await?;
             pushing.complete();
             let mut descriptor = pushed.manifest;
             response.put("containerimage.digest", &descriptor.digest);
@@ -180,10 +187,14 @@ impl Job {
             let name = if export.by_digest { name.without_tag() } else { name.clone() };
             let pushing = exporting.part(format!("pushing manifest for {name}@{}", assembled.top.descriptor.digest), 0);
             let report = layer_report(&self.progress, exporting.digest());
-            images.push_assembled(assembled, &name, &self.registry, &report).await?;
+            images.push_assembled(assembled, &name, &self.registry_of(export, &name).await, &report).await?;
             pushing.complete();
         }
         Ok(())
+    }
+
+    async fn registry_of(&self, export: &ImageExport, name: &Reference) -> Client {
+        if export.insecure { self.registry.insecure(name).await } else { self.registry.clone() }
     }
 }
 
@@ -212,7 +223,7 @@ mod tests {
             (&[("push", "true")][..], "tag is needed"),
             (&[("push-by-digest", "true")], "push-by-digest"),
             (&[("store", "false")], "store=false"),
-            (&[("registry.insecure", "true")], "registry.insecure"),
+            (&[("registry.insecure", "true"), ("store", "true")], "registry.insecure"),
             (&[("dest", "x")], "has no option dest"),
             (&[("psuh", "true")], "did you mean push?"),
         ] {
