@@ -4,6 +4,7 @@
 //! started itself. This module opens such streams, sends requests over them, and upgrades them for attach, sessions and gRPC.
 
 mod build;
+mod content;
 mod deliver;
 mod dial;
 mod forward;
@@ -13,6 +14,7 @@ mod session;
 mod share;
 
 pub use build::{Builder, Refused};
+pub use content::ContentDir;
 pub use deliver::Delivery;
 pub use dial::{Dialer, ENGINE_ROLE, Endpoint, TlsFiles};
 pub use forward::{Agent, AgentIo, Agents, Uploads};

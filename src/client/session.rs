@@ -16,6 +16,7 @@ use hyper_util::rt::TokioExecutor;
 use hyper_util::service::TowerToHyperService;
 use tonic::{Request, Response, Status};
 
+use super::content::{self, ContentDir, ContentDirs};
 use super::deliver::{self, Delivery, SEND};
 use super::forward::{Agents, Uploads};
 use super::http::Client;
@@ -71,6 +72,8 @@ pub struct Offer {
     pub uploads: Uploads,
     /// Directories, by the names the engine is told.
     pub dirs: BTreeMap<String, PathBuf>,
+    /// Content stores, by the names the engine is told.
+    pub content: BTreeMap<String, ContentDir>,
     /// Names the directory that is built from among those of all clients, so that the engine can keep what it gets of it.
     pub shared_key: String,
 }
@@ -86,6 +89,7 @@ impl Offer {
             agents: Agents::default(),
             uploads: Uploads::default(),
             dirs: BTreeMap::new(),
+            content: BTreeMap::new(),
             shared_key: String::new(),
         }
     }
@@ -94,7 +98,8 @@ impl Offer {
         let agents = if self.agents.0.is_empty() { &[][..] } else { OF_AGENTS };
         let uploads = if self.uploads.is_empty() { &[][..] } else { OF_UPLOADS };
         let dirs = if self.dirs.is_empty() { &[][..] } else { OF_DIRECTORIES };
-        METHODS.iter().chain(agents).chain(uploads).chain(dirs).copied()
+        let content = if self.content.is_empty() { &[][..] } else { content::METHODS };
+        METHODS.iter().chain(agents).chain(uploads).chain(dirs).chain(content).copied()
     }
 }
 
@@ -139,8 +144,13 @@ fn services(mut offer: Offer) -> Router {
     let outputs = Arc::new(std::mem::take(&mut offer.outputs));
     let (agents, uploads) = (offer.agents.clone(), offer.uploads.clone());
     let dirs = Directories(Arc::new(std::mem::take(&mut offer.dirs)));
+    let content = ContentDirs(Arc::new(std::mem::take(&mut offer.content)));
     let service = Service(offer);
-    Router::new()
+    let stores = content::METHODS.iter().fold(Router::new(), |router, method| {
+        let content = content.clone();
+        router.route(method, post(move |request| content.clone().answer(request)))
+    });
+    stores
         .route_service("/moby.sshforward.v1.SSH/{method}", SshServer::new(agents))
         .route_service("/moby.filesync.v1.FileSync/{method}", FileSyncServer::new(dirs))
         .route_service("/moby.upload.v1.Upload/{method}", UploadServer::new(uploads))

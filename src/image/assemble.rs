@@ -230,8 +230,11 @@ impl Images {
         Ok(AssembledImage { id: *id, platform: config.platform(), config: config_document, layers, manifest })
     }
 
-    /// Finds or makes the compressed form of a layer.
-    fn assemble_layer(
+    /// Finds or makes the compressed form of a layer, leased. Blocking.
+    ///
+    /// # Errors
+    /// `Conflict` for a layer that came from elsewhere, of which nothing is known any more; `Cancelled`; when the disk is full.
+    pub fn assemble_layer(
         &self,
         lease: &Lease,
         snapshot: &Snapshot,

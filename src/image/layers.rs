@@ -1,5 +1,7 @@
 //! Making images out of snapshots: configurations and records of what was built, committed or imported here.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use kiln_graph::oci::{History, ImageConfig, RootFs};
 use kiln_graph::{Digest, Reference};
 
@@ -19,6 +21,15 @@ pub struct NewImage {
     pub snapshot: Option<SnapshotId>,
     /// The time, in nanoseconds since 1970, that nothing in the image may be later than.
     pub epoch_ns: Option<i64>,
+}
+
+/// A configuration with records of the build cache, as BuildKit writes them.
+#[derive(serde::Serialize)]
+struct WithCache<'a> {
+    #[serde(flatten)]
+    config: &'a ImageConfig,
+    #[serde(rename = "moby.buildkit.cache.v0")]
+    records: String,
 }
 
 /// An image with a complete configuration.
@@ -93,6 +104,20 @@ impl Images {
     /// # Errors
     /// `Internal` when the history does not fit the layers, or a layer was not identified.
     pub fn configure(&self, lease: &Lease, new: NewImage) -> Result<Configured> {
+        self.configure_with(lease, new, |_| Ok(None))
+    }
+
+    /// Does what [`Self::configure`] does; `cache` makes records of the build cache, of the diff IDs of the image's layers, which
+    /// are written into the configuration.
+    ///
+    /// # Errors
+    /// As [`Self::configure`], and those of `cache`.
+    pub fn configure_with(
+        &self,
+        lease: &Lease,
+        new: NewImage,
+        cache: impl FnOnce(&[Digest]) -> Result<Option<Vec<u8>>>,
+    ) -> Result<Configured> {
         let chain = self.chain(lease, new.snapshot)?;
         let diff_ids: Option<Vec<Digest>> = chain.iter().map(|snapshot| snapshot.diff_id).collect();
         let diff_ids = diff_ids.ok_or_else(|| Error::internal("a layer of the image was not identified"))?;
@@ -100,7 +125,10 @@ impl Images {
         config.rootfs = RootFs { diff_ids, ..RootFs::default() };
         let times: Vec<i64> = chain.iter().map(|snapshot| snapshot.as_of.unwrap_or(snapshot.created_at)).collect();
         fill_times(&mut config, &times, new.epoch_ns)?;
-        let bytes = serde_json::to_vec(&config)?;
+        let bytes = match cache(&config.rootfs.diff_ids)? {
+            None => serde_json::to_vec(&config)?,
+            Some(records) => serde_json::to_vec(&WithCache { config: &config, records: STANDARD.encode(records) })?,
+        };
         let id = *self.store.write_blob(lease, &bytes)?.digest();
         Ok(Configured { id, config, bytes, chain })
     }

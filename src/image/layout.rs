@@ -1,4 +1,4 @@
-//! Images in OCI layouts: directories of blobs, which are read where they are. Nothing of them is recorded as an image here.
+//! Images in OCI layouts: directories of blobs, which are read where they are, here or through a source. Nothing of them is recorded as an image here.
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -10,6 +10,7 @@ use kiln_graph::{Digest, Platform, Reference};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::pull::{BlobSource, ChainLayer};
 use super::resolve::{Origin, Resolved, check_artifact, no_platform, parse};
 use super::{Images, MAX_DOCUMENT, parse_config};
 use crate::error::{Error, Result, ResultExt as _};
@@ -18,6 +19,26 @@ use crate::task::Cancel;
 
 /// An index may list an index, but not for ever.
 const MAX_DEPTH: usize = 4;
+
+/// An image whose blobs a source has.
+#[derive(Debug)]
+pub(super) struct Elsewhere {
+    /// The digest of its manifest.
+    pub(super) manifest: Digest,
+    layers: Vec<Descriptor>,
+    pub(super) source: Arc<dyn BlobSource>,
+}
+
+impl Elsewhere {
+    /// Returns the layers, of which the configuration says what they are uncompressed.
+    pub(super) fn chain(&self, diff_ids: &[Digest]) -> Vec<ChainLayer> {
+        let layer = |(descriptor, diff_id): (&Descriptor, &Digest)| ChainLayer {
+            descriptor: descriptor.clone(),
+            diff_id: *diff_id,
+        };
+        self.layers.iter().zip(diff_ids).map(layer).collect()
+    }
+}
 
 /// An image of a layout.
 #[derive(Debug)]
@@ -56,6 +77,46 @@ impl Images {
             origin: Origin::Layout(Arc::new(Layout { dir: opened, manifest: own, layers: manifest.layers })),
             partial: false,
         })
+    }
+
+    /// Finds an image among the blobs of a source: `top` points at its manifest, or at an index with one for the platform. `name`
+    /// is what messages call it.
+    ///
+    /// # Errors
+    /// As for [`Images::resolve_layout`], and those of the source.
+    pub async fn resolve_from(
+        &self,
+        lease: &Lease,
+        top: &Descriptor,
+        platform: &Platform,
+        name: &Reference,
+        source: Arc<dyn BlobSource>,
+    ) -> Result<Resolved> {
+        let mut next = top.clone();
+        for _ in 0..MAX_DEPTH {
+            let bytes = self.document_of(lease, &next, source.as_ref(), MAX_DOCUMENT).await?;
+            if parse::<Kind>(&bytes, "manifest")?.is_index() {
+                let index: Index = parse(&bytes, "index")?;
+                next = index.choose(platform).ok_or_else(|| no_platform(name, platform, &index))?.clone();
+                continue;
+            }
+            let manifest: Manifest = parse(&bytes, "manifest")?;
+            check_artifact(name, &manifest)?;
+            let config = self.document_of(lease, &manifest.config, source.as_ref(), MAX_DOCUMENT).await?;
+            let config = parse_config(&config)?;
+            if config.rootfs.diff_ids.len() != manifest.layers.len() {
+                return Err(Error::corrupt("its manifest and its configuration list different numbers of layers"));
+            }
+            let elsewhere = Elsewhere { manifest: next.digest, layers: manifest.layers, source };
+            return Ok(Resolved {
+                id: manifest.config.digest,
+                config: Arc::new(config),
+                reference: name.with_digest(top.digest),
+                origin: Origin::Elsewhere(Arc::new(elsewhere)),
+                partial: false,
+            });
+        }
+        Err(Error::invalid("its indexes lead to indexes"))
     }
 
     /// Unpacks what is not here yet. The digests of the layers' content are verified. Blocking.

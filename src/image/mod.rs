@@ -20,10 +20,10 @@ use kiln_graph::oci::ImageConfig;
 use kiln_graph::{Digest, Reference};
 
 pub use archive::{Imported, Layout, Loaded, SaveRequest};
-pub use assemble::{Assembled, AssembledImage, Assembly, Document, Form, Top, statement};
+pub use assemble::{Assembled, AssembledImage, AssembledLayer, Assembly, Document, Form, Top, statement};
 pub use layers::{Configured, NewImage};
 pub use list::{Layer, Summary};
-pub use pull::{LayerStage, Report};
+pub use pull::{BlobSource, ChainLayer, LayerSink, LayerStage, Report, RepositoryBlobs, Wanted, pour, suffix};
 pub use push::Pushed;
 pub use remove::Removal;
 pub use resolve::{Policy, Resolved};

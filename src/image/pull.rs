@@ -4,9 +4,11 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use kiln_graph::Digest;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use kiln_graph::oci::Descriptor;
+use kiln_graph::{Digest, Reference};
 
 use super::resolve::{Document, Origin, Remote, Resolved};
 use super::{Images, record};
@@ -41,6 +43,103 @@ const LAYERS: usize = 8;
 /// How often a download's progress is reported, and a download of another process looked after.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Where the blobs of layers come from.
+pub trait BlobSource: std::fmt::Debug + Send + Sync {
+    /// Writes a blob into a sink, from where the sink has it to its end, and has the sink verify it. Returns the sink.
+    ///
+    /// Dropping the future ends it; the sink is dropped with what it has.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such blob; `Corrupt` when it is another; what the sink reports.
+    fn blob<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        sink: LayerSink,
+        progress: &'a Progress,
+    ) -> BoxFuture<'a, Result<LayerSink>>;
+}
+
+/// The blobs of a repository.
+#[derive(Debug)]
+pub struct RepositoryBlobs {
+    /// Talks to the registry.
+    pub client: Client,
+    /// Names the repository.
+    pub name: Reference,
+}
+
+impl BlobSource for RepositoryBlobs {
+    fn blob<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        sink: LayerSink,
+        progress: &'a Progress,
+    ) -> BoxFuture<'a, Result<LayerSink>> {
+        self.client.blob(&self.name, descriptor, sink, progress).boxed()
+    }
+}
+
+/// Pieces of a blob between whoever sends it and the sink.
+const PIECES: usize = 4;
+
+/// Writes pieces into a sink, and has the sink verify the whole.
+///
+/// # Errors
+/// That of the first piece that is one; what the sink reports. What has arrived is kept.
+pub async fn pour(
+    pieces: impl Stream<Item = Result<Bytes>> + Send,
+    mut sink: LayerSink,
+    progress: &Progress,
+) -> Result<LayerSink> {
+    let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(PIECES);
+    let mut arrived = sink.offset();
+    let writing = task::blocking(move || {
+        while let Some(piece) = receiver.blocking_recv() {
+            sink.write(&piece)?;
+        }
+        Ok(sink)
+    });
+    let feeding = async move {
+        let mut pieces = std::pin::pin!(pieces);
+        while let Some(piece) = pieces.next().await {
+            let piece = piece?;
+            arrived += piece.len() as u64;
+            progress.set(arrived);
+            // A sink that takes no more says why.
+            if sender.send(piece).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let (fed, written): (Result<()>, _) = tokio::join!(feeding, writing);
+    let mut sink = written?;
+    fed?;
+    task::blocking(move || {
+        sink.verify()?;
+        Ok(sink)
+    })
+    .await
+}
+
+/// Which blobs of a chain are fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All: an image keeps the blobs it came with.
+    All,
+    /// Those of layers that are not unpacked here.
+    Missing,
+}
+
+/// A layer of a chain that is to be unpacked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainLayer {
+    /// Its compressed form.
+    pub descriptor: Descriptor,
+    /// What it is uncompressed.
+    pub diff_id: Digest,
+}
+
 impl Images {
     /// Sees to it that a resolved image is here, with its layers unpacked, and returns its snapshot, leased; `None` for an
     /// image without layers. An image that came from a registry is recorded under its name.
@@ -70,6 +169,11 @@ impl Images {
                 let (images, lease, image) = (self.clone(), lease.clone(), image.clone());
                 return task::blocking(move || images.snapshot(&lease, &image)).await;
             }
+            Origin::Elsewhere(image) => {
+                let (source, layers) = (Arc::clone(&image.source), image.chain(&resolved.config.rootfs.diff_ids));
+                let unpacked = self.unpack(lease, &layers, (source.as_ref(), Wanted::Missing), report).await;
+                return unpacked.context(|| format!("unpack {}", resolved.reference));
+            }
             Origin::Layout(layout) => {
                 let (images, lease, layout) = (self.clone(), lease.clone(), Arc::clone(layout));
                 let (config, cancel) = (Arc::clone(&resolved.config), Cancel::new());
@@ -80,47 +184,130 @@ impl Images {
             }
         };
         check_layers(&remote)?;
-        let diff_ids = resolved.config.rootfs.diff_ids.clone();
+        let diff_ids = &resolved.config.rootfs.diff_ids;
+        // Of an image that is meant in part, there are fewer of these.
+        let layers = remote.layers.iter().zip(diff_ids);
+        let layers: Vec<ChainLayer> = layers
+            .map(|(descriptor, diff_id)| ChainLayer { descriptor: descriptor.clone(), diff_id: *diff_id })
+            .collect();
+        let source = RepositoryBlobs { client: client.clone(), name: remote.name.clone() };
+        let snapshot = self.unpack(lease, &layers, (&source, Wanted::All), report).await;
+        let snapshot = snapshot.context(|| format!("pull {}", remote.name.familiar()))?;
+        if resolved.partial {
+            return Ok(snapshot);
+        }
+        let (images, lease, config) = (self.clone(), lease.clone(), Arc::clone(&resolved.config));
+        task::blocking(move || {
+            images.record(&lease, &remote, &config.rootfs.diff_ids)?;
+            Ok(snapshot)
+        })
+        .await
+    }
+
+    /// Sees to it that a chain of layers, the lowest first, is here and unpacked, and returns its snapshot, leased; `None` for no
+    /// layers. `wanted` says which blobs are fetched.
+    ///
+    /// Dropping the future stops the work; what was fetched so far is kept for the next attempt.
+    ///
+    /// # Errors
+    /// `Corrupt` when a layer is not what its diff ID promises; `Exhausted` on a full disk; otherwise those of the source.
+    pub async fn unpack(
+        &self,
+        lease: &Lease,
+        layers: &[ChainLayer],
+        (source, wanted): (&dyn BlobSource, Wanted),
+        report: &Report,
+    ) -> Result<Option<SnapshotId>> {
         let unpacker = {
-            let (store, lease, diff_ids) = (self.store.clone(), lease.clone(), diff_ids.clone());
+            let (store, lease) = (self.store.clone(), lease.clone());
+            let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
             Arc::new(task::blocking(move || store.unpacker(&lease, &diff_ids)).await?)
         };
         let missing = unpacker.missing();
         let cancel = Cancel::new();
-        let stop = cancel.on_drop();
-        let layers = remote.layers.iter().take(diff_ids.len()).enumerate().map(|(index, layer)| Fetch {
+        let _stop = cancel.on_drop();
+        let layers = layers.iter().enumerate();
+        let layers = layers.filter(|(index, _)| wanted == Wanted::All || missing.contains(index));
+        let work = layers.map(|(index, layer)| Fetch {
             images: self,
             lease,
-            client,
-            remote: &remote,
+            source,
             report,
-            layer,
-            diff_id: &diff_ids[index],
+            layer: &layer.descriptor,
+            diff_id: Some(&layer.diff_id),
             unpacker: missing.contains(&index).then(|| (Arc::clone(&unpacker), index)),
             cancel: &cancel,
         });
         // Collected, because the compiler cannot see that a stream that maps references to futures may change threads.
-        let layers: Vec<_> = layers.map(Fetch::run).collect();
-        let work = futures_util::stream::iter(layers).buffer_unordered(LAYERS);
-        let fetched = work.try_for_each(|()| std::future::ready(Ok(()))).await;
-        if let Err(error) = fetched {
+        let work: Vec<_> = work.map(Fetch::run).collect();
+        let fetched = futures_util::stream::iter(work).buffer_unordered(LAYERS);
+        if let Err(error) = fetched.try_for_each(|()| std::future::ready(Ok(()))).await {
             cancel.cancel();
             abandoned(unpacker).await;
-            return Err(error).context(|| format!("pull {}", remote.name.familiar()));
+            return Err(error);
         }
-        let (images, lease, config) = (self.clone(), lease.clone(), Arc::clone(&resolved.config));
-        let partial = resolved.partial;
-        let result = task::blocking(move || {
-            let unpacker = Arc::into_inner(unpacker).expect("all layers have ended");
-            let snapshot = unpacker.finish(&cancel)?;
-            if !partial {
-                images.record(&lease, &remote, &config.rootfs.diff_ids)?;
-            }
-            Ok(snapshot)
-        })
-        .await;
-        drop(stop);
-        result
+        let cancel = cancel.clone();
+        task::blocking(move || Arc::into_inner(unpacker).expect("all layers have ended").finish(&cancel)).await
+    }
+
+    /// Sees to it that the blob of a layer is here, and returns it, leased.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is not what its diff ID promises; otherwise those of the source.
+    pub async fn bring(
+        &self,
+        lease: &Lease,
+        layer: &ChainLayer,
+        source: &dyn BlobSource,
+        report: &Report,
+    ) -> Result<Blob> {
+        let cancel = Cancel::new();
+        let _stop = cancel.on_drop();
+        let ChainLayer { descriptor, diff_id } = layer;
+        let diff_id = Some(diff_id);
+        let fetch =
+            Fetch { images: self, lease, source, report, layer: descriptor, diff_id, unpacker: None, cancel: &cancel };
+        fetch.run().await?;
+        self.leased_blob(lease, descriptor.digest).await
+    }
+
+    /// Fetches a small blob into the store, unless it is here, and returns its content.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it is larger than `max_bytes`; otherwise those of the source.
+    pub async fn document_of(
+        &self,
+        lease: &Lease,
+        descriptor: &Descriptor,
+        source: &dyn BlobSource,
+        max_bytes: u64,
+    ) -> Result<Bytes> {
+        if descriptor.size > max_bytes {
+            let (digest, size) = (descriptor.digest, descriptor.size);
+            return Err(Error::invalid(format!(
+                "{digest} has {size} bytes, and at most {max_bytes} are accepted here"
+            )));
+        }
+        let (cancel, report): (_, Report) = (Cancel::new(), Arc::new(|_, _| {}));
+        let fetch = Fetch {
+            images: self,
+            lease,
+            source,
+            report: &report,
+            layer: descriptor,
+            diff_id: None,
+            unpacker: None,
+            cancel: &cancel,
+        };
+        fetch.run().await?;
+        let blob = self.leased_blob(lease, descriptor.digest).await?;
+        task::blocking(move || Ok(blob.read(max_bytes)?.into())).await
+    }
+
+    async fn leased_blob(&self, lease: &Lease, digest: Digest) -> Result<Blob> {
+        let (store, lease) = (self.store.clone(), lease.clone());
+        let blob = task::blocking(move || store.blob(&lease, &digest)).await?;
+        blob.ok_or_else(|| Error::internal("a blob has gone while it was leased"))
     }
 
     /// Records a fetched image under its name.
@@ -176,7 +363,8 @@ fn check_layers(remote: &Remote) -> Result<()> {
 }
 
 /// What a layer's media type says about its compression, as the OCI types spell it.
-fn suffix(media_type: &str) -> &'static str {
+#[must_use]
+pub fn suffix(media_type: &str) -> &'static str {
     match media_type {
         text if text.ends_with("gzip") => "+gzip",
         text if text.ends_with("zstd") => "+zstd",
@@ -188,11 +376,11 @@ fn suffix(media_type: &str) -> &'static str {
 struct Fetch<'a> {
     images: &'a Images,
     lease: &'a Lease,
-    client: &'a Client,
-    remote: &'a Remote,
+    source: &'a dyn BlobSource,
     report: &'a Report,
     layer: &'a Descriptor,
-    diff_id: &'a Digest,
+    /// What it is uncompressed; `None` for what is no layer.
+    diff_id: Option<&'a Digest>,
     /// Where it is unpacked, and as which layer; `None` when that was done earlier.
     unpacker: Option<(Arc<Unpacker>, usize)>,
     cancel: &'a Cancel,
@@ -235,8 +423,8 @@ impl Fetch<'_> {
         let progress = Progress::new();
         let blob = {
             let (images, lease, layer) = (self.images.clone(), self.lease.clone(), self.layer.clone());
-            let sink = Sink { images, lease, layer, ingest: Some(ingest), blob: None };
-            let transfer = self.client.blob(&self.remote.name, self.layer, sink, &progress);
+            let sink = LayerSink { images, lease, layer, ingest: Some(ingest), blob: None };
+            let transfer = self.source.blob(self.layer, sink, &progress);
             tokio::pin!(transfer);
             loop {
                 tokio::select! {
@@ -262,8 +450,9 @@ impl Fetch<'_> {
 
     async fn unpack(&self, blob: Blob) -> Result<()> {
         let Some((unpacker, index)) = &self.unpacker else {
+            let Some(diff_id) = self.diff_id.copied() else { return Ok(()) };
             // The layer was unpacked from another blob; this one could hold anything.
-            let (store, diff_id, cancel) = (self.images.store.clone(), *self.diff_id, self.cancel.clone());
+            let (store, cancel) = (self.images.store.clone(), self.cancel.clone());
             return task::blocking(move || store.verify_layer_blob(&diff_id, &blob, &cancel)).await;
         };
         let (unpacker, index, cancel) = (Arc::clone(unpacker), *index, self.cancel.clone());
@@ -273,8 +462,9 @@ impl Fetch<'_> {
     }
 }
 
-/// Lets the registry client write into the store: the ingest while it is written, then the blob.
-struct Sink {
+/// Lets a source write into the store: the ingest while it is written, then the blob.
+#[derive(Debug)]
+pub struct LayerSink {
     images: Images,
     lease: Lease,
     layer: Descriptor,
@@ -282,13 +472,13 @@ struct Sink {
     blob: Option<Blob>,
 }
 
-impl Sink {
+impl LayerSink {
     fn ingest(&mut self) -> Result<&mut Ingest> {
         self.ingest.as_mut().ok_or_else(|| Error::internal("the blob was stored already"))
     }
 }
 
-impl BlobSink for Sink {
+impl BlobSink for LayerSink {
     fn offset(&self) -> u64 {
         match (&self.ingest, &self.blob) {
             (Some(ingest), _) => ingest.offset(),

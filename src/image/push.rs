@@ -211,8 +211,11 @@ impl Images {
         Ok((chain.into_iter().map(LayerSource::Snapshot).collect(), None, mounts))
     }
 
-    /// Repositories of the same registry that may have layers of the image.
-    fn mount_candidates(&self, name: &Reference) -> Result<Vec<Reference>> {
+    /// Returns repositories of a name's registry that may have layers of images that are here. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn mount_candidates(&self, name: &Reference) -> Result<Vec<Reference>> {
         let records = self.store.root().db().read(record::all)?;
         let known = records.iter().flat_map(|record| &record.repository_digests);
         let mut candidates: Vec<Reference> =

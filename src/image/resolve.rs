@@ -6,7 +6,7 @@ use bytes::Bytes;
 use kiln_graph::oci::{Descriptor, ImageConfig, Index, Manifest, media_type};
 use kiln_graph::{Digest, Platform, Reference};
 
-use super::layout::Layout;
+use super::layout::{Elsewhere, Layout};
 use super::{Image, Images, MAX_DOCUMENT, parse_config, record};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::registry::{BlobSink, Client, Progress};
@@ -48,6 +48,8 @@ pub(super) enum Origin {
     Remote(Arc<Remote>),
     /// In an OCI layout.
     Layout(Arc<Layout>),
+    /// Somewhere else.
+    Elsewhere(Arc<Elsewhere>),
 }
 
 /// The documents of an image at a registry.
@@ -95,6 +97,7 @@ impl Resolved {
             Origin::Local(image) => image.record.manifest.unwrap_or(self.id),
             Origin::Remote(remote) => remote.manifest.digest,
             Origin::Layout(layout) => layout.manifest,
+            Origin::Elsewhere(image) => image.manifest,
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::Solver;
 use super::definition::plain_config;
+use super::exchange::{CacheExport, Scope};
 use super::export::{Export, Product, Variant};
 use super::failure::Failure;
 use super::gateway::container::{self, Container, ContainerRequest};
@@ -41,6 +42,7 @@ mod key {
 pub struct Bridge {
     shop: Workshop,
     exports: Vec<Export>,
+    caches: Vec<CacheExport>,
     refs: Mutex<HashMap<String, Part>>,
     answer: Mutex<Option<oneshot::Sender<Outcome>>>,
     containers: Containers,
@@ -132,12 +134,13 @@ impl Solver {
         progress: Progress,
     ) -> Result<(Bridge, oneshot::Receiver<Outcome>)> {
         let exports = request.exporters.iter().map(Export::parse).collect::<Result<_>>()?;
+        let caches = request.cache_exports.iter().map(CacheExport::parse).collect::<Result<_>>()?;
         let shop = Workshop::open(self, request, progress, None).await?;
         let (sender, outcome) = oneshot::channel();
         let given_up = shop.give_up_on_drop();
         let answer = Mutex::new(Some(sender));
         let (refs, containers) = (Mutex::default(), Containers::new());
-        Ok((Bridge { shop, exports, refs, answer, containers, _given_up: given_up }, outcome))
+        Ok((Bridge { shop, exports, caches, refs, answer, containers, _given_up: given_up }, outcome))
     }
 }
 
@@ -363,35 +366,34 @@ impl Bridge {
         };
         self.exports.iter().try_for_each(|export| export.check(names.len()))?;
         self.make_all(&names).await?;
-        let mut documents = Vec::new();
+        let scopes = self.scopes(&names)?;
+        let mut built = Built::default();
         if self.shop.request.documented {
-            for batch in self.batches(&names)? {
-                documents.extend(batch.draft.documents().await?);
+            for (batch, _) in self.batches(&names)? {
+                built.documents.extend(batch.draft.documents().await?);
             }
         }
-        if self.exports.is_empty() {
-            return Ok(Built { documents, ..Built::default() });
-        }
-        let product = self.product(findings).await?;
-        let job = self.refs().values().next().map(|part| Arc::clone(&part.batch.draft.job));
-        let job = job.ok_or_else(|| Error::invalid("the frontend returned nothing that could be exported"))?;
-        Ok(Built { response: job.export(&self.exports, &Arc::new(product)).await?, documents })
-    }
-
-    /// The batches that results are from, each once.
-    fn batches(&self, names: &[&String]) -> Result<Vec<Arc<Batch>>> {
-        let mut batches: Vec<Arc<Batch>> = Vec::new();
-        for name in names.iter().filter(|name| !name.is_empty()) {
-            let batch = self.part(name)?.batch;
-            if !batches.iter().any(|other| Arc::ptr_eq(other, &batch)) {
-                batches.push(batch);
+        if !self.exports.is_empty() {
+            let mut product = self.product(findings).await?;
+            if self.caches.iter().any(CacheExport::is_inline) {
+                product.cache.clone_from(&scopes);
             }
+            let job = self.refs().values().next().map(|part| Arc::clone(&part.batch.draft.job));
+            let job = job.ok_or_else(|| Error::invalid("the frontend returned nothing that could be exported"))?;
+            built.response = job.export(&self.exports, &Arc::new(product)).await?;
         }
-        Ok(batches)
+        built.response.extend(self.shop.shared.export_caches(&self.caches, &scopes).await?);
+        Ok(built)
     }
 
-    /// Makes several results; those of one draft together.
-    async fn make_all(&self, names: &[&String]) -> Result<(), Failure> {
+    /// Returns what caches are told about results.
+    fn scopes(&self, names: &[&String]) -> Result<Vec<Scope>> {
+        let batches = self.batches(names)?;
+        Ok(batches.iter().map(|(batch, numbers)| batch.draft.scope(numbers)).collect())
+    }
+
+    /// Returns the questions that gave results, each with the numbers of its results.
+    fn batches(&self, names: &[&String]) -> Result<Vec<(Arc<Batch>, Vec<usize>)>> {
         let mut batches: Vec<(Arc<Batch>, Vec<usize>)> = Vec::new();
         for name in names.iter().filter(|name| !name.is_empty()) {
             let Part { batch, number } = self.part(name)?;
@@ -400,7 +402,12 @@ impl Bridge {
                 None => batches.push((batch, vec![number])),
             }
         }
-        for (batch, numbers) in batches {
+        Ok(batches)
+    }
+
+    /// Makes several results; those of one draft together.
+    async fn make_all(&self, names: &[&String]) -> Result<(), Failure> {
+        for (batch, numbers) in self.batches(names)? {
             batch.make(batch.draft.roots(&numbers)).await?;
         }
         Ok(())
@@ -445,7 +452,8 @@ impl Bridge {
         }
         let epoch = metadata.get(key::EPOCH).and_then(|text| std::str::from_utf8(text).ok()?.parse::<i64>().ok());
         let multi_platform = matches!(findings.refs, Refs::ByPlatform(_));
-        Ok(Product { variants, multi_platform, epoch_ns: epoch.map(|seconds| seconds.saturating_mul(1_000_000_000)) })
+        let epoch_ns = epoch.map(|seconds| seconds.saturating_mul(1_000_000_000));
+        Ok(Product { variants, multi_platform, epoch_ns, cache: Vec::new() })
     }
 
     /// Ends the build in order: waits for what goes on in the background, and writes down what was learnt.
@@ -479,7 +487,7 @@ impl Batch {
     async fn make(&self, roots: impl IntoIterator<Item = VertexId>) -> Result<(), Failure> {
         let _turn = self.making.lock().await;
         let job = &self.draft.job;
-        let missing: Vec<VertexId> = roots.into_iter().filter(|root| job.value(*root).is_none()).collect();
+        let missing: Vec<VertexId> = roots.into_iter().filter(|root| job.is_open(*root)).collect();
         if missing.is_empty() { Ok(()) } else { job.carry_out(missing).await }
     }
 }

@@ -6,6 +6,7 @@ use kiln_graph::{Edge, VertexId};
 
 use super::Solver;
 use super::cache;
+use super::exchange::CacheExport;
 use super::export::Export;
 use super::failure::Failure;
 use super::job::Job;
@@ -39,27 +40,41 @@ impl Solver {
         witness: Option<Witness>,
     ) -> Result<Built, Failure> {
         let exports: Vec<Export> = request.exporters.iter().map(Export::parse).collect::<Result<_>>()?;
+        let caches: Vec<CacheExport> = request.cache_exports.iter().map(CacheExport::parse).collect::<Result<_>>()?;
         let shop = Workshop::open(self, request, progress, witness).await?;
         let _given_up = shop.give_up_on_drop();
         if let Some(definition) = shop.request.definition.clone() {
             let draft = Box::pin(shop.definition(&definition, &shop.request.attrs)).await?;
-            return Self::finish(shop, draft, &exports).await;
+            return Self::finish(shop, draft, &exports, &caches).await;
         }
         if let Some(response) = Box::pin(shop.answer(&shop.request.frontend, &shop.request.attrs)).await? {
             shop.close(()).await?;
             return Ok(Built { response, ..Built::default() });
         }
         let draft = Box::pin(shop.frontend(&shop.request.frontend, &shop.request.attrs)).await?;
-        Self::finish(shop, draft, &exports).await
+        Self::finish(shop, draft, &exports, &caches).await
     }
 
-    async fn finish(shop: Workshop, draft: Draft, exports: &[Export]) -> Result<Built, Failure> {
+    async fn finish(
+        shop: Workshop,
+        draft: Draft,
+        exports: &[Export],
+        caches: &[CacheExport],
+    ) -> Result<Built, Failure> {
         exports.iter().try_for_each(|export| export.check(draft.targets.len()))?;
-        let mut result = draft.build(exports, shop.request.record_provenance).await;
+        let inline = caches.iter().any(CacheExport::is_inline);
+        let mut result = draft.build(exports, inline, shop.request.record_provenance).await;
         if let (Ok(built), true) = (&mut result, shop.request.documented) {
             built.documents = draft.documents().await?;
         }
         let finished = Arc::clone(&draft.job).finish().await;
+        if let Ok(built) = &mut result {
+            let all: Vec<usize> = (0..draft.targets.len()).collect();
+            match shop.shared.export_caches(caches, &[draft.scope(&all)]).await {
+                Ok(answer) => built.response.extend(answer),
+                Err(error) => result = Err(error.into()),
+            }
+        }
         shop.close(draft).await?;
         let built = result?;
         finished?;
@@ -95,12 +110,37 @@ impl Job {
         }
     }
 
+    /// Waits until all layers are identified; what cannot be is left as it is.
+    pub(super) async fn settle_all(&self) {
+        let values: Vec<Value> = self.graph.ids().filter_map(|id| self.value(id)).collect();
+        for layer in values.iter().flat_map(Value::file_systems).filter_map(FileSystem::as_layer) {
+            // Whoever needs it is told why it is not identified.
+            let _ = layer.settled().await;
+        }
+    }
+
+    /// Records the results of imported caches that are here now, with a result that lies on them. Blocking.
+    fn record_cached(&self) -> Result<()> {
+        let store = &self.solver.deps().store;
+        let values: Vec<Value> = self.graph.ids().filter_map(|id| self.value(id)).collect();
+        for value in values.iter().flat_map(Value::file_systems) {
+            if let FileSystem::Cached(cached) = value
+                && cached.layers.is_some()
+                && let Some(snapshot) = store.by_chain(&self.lease, &cached.chain)?
+            {
+                cached.record(&self.solver, snapshot.id, self.progress.now_ns())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for what is identified in the background, and writes down what was used and learnt.
     pub(super) async fn finish(self: Arc<Self>) -> Result<()> {
         self.pending.close();
         self.pending.wait().await;
         task::blocking(move || {
             self.locals.save();
+            self.record_cached()?;
             let hits = std::mem::take(&mut *super::lock(&self.hits));
             let now = self.progress.now_ns();
             if !hits.is_empty() {

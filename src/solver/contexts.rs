@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::future::try_join_all;
 use kiln_dockerfile::Ignore;
-use kiln_graph::op::{LocalSource, Op, Sharing, Source};
-use kiln_graph::{Reference, VertexId};
+use kiln_graph::op::{LocalSource, OciLayoutSource, Op, Sharing, Source};
+use kiln_graph::{Platform, Reference, VertexId};
 
 use super::copy::{Memo, Remembered};
-use super::job::{Begun, ClientSession, Job};
+use super::job::{Begun, ClientSession, Job, Shared};
 use super::lock;
 use super::ops::{CacheMount, Wanted};
 use super::progress::Part;
@@ -21,7 +21,8 @@ use super::request::BuildRequest;
 use super::session::Session;
 use super::value::LocalDir;
 use crate::error::{Error, Kind, Result, ResultExt as _};
-use crate::filesync::{Files, Filter, Kept};
+use crate::filesync::{Files, Filter, Kept, content};
+use crate::image::Resolved;
 use crate::store::tree;
 use crate::task;
 
@@ -31,19 +32,38 @@ pub(super) const KEPT: &str = "\0local ";
 /// What the names of OCI layouts begin with among the client's directories.
 const LAYOUT: &str = "oci-layout:";
 
-/// An OCI layout of the client: where it is, and what messages call an image of it.
+/// An OCI layout of the client: where it is, when this engine sees it, and what messages call an image of it.
 ///
 /// # Errors
-/// `Unsupported` when this engine does not see the directory.
-pub(super) fn layout(paths: &BTreeMap<String, PathBuf>, name: &str) -> Result<(PathBuf, Reference)> {
-    let path = paths.get(&format!("{LAYOUT}{name}")).cloned().ok_or_else(|| {
-        Error::unsupported(format!(
-            "the OCI layout {name} is on the client's side, from where this engine cannot read it yet: push the image to a \
-             registry, or load it"
-        ))
-    })?;
+/// `InvalidArgument` for a malformed name.
+pub(super) fn layout(paths: &BTreeMap<String, PathBuf>, name: &str) -> Result<(Option<PathBuf>, Reference)> {
+    let path = paths.get(&format!("{LAYOUT}{name}")).cloned();
     let reference = name.split("::").next().unwrap_or(name).parse();
     Ok((path, reference.map_err(|error| Error::invalid(format!("the context {name}: {error}")))?))
+}
+
+impl Shared {
+    /// Finds an image of an OCI layout of the client: in place, or through its session.
+    ///
+    /// # Errors
+    /// `Unsupported` when the client does not offer the layout; `NotFound` when it has no such image, or none for the platform.
+    pub(super) async fn resolve_layout(
+        &self,
+        layout: &OciLayoutSource,
+        platform: &Platform,
+        places: &BTreeMap<String, PathBuf>,
+    ) -> Result<Resolved> {
+        let (path, name) = self::layout(places, &layout.name)?;
+        let images = self.solver.deps().images.clone();
+        if let Some(path) = path {
+            let (digest, platform) = (layout.digest, platform.clone());
+            return task::blocking(move || images.resolve_layout(&path, &digest, &platform, &name)).await;
+        }
+        let context = || format!("read the OCI layout {} of the client", layout.name);
+        let store = self.session.content_store(format!("{}{}", content::LAYOUT, layout.name)).await.context(context)?;
+        let top = store.describe(&layout.digest).await.context(context)?;
+        images.resolve_from(&self.lease, &top, platform, &name, Arc::new(store)).await.context(context)
+    }
 }
 
 /// Files of a client's directory that the frontend reads.

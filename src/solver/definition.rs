@@ -8,6 +8,7 @@ use kiln_llb::{Decoded, Kind, Refusal, pb};
 
 use super::attest::Facts;
 use super::contexts::Locals;
+use super::exchange::Imports;
 use super::failure::Failure;
 use super::frontend::{Surroundings, Target};
 use super::job::{Job, Shared};
@@ -62,7 +63,8 @@ impl Workshop {
         if self.shared.witness.is_some() || attrs.contains_key("no-cache") {
             graph.ids().collect::<Vec<_>>().into_iter().for_each(|id| graph.meta_mut(id).no_cache = true);
         }
-        let shared = Shared { ..self.shared.clone() };
+        let imports = if self.shared.witness.is_some() { Imports::default() } else { self.imports(attrs).await? };
+        let shared = Shared { imports, ..self.shared.clone() };
         let target =
             Target { platform: host.clone(), root, config: plain_config(&host), scan: Vec::new(), base_layers: 0 };
         let targets = vec![target];

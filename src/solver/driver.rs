@@ -144,7 +144,8 @@ impl Solver {
                 job.report_cached(id);
                 Identity::Hit
             }
-            Ok(Found::Miss(work)) => {
+            // Steps are looked up here when somebody works on them: a name alone does not help.
+            Ok(Found::Named(_, work) | Found::Miss(work)) => {
                 let key = work.run;
                 let actions = core.scheduler.identified(task, Identity::Miss(key));
                 core.join(task, &job, id, *work);

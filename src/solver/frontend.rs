@@ -14,12 +14,12 @@ use kiln_dockerfile::{
     ResolvedImage, asks_for_context_time, include,
 };
 use kiln_graph::oci::ImageConfig;
-use kiln_graph::op::{OciLayoutSource, ResolveMode};
+use kiln_graph::op::ResolveMode;
 use kiln_graph::{Diagnostic, Digest, Edge, Graph, Platform, Reference, SourceFile};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::contexts::{self, Directory};
+use super::contexts::Directory;
 use super::failure::{Failure, Place};
 use super::job::{Begun, ClientSession, Shared};
 use super::options::{ContextSource, Options};
@@ -380,22 +380,12 @@ impl<'a> Surroundings<'a> {
         let looking = Begun::internal(self.progress, &format!("[internal] load metadata for {shown}"))?;
         let result = match &need.key.image {
             ImageName::Registry(name) => self.resolve_named(name, &need.key.platform, mode, implicit).await,
-            ImageName::OciLayout(layout) => self.resolve_layout(layout, &need.key.platform, &inputs.places).await,
+            ImageName::OciLayout(layout) => {
+                self.shared.resolve_layout(layout, &need.key.platform, &inputs.places).await
+            }
         };
         looking.end(result.as_ref().err());
         result.map_err(|error| unresolved(error, need, &inputs.file))
-    }
-
-    /// Finds an image of an OCI layout of the client.
-    async fn resolve_layout(
-        &self,
-        layout: &OciLayoutSource,
-        platform: &Platform,
-        places: &BTreeMap<String, PathBuf>,
-    ) -> Result<Resolved> {
-        let (path, name) = contexts::layout(places, &layout.name)?;
-        let (images, digest, platform) = (self.images.clone(), layout.digest, platform.clone());
-        task::blocking(move || images.resolve_layout(&path, &digest, &platform, &name)).await
     }
 
     /// Finds an image here or at a registry.

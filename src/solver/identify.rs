@@ -15,10 +15,11 @@ use rusqlite::Connection;
 
 use super::cache;
 use super::copy::select;
+use super::exchange::Hit;
 use super::job::{Begun, Job, Taken, UseId};
 use super::key::{ContentIdentity, InputIdentity, Key, OUTPUT, Parts};
 use super::ops::Shortcut;
-use super::value::{FileSystem, Layer, LocalDir, Settled, Value};
+use super::value::{Cached, FileSystem, Layer, LocalDir, Settled, Value};
 use crate::error::{Error, Result};
 use crate::task::{self, Cancel};
 
@@ -46,6 +47,8 @@ pub(super) struct Work {
 pub(super) enum Found {
     /// Its result, and the records that name it: one for each output.
     Value(Value, Vec<i64>),
+    /// What its result is called, known from elsewhere, where the result itself is not to be had.
+    Named(Value, Box<Work>),
     /// It has to run.
     Miss(Box<Work>),
 }
@@ -111,7 +114,7 @@ pub(super) fn selected(selector: &str) -> Copy {
 }
 
 /// Everything about a copy that decides what it takes.
-fn selector(copy: &Copy) -> String {
+pub(super) fn selector(copy: &Copy) -> String {
     let Copy { source, follow_symlinks, wildcard, allow_empty_wildcard, include, exclude, required, .. } = copy;
     format!("{:?}", (source, follow_symlinks, wildcard, allow_empty_wildcard, include, exclude, required))
 }
@@ -138,10 +141,27 @@ impl Job {
         for output in 0..vertex.op.outputs() {
             match self.look_up(connection, vertex, &Key::of(vertex, output, &identities))? {
                 Some(hit) => found.push(hit),
-                None => return Ok(Some(Found::Miss(Box::new(Work::new(vertex, inputs))))),
+                None => return Ok(Some(self.imported(vertex, Work::new(vertex, inputs)))),
             }
         }
         Ok(Some(Found::hits(found)))
+    }
+
+    /// Looks for a result in the caches that were imported. All inputs must be identified.
+    pub(super) fn imported(&self, vertex: &Vertex, work: Work) -> Found {
+        let identities = work.identities_now().filter(|_| !vertex.meta.no_cache);
+        let hits = identities.and_then(|inputs| {
+            let outputs = 0..vertex.op.outputs();
+            outputs.map(|output| self.imports.find(&work.op, output, &inputs)).collect::<Option<Vec<Hit>>>()
+        });
+        let Some(hits) = hits else { return Found::Miss(Box::new(work)) };
+        let (digest, name) = (vertex.digest(), &vertex.meta.name);
+        let cached = hits.into_iter().zip(0..).map(|(Hit { chain, layers, source }, output)| {
+            let (work, name) = (work.of_output(output), name.clone());
+            FileSystem::Cached(Arc::new(Cached { vertex: digest, chain, layers, source, work, name }))
+        });
+        let value = Value::of_outputs(cached.collect());
+        if value.is_named_only() { Found::Named(value, Box::new(work)) } else { Found::Value(value, Vec::new()) }
     }
 
     pub(super) fn look_up(&self, connection: &Connection, vertex: &Vertex, key: &Key) -> Result<Option<(Layer, i64)>> {
@@ -165,7 +185,14 @@ impl Job {
         Ok(None)
     }
 
-    fn input_now(&self, connection: &Connection, vertex: &Vertex, id: UseId, used: &Use) -> Result<Option<Input>> {
+    /// Returns what a step works on, as far as it is known without mounting or fetching anything. Blocking.
+    pub(super) fn input_now(
+        &self,
+        connection: &Connection,
+        vertex: &Vertex,
+        id: UseId,
+        used: &Use,
+    ) -> Result<Option<Input>> {
         let (from, copy) = match used {
             Use::Whole(index) => return Ok(Some(Input::FileSystem(self.file_system(vertex, *index)?))),
             Use::Paths(from, copy) => (*from, copy),
@@ -185,7 +212,9 @@ impl Job {
                     return Ok(Some(Input::FileSystem(file_system)));
                 }
                 let Some(Some(chain)) = file_system.chain_now() else { return Ok(None) };
-                Ok(cache::find_content(connection, &chain, &selector(copy))?.map(Input::Content))
+                let selector = selector(copy);
+                let known = cache::find_content(connection, &chain, &selector)?;
+                Ok(known.or_else(|| self.imports.content(&chain, &selector)).map(Input::Content))
             }
             Some(Value::Several(_)) | None => Ok(None),
         }
@@ -229,7 +258,8 @@ impl Job {
         let db = self.solver.deps().store.root().clone();
         if !work.is_identified() {
             let op = work.op;
-            let wait = !vertex.meta.no_cache && task::blocking(move || db.db().read(|c| cache::knows(c, &op))).await?;
+            let wait = !vertex.meta.no_cache
+                && (self.imports.knows(&op) || task::blocking(move || db.db().read(|c| cache::knows(c, &op))).await?);
             if !wait {
                 return Ok(self.running_before(vertex, work));
             }
@@ -243,9 +273,13 @@ impl Job {
             let vertex = job.graph.vertex(id);
             keys.iter().map(|key| job.look_up_leased(vertex, key)).collect::<Result<Option<Vec<_>>>>()
         });
-        Ok(match found.await? {
-            Some(found) => Found::hits(found),
-            None => self.running_before(vertex, work),
+        if let Some(found) = found.await? {
+            return Ok(Found::hits(found));
+        }
+        Ok(match self.imported(vertex, work) {
+            // What was not asked for in time is not to be had by its name.
+            Found::Named(_, work) | Found::Miss(work) => self.running_before(vertex, *work),
+            found @ Found::Value(..) => found,
         })
     }
 
@@ -382,6 +416,16 @@ impl Work {
     /// Says whether all inputs are identified by now.
     fn is_identified(&self) -> bool {
         self.inputs.iter().all(|input| input.identity_now().is_some())
+    }
+
+    /// Returns all parts of the key, if all inputs are identified by now.
+    pub(super) fn parts_now(&self) -> Option<Parts> {
+        Some(self.with(&self.identities_now()?))
+    }
+
+    /// Returns what the inputs are, if all are identified by now.
+    pub(super) fn identities_now(&self) -> Option<Vec<InputIdentity>> {
+        self.inputs.iter().map(Input::identity_now).collect()
     }
 
     /// Waits until all inputs are identified, and returns the key.

@@ -5,21 +5,23 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use kiln_graph::op::Source;
-use kiln_graph::{Digest, Edge, Graph, Vertex, VertexId};
+use kiln_graph::{Digest, Edge, Graph, Platform, Reference, Vertex, VertexId};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::content::ContentStore;
 use super::contexts::{self, Locals};
 use super::copy::{Owners, Selection, Tree};
 use super::devices::Allowed;
+use super::exchange::Imports;
 use super::progress::{Event, Part, Progress, VertexState};
 use super::remote::Pins;
 use super::session::{Session, Sessions};
-use super::value::{FileSystem, Value};
+use super::value::{Cached, FileSystem, Value};
 use super::verify::Witness;
 use super::{Solver, lock};
 use crate::error::{Error, Result};
-use crate::image::{LayerStage, Report, Resolved};
+use crate::image::{ChainLayer, LayerStage, Report, Resolved, Wanted};
 use crate::registry::Client;
 use crate::sandbox::Limits;
 use crate::store::{Access, Lease, SnapshotId, tree};
@@ -141,6 +143,17 @@ impl ClientSession {
         }
     }
 
+    /// Returns a content store of the client.
+    ///
+    /// # Errors
+    /// `Unsupported` when it has no such store; `Timeout` when it does not open its session within seconds.
+    pub(super) async fn content_store(&self, id: String) -> Result<ContentStore> {
+        let session = self.get().await?;
+        let session =
+            session.ok_or_else(|| Error::unsupported("the build has no session, so the client has no files"))?;
+        ContentStore::of(session, id)
+    }
+
     /// Waits until the client has closed the session; for ever, when the build has none.
     pub(super) async fn closed(&self) {
         match &self.id {
@@ -177,6 +190,7 @@ pub(super) struct Shared {
     pub(super) request_limits: Limits,
     pub(super) keep_failed: bool,
     pub(super) witness: Option<Witness>,
+    pub(super) imports: Imports,
 }
 
 /// What all steps of one graph share.
@@ -207,6 +221,8 @@ pub(super) struct Job {
     pub(super) keep_failed: bool,
     /// Set when the result is compared with that of another build; then layers that differ in times only are told apart.
     pub(super) witness: Option<Witness>,
+    /// Caches of other machines, in which results are looked for.
+    pub(super) imports: Imports,
     /// What each vertex gave, by position.
     pub(super) values: Mutex<Vec<Option<Value>>>,
     /// What was selected of inputs.
@@ -246,6 +262,7 @@ impl Job {
             request_limits,
             keep_failed,
             witness,
+            imports,
         } = shared.clone();
         Arc::new(Self {
             values: Mutex::new(vec![None; graph.vertices().len()]),
@@ -262,6 +279,7 @@ impl Job {
             request_limits,
             keep_failed,
             witness,
+            imports,
             taken: Mutex::default(),
             read: Mutex::default(),
             hits: Arc::default(),
@@ -294,6 +312,7 @@ impl Job {
             request_limits: self.request_limits.clone(),
             keep_failed: self.keep_failed,
             witness: self.witness.clone(),
+            imports: self.imports.clone(),
             taken: Mutex::default(),
             read: Mutex::default(),
             hits: Arc::clone(&self.hits),
@@ -336,6 +355,14 @@ impl Job {
         lock(&self.values)[id.index()].clone()
     }
 
+    /// Says whether a vertex has to be made before somebody can look at it.
+    pub(super) fn is_open(&self, id: VertexId) -> bool {
+        match self.value(id) {
+            None => true,
+            Some(value) => value.is_named_only(),
+        }
+    }
+
     pub(super) fn set_value(&self, id: VertexId, value: Value) {
         lock(&self.values)[id.index()] = Some(value);
     }
@@ -375,11 +402,24 @@ impl Job {
             Source::Git(_) | Source::Http(_) => Err(Error::internal("a source that is fetched was taken as it is")),
             Source::OciLayout(layout) => {
                 let (path, name) = contexts::layout(&self.locals.paths, &layout.name)?;
-                let images = &self.solver.deps().images;
-                let resolved = images.resolve_layout(&path, &layout.digest, &vertex.platform, &name)?;
-                Ok(FileSystem::of_image(vertex, Arc::new(resolved)).into())
+                let resolved = match path {
+                    Some(path) => {
+                        let images = &self.solver.deps().images;
+                        Arc::new(images.resolve_layout(&path, &layout.digest, &vertex.platform, &name)?)
+                    }
+                    None => self.resolved(&name.with_digest(layout.digest), &vertex.platform)?,
+                };
+                Ok(FileSystem::of_image(vertex, resolved).into())
             }
         }
+    }
+
+    /// Returns an image that was resolved through the client's session.
+    fn resolved(&self, name: &Reference, platform: &Platform) -> Result<Arc<Resolved>> {
+        let named = self.images.values().filter(|image| image.reference == *name);
+        let ranked = named.filter_map(|image| Some((platform.rank(&image.config.platform())?, image)));
+        let best = ranked.min_by_key(|(rank, _)| *rank).map(|(_, image)| Arc::clone(image));
+        best.ok_or_else(|| Error::internal(format!("the image {name} of a layout was not resolved")))
     }
 
     /// Sees to it that a file system is here, and returns its snapshot.
@@ -391,6 +431,7 @@ impl Job {
             FileSystem::Empty => return Ok(None),
             FileSystem::Layer(layer) => return Ok(Some(layer.made)),
             FileSystem::Image { vertex, image, .. } => (*vertex, Arc::clone(image)),
+            FileSystem::Cached(cached) => return self.bring_cached(cached).await.map(Some),
         };
         let images = &self.solver.deps().images;
         if !image.is_remote() {
@@ -403,6 +444,36 @@ impl Job {
         let result = images.fetch(&self.lease, &image, &self.registry, &layer_report(&self.progress, vertex)).await;
         begun.end(result.as_ref().err());
         result
+    }
+
+    /// Sees to it that a result of an imported cache is here, and records it as one of this engine's own.
+    async fn bring_cached(&self, cached: &Arc<Cached>) -> Result<SnapshotId> {
+        // Two steps that need it wait for one download.
+        let turn = self.solver.fetching(cached.chain);
+        let _turn = turn.lock().await;
+        let here = {
+            let (store, lease, chain) = (self.solver.deps().store.clone(), self.lease.clone(), cached.chain);
+            task::blocking(move || store.by_chain(&lease, &chain)).await?
+        };
+        let snapshot = match here {
+            Some(here) => here.id,
+            None => self.fetch_cached(cached).await?,
+        };
+        let (solver, cached, now_ns) = (self.solver.clone(), Arc::clone(cached), self.progress.now_ns());
+        task::blocking(move || cached.record(&solver, snapshot, now_ns)).await?;
+        Ok(snapshot)
+    }
+
+    async fn fetch_cached(&self, cached: &Cached) -> Result<SnapshotId> {
+        let layers = cached.layers.as_ref();
+        let layers = layers.ok_or_else(|| Error::internal("a result that has no layers was asked for"))?;
+        let layers: Vec<ChainLayer> = layers.iter().map(|layer| layer.layer.clone()).collect();
+        let begun = self.begin(cached.vertex);
+        let report = layer_report(&self.progress, cached.vertex);
+        let images = &self.solver.deps().images;
+        let brought = images.unpack(&self.lease, &layers, (cached.source.as_ref(), Wanted::Missing), &report).await;
+        begun.end(brought.as_ref().err());
+        brought?.ok_or_else(|| Error::internal("a cached result has no layers"))
     }
 
     /// Mounts a file system to be read; the mount goes with the descriptor.

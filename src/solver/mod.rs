@@ -7,16 +7,19 @@
 //! watchers see meanwhile.
 
 mod attest;
+mod attrs;
 pub mod bridge;
 mod build;
 pub mod cache;
 pub mod changes;
+mod content;
 mod contexts;
 pub mod copy;
 mod definition;
 mod devices;
 mod driver;
 mod elsewhere;
+mod exchange;
 mod export;
 pub mod failed;
 mod failure;
@@ -61,7 +64,7 @@ pub use devices::DIRECTORIES as DEVICE_DIRECTORIES;
 pub use failure::{Failure, Place};
 pub use received::ReceivedContext;
 pub use remote::Material;
-pub use request::{BuildRequest, Built, Document, Exporter};
+pub use request::{BuildRequest, Built, CacheSpec, Document, Exporter};
 pub use usage::{CacheKind, CacheRecord, PruneFilter};
 
 use crate::error::Result;

@@ -154,7 +154,6 @@ impl Options {
             // What says nothing, or names the frontend that is built in.
             "filename" | "shm-size" | "requestid" | "contextkey" | "dockerfilekey" | "context" | "source"
             | "cmdline" => {}
-            "cache-imports" | "cache-from" if matches!(value, "" | "false" | "[]" | "null") => {}
             _ => return Err(Error::unsupported(format!("the build option {key}={value} is not supported yet"))),
         }
         Ok(())

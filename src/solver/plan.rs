@@ -15,6 +15,7 @@ use super::cache;
 use super::failure::Failure;
 use super::identify::{Found, Work};
 use super::job::Job;
+use super::lock;
 use super::value::{FileSystem, Value};
 use crate::error::{Error, Result};
 
@@ -31,6 +32,9 @@ pub(super) struct Plan {
     pub(super) misses: HashMap<VertexId, Work>,
 }
 
+/// Steps, with what was found out about them.
+type Works = HashMap<VertexId, Work>;
+
 /// How often a plan is made again because something it found was removed meanwhile.
 const ATTEMPTS: usize = 3;
 
@@ -43,7 +47,8 @@ impl Job {
         let order = self.graph.reachable(roots.iter().copied());
         for _ in 0..ATTEMPTS {
             let mut records = HashMap::new();
-            let misses = self.identify_all(&order, &mut records)?;
+            let (mut misses, named) = self.identify_all(&order, &mut records)?;
+            self.demand(roots, named, &mut misses);
             let plan = self.left(roots, misses);
             if self.lease_needed(roots, &records)? {
                 self.report_found(&order);
@@ -58,7 +63,7 @@ impl Job {
         self: &Arc<Self>,
         order: &[VertexId],
         records: &mut HashMap<VertexId, Vec<i64>>,
-    ) -> Result<HashMap<VertexId, Work>, Failure> {
+    ) -> Result<(Works, Works), Failure> {
         // One connection for all: taking one, and a lock for every question, would cost more than the questions do.
         let db = self.solver.deps().store.root().db();
         let asked = db.read(|connection| {
@@ -73,8 +78,8 @@ impl Job {
         connection: &Connection,
         order: &[VertexId],
         records: &mut HashMap<VertexId, Vec<i64>>,
-    ) -> Result<HashMap<VertexId, Work>, Failure> {
-        let mut misses = HashMap::new();
+    ) -> Result<(Works, Works), Failure> {
+        let (mut misses, mut named) = (HashMap::new(), HashMap::new());
         for id in order {
             self.cancel.check()?;
             let vertex = self.graph.vertex(*id);
@@ -95,13 +100,38 @@ impl Job {
                     self.set_value(*id, value);
                     records.insert(*id, record);
                 }
+                Some(Found::Named(value, work)) => {
+                    self.set_value(*id, value);
+                    named.insert(*id, *work);
+                }
                 Some(Found::Miss(work)) => {
                     misses.insert(*id, *work);
                 }
                 None => {}
             }
         }
-        Ok(misses)
+        Ok((misses, named))
+    }
+
+    /// Has those results made that an imported cache names only, and that something works on.
+    fn demand(&self, roots: &[VertexId], mut named: Works, misses: &mut Works) {
+        let mut needed = vec![false; self.graph.vertices().len()];
+        roots.iter().for_each(|root| needed[root.index()] = true);
+        let ids: Vec<VertexId> = self.graph.ids().collect();
+        for id in ids.into_iter().rev() {
+            if !needed[id.index()] {
+                continue;
+            }
+            if self.is_open(id) {
+                lock(&self.values)[id.index()] = None;
+                misses.extend(named.remove(&id).map(|work| (id, work)));
+            }
+            if self.value(id).is_none() {
+                for edge in &self.graph.vertex(id).inputs {
+                    needed[edge.vertex.index()] = true;
+                }
+            }
+        }
     }
 
     /// What has no value and is needed, with the needs among them.
@@ -145,7 +175,7 @@ impl Job {
             let (Some(value), Some(records)) = (self.value(id), records.get(&id)) else { continue };
             let layers = value.file_systems().iter().filter_map(|file_system| match file_system {
                 FileSystem::Layer(layer) => Some(layer.made),
-                FileSystem::Empty | FileSystem::Image { .. } => None,
+                FileSystem::Empty | FileSystem::Image { .. } | FileSystem::Cached(_) => None,
             });
             for (snapshot, record) in layers.zip(records) {
                 if store.snapshot(&self.lease, snapshot)?.is_none() {

@@ -26,6 +26,10 @@ pub struct BuildRequest {
     pub credentials: BTreeMap<String, Credentials>,
     /// What becomes of the result; none keeps it in the build cache only.
     pub exporters: Vec<Exporter>,
+    /// Where the build cache is written to.
+    pub cache_exports: Vec<CacheSpec>,
+    /// Where results of earlier builds may be found.
+    pub cache_imports: Vec<CacheSpec>,
     /// Directories of the client that are read in place, by name: `context`, `dockerfile`.
     pub locals: BTreeMap<String, PathBuf>,
     /// A Dockerfile that is no file of the client (standard input).
@@ -48,6 +52,15 @@ pub struct Exporter {
     /// `image` or `moby`.
     pub kind: String,
     /// Its attributes: `name` (separated by commas), `push`, ...
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// A build cache that is elsewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CacheSpec {
+    /// `inline`, `registry`, `local`, `s3` or `gha`.
+    pub kind: String,
+    /// Its attributes: `ref`, `mode`, ...
     pub attrs: BTreeMap<String, String>,
 }
 

@@ -110,6 +110,6 @@ impl Job {
 async fn base_of(base: &FileSystem) -> Result<Option<(SnapshotId, SnapshotId)>> {
     match base {
         FileSystem::Layer(layer) => Ok(Some((layer.made, layer.settled().await?.id))),
-        FileSystem::Empty | FileSystem::Image { .. } => Ok(None),
+        FileSystem::Empty | FileSystem::Image { .. } | FileSystem::Cached(_) => Ok(None),
     }
 }

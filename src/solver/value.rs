@@ -7,12 +7,17 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use kiln_dockerfile::Ignore;
+use kiln_graph::oci::chain_id;
 use kiln_graph::{Digest, Vertex};
 
+use super::Solver;
+use super::cache::{self, NewStep};
 use super::copy::{Memo, Owners, Tree};
+use super::exchange::RemoteLayer;
+use super::identify::Work;
 use crate::error::{Error, Result};
-use crate::image::Resolved;
-use crate::store::{Lease, SnapshotId};
+use crate::image::{BlobSource, Resolved, suffix};
+use crate::store::{LayerBlob, Lease, SnapshotId};
 
 /// What a step gives.
 #[derive(Clone, Debug)]
@@ -42,6 +47,11 @@ impl Value {
         }
     }
 
+    /// Says whether a part of it is known by its name only.
+    pub(super) fn is_named_only(&self) -> bool {
+        self.file_systems().iter().any(FileSystem::is_named_only)
+    }
+
     /// Returns the file systems it is made of.
     pub(super) fn file_systems(&self) -> &[FileSystem] {
         match self {
@@ -68,6 +78,25 @@ pub(super) enum FileSystem {
     },
     /// The result of a step.
     Layer(Layer),
+    /// The result of a step, known from elsewhere; its layers are fetched when a step needs them.
+    Cached(Arc<Cached>),
+}
+
+/// A result that an imported cache has.
+#[derive(Debug)]
+pub(super) struct Cached {
+    /// The vertex it was found for.
+    pub(super) vertex: Digest,
+    /// Its chain ID.
+    pub(super) chain: Digest,
+    /// Its layers, the lowest first; `None` when the cache names it only, so that it has to be made when somebody needs it.
+    pub(super) layers: Option<Vec<RemoteLayer>>,
+    /// Where the layers are.
+    pub(super) source: Arc<dyn BlobSource>,
+    /// What it is recorded as once it is here.
+    pub(super) work: Work,
+    /// What progress shows of the step.
+    pub(super) name: String,
 }
 
 /// A snapshot that a step made, now or earlier.
@@ -165,6 +194,40 @@ impl Layer {
     }
 }
 
+impl Cached {
+    /// Records the result, which is here now, as if it had been made here. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub(super) fn record(&self, solver: &Solver, snapshot: SnapshotId, now_ns: i64) -> Result<()> {
+        let store = &solver.deps().store;
+        let (mut times, mut below) = (Vec::new(), None);
+        for RemoteLayer { layer, as_of } in self.layers.iter().flatten() {
+            let chain = chain_id(below, layer.diff_id);
+            below = Some(chain);
+            times.extend(as_of.map(|as_of| (chain, as_of)));
+            let descriptor = &layer.descriptor;
+            let media_suffix = suffix(&descriptor.media_type).to_owned();
+            let form = LayerBlob { digest: descriptor.digest, size: descriptor.size, media_suffix };
+            store.remember_layer_blob(&layer.diff_id, &form)?;
+        }
+        store.note_times(&times)?;
+        let Some(parts) = self.work.parts_now() else { return Ok(()) };
+        let stored = parts.stored(&[]);
+        let step = NewStep {
+            key: parts.key(),
+            op: self.work.op,
+            snapshot,
+            chain: self.chain,
+            name: &self.name,
+            parts: &stored,
+            now_ns,
+            boot: store.root().boot_id(),
+        };
+        store.root().db().write(|tx| cache::record(tx, &step))
+    }
+}
+
 impl From<FileSystem> for Value {
     fn from(file_system: FileSystem) -> Self {
         Self::FileSystem(file_system)
@@ -185,6 +248,7 @@ impl FileSystem {
             Self::Empty => Some(None),
             Self::Image { chain, .. } => Some(*chain),
             Self::Layer(layer) => layer.settled_now().map(|settled| Some(settled.chain)),
+            Self::Cached(cached) => Some(Some(cached.chain)),
         }
     }
 
@@ -194,7 +258,21 @@ impl FileSystem {
             Self::Layer(layer) => Ok(Some(layer.settled().await?.chain)),
             Self::Empty => Ok(None),
             Self::Image { chain, .. } => Ok(*chain),
+            Self::Cached(cached) => Ok(Some(cached.chain)),
         }
+    }
+
+    /// Returns the layer, when a step of this engine made it.
+    pub(super) fn as_layer(&self) -> Option<&Layer> {
+        match self {
+            Self::Layer(layer) => Some(layer),
+            Self::Empty | Self::Image { .. } | Self::Cached(_) => None,
+        }
+    }
+
+    /// Says whether it is known by its name only.
+    pub(super) fn is_named_only(&self) -> bool {
+        matches!(self, Self::Cached(cached) if cached.layers.is_none())
     }
 
     /// Names what is there for as long as this engine works on it, whether or not it is identified.
@@ -202,6 +280,7 @@ impl FileSystem {
         match self {
             Self::Empty => "empty".to_owned(),
             Self::Image { chain, .. } => format!("{chain:?}"),
+            Self::Cached(cached) => format!("{:?}", Some(cached.chain)),
             Self::Layer(layer) => layer.made.to_string(),
         }
     }

@@ -5,18 +5,20 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::future::try_join_all;
 use kiln_dockerfile::NoCache;
 use kiln_graph::VertexId;
 
 use super::attest::{Attest, Facts, Survey};
 use super::contexts::Locals;
+use super::exchange::{self, CacheImport, Imports, Scope};
 use super::export::{Export, Product, Variant};
 use super::failure::Failure;
 use super::frontend::{Frontend, Surroundings, Target};
 use super::job::{ClientSession, Entitlements, Job, Shared};
 use super::options::Options;
 use super::progress::Progress;
-use super::request::{BuildRequest, Built, Document};
+use super::request::{BuildRequest, Built, CacheSpec, Document};
 use super::verify::Witness;
 use super::{ProvenanceMode, Solver};
 use crate::error::{Error, Result};
@@ -45,6 +47,8 @@ pub(super) struct Workshop {
     pub(super) shared: Shared,
     pub(super) request: Arc<BuildRequest>,
     pub(super) cancel: Cancel,
+    /// The caches that were read, by what was asked for.
+    imported: Arc<tokio::sync::Mutex<BTreeMap<CacheSpec, Imports>>>,
 }
 
 /// A result that is known and not made yet.
@@ -87,8 +91,10 @@ impl Workshop {
             request_limits: Limits::default(),
             keep_failed: request.keep_failed,
             witness,
+            imports: Imports::default(),
         };
-        Ok(Self { shared, request: Arc::new(request), cancel: Cancel::new() })
+        let imported = Arc::default();
+        Ok(Self { shared, request: Arc::new(request), cancel: Cancel::new(), imported })
     }
 
     /// Returns a guard that gives the build up when it is dropped.
@@ -108,10 +114,39 @@ impl Workshop {
         .await
     }
 
+    /// Reads the caches that results are looked for in: those of the request, and those a frontend is asked to use. Each is read
+    /// once.
+    ///
+    /// # Errors
+    /// `InvalidArgument` or `Unsupported` for malformed requests; that one cannot be read is reported only.
+    pub(super) async fn imports(&self, attrs: &BTreeMap<String, String>) -> Result<Imports> {
+        let mut specs: Vec<CacheSpec> = Vec::new();
+        for spec in self.request.cache_imports.iter().cloned().chain(exchange::of_attributes(attrs)?) {
+            if !specs.contains(&spec) {
+                specs.push(spec);
+            }
+        }
+        let imports: Vec<CacheImport> = specs.iter().map(CacheImport::parse).collect::<Result<_>>()?;
+        let mut known = self.imported.lock().await;
+        let reads = specs.iter().zip(&imports).map(|(spec, import)| {
+            let read = known.get(spec).cloned();
+            async move {
+                match read {
+                    Some(read) => Ok(read),
+                    None => self.shared.import(import).await,
+                }
+            }
+        });
+        let read = try_join_all(reads.collect::<Vec<_>>()).await?;
+        known.extend(specs.into_iter().zip(read.iter().cloned()));
+        Ok(Imports::all(read))
+    }
+
     /// Reads what a frontend is asked, and for what it is asked: the attributes without those that name it.
     fn asked(&self, name: &str, attrs: &BTreeMap<String, String>) -> Result<(Options, BTreeMap<String, String>)> {
         let mut attrs = attrs.clone();
         let image = attrs.remove("source").unwrap_or_default();
+        exchange::IMPORT_ATTRIBUTES.iter().for_each(|key| drop(attrs.remove(*key)));
         match name {
             FRONTEND => {}
             // The built-in one is meant, of whatever version.
@@ -148,9 +183,10 @@ impl Workshop {
     ///
     /// # Errors
     /// `Unsupported` for other frontends than the one that is built in; what it finds wrong, with the place in the source.
-    pub(super) async fn frontend(&self, name: &str, attrs: &BTreeMap<String, String>) -> Result<Draft, Failure> {
-        let (options, attrs) = self.asked(name, attrs)?;
-        let shared = Shared { request_limits: options.limits.clone(), ..self.shared.clone() };
+    pub(super) async fn frontend(&self, name: &str, given: &BTreeMap<String, String>) -> Result<Draft, Failure> {
+        let (options, attrs) = self.asked(name, given)?;
+        let imports = if self.shared.witness.is_some() { Imports::default() } else { self.imports(given).await? };
+        let shared = Shared { request_limits: options.limits.clone(), imports, ..self.shared.clone() };
         let around = Surroundings::of(&shared);
         let Frontend { mut graph, targets, epoch_s, mut images, ignore } =
             Box::pin(around.lower(&self.request, &options)).await?;
@@ -187,11 +223,23 @@ impl Draft {
         edges.map(|edge| edge.vertex).collect()
     }
 
-    /// Makes and exports the result. `record` asks for provenance in the answer.
+    /// Returns what caches are told about the results of these numbers.
+    pub(super) fn scope(&self, numbers: &[usize]) -> Scope {
+        let targets = numbers.iter().filter_map(|number| self.targets.get(*number));
+        let targets = targets.filter_map(|(target, _)| target.root).collect();
+        Scope { job: Arc::clone(&self.job), roots: self.roots(numbers), targets }
+    }
+
+    /// Makes and exports the result. `inline` asks for a cache in the images, `record` for provenance in the answer.
     ///
     /// # Errors
     /// The first failure.
-    pub(super) async fn build(&self, exports: &[Export], record: Option<ProvenanceMode>) -> Result<Built, Failure> {
+    pub(super) async fn build(
+        &self,
+        exports: &[Export],
+        inline: bool,
+        record: Option<ProvenanceMode>,
+    ) -> Result<Built, Failure> {
         let all: Vec<usize> = (0..self.targets.len()).collect();
         self.job.carry_out(self.roots(&all)).await?;
         let mut built = Built::default();
@@ -206,8 +254,10 @@ impl Draft {
         for number in all {
             variants.push(self.variant(number).await?);
         }
+        let all: Vec<usize> = (0..self.targets.len()).collect();
+        let cache = if inline { vec![self.scope(&all)] } else { Vec::new() };
         let (multi_platform, epoch_ns) = (self.multi_platform, self.facts.epoch_ns);
-        let product = Arc::new(Product { variants, multi_platform, epoch_ns });
+        let product = Arc::new(Product { variants, multi_platform, epoch_ns, cache });
         if let Some(witness) = witness {
             let Some(comparison) = self.job.compare(witness, &product).await? else { return Ok(built) };
             let same = comparison.is_same();

@@ -62,6 +62,10 @@ pub const CALL_ERROR: &str = "kiln.call.error";
 /// What all attributes of Kiln's own begin with.
 pub const OWN_PREFIX: &str = "kiln.";
 
+/// The key of a response that says which manifest a cache has, as the JSON of its descriptor; with a point and the number of the
+/// export, which cache.
+pub const CACHE_MANIFEST: &str = "cache.manifest";
+
 /// The largest message of the build service, in bytes; clients and servers of the protocol agree on it.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 

@@ -1,6 +1,6 @@
 //! Between BuildKit's messages and the solver's types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use bytes::Bytes;
 use crate::api::serve::Peer;
 use crate::error::{Error, Result};
 use crate::solver::progress::{Event, Status, VertexState, Warning};
-use crate::solver::{BuildRequest, CacheRecord, Exporter, Failure, Place, ProvenanceMode, PruneFilter};
+use crate::solver::{BuildRequest, CacheRecord, CacheSpec, Exporter, Failure, Place, ProvenanceMode, PruneFilter};
 use crate::types::build::types::GcPolicy;
 use crate::types::build::{
-    CacheOptions, DOCKERFILE, Detail, KEEP_FAILED, LOCAL_PREFIX, OWN_PREFIX, RECORD_PROVENANCE, SolveDetail,
-    SolveRequest, SourceDetail, SourceFinding, SourcePosition, SourceRange, SourceText, StatusResponse, UsageRecord,
-    VERIFY, Vertex, VertexDetail, VertexLog, VertexStatus, VertexWarning, encode_details, pb, timestamp,
+    CacheOptions, CacheOptionsEntry, DOCKERFILE, Detail, KEEP_FAILED, LOCAL_PREFIX, OWN_PREFIX, RECORD_PROVENANCE,
+    SolveDetail, SolveRequest, SourceDetail, SourceFinding, SourcePosition, SourceRange, SourceText, StatusResponse,
+    UsageRecord, VERIFY, Vertex, VertexDetail, VertexLog, VertexStatus, VertexWarning, encode_details, pb, timestamp,
 };
 
 /// Log bytes after which events go on in another message.
@@ -64,6 +64,7 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
     if definition.is_some() && !request.frontend.is_empty() {
         return Err(Error::invalid("cannot solve with both Definition and Frontend specified"));
     }
+    let (cache_exports, cache_imports) = caches(request.cache.unwrap_or_default());
     Ok(BuildRequest {
         frontend: request.frontend,
         definition: definition.map(Arc::new),
@@ -72,6 +73,8 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
         session: (!request.session.is_empty()).then_some(request.session),
         credentials: BTreeMap::new(),
         exporters,
+        cache_exports,
+        cache_imports,
         locals,
         dockerfile,
         entitlements: request.entitlements,
@@ -83,14 +86,7 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
 }
 
 fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
-    let caches = |cache: &CacheOptions| {
-        let exports = !cache.exports.is_empty() || !cache.export_ref_deprecated.is_empty();
-        (exports, !cache.imports.is_empty() || !cache.import_refs_deprecated.is_empty())
-    };
-    let (exports, imports) = request.cache.as_ref().map(caches).unwrap_or_default();
     let refused = [
-        (exports, "exporting the build cache (--cache-to)"),
-        (imports, "importing a build cache (--cache-from)"),
         (!request.frontend_inputs.is_empty(), "inputs for the frontend (SolveRequest.FrontendInputs)"),
         (request.source_policy.is_some(), "source policies (SolveRequest.SourcePolicy)"),
         (!request.source_policy_session.is_empty(), "source policies (SolveRequest.SourcePolicySession)"),
@@ -100,6 +96,25 @@ fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
         Some((_, what)) => Err(Error::unsupported(format!("{what} is not supported yet"))),
         None => Ok(()),
     }
+}
+
+/// Reads where the cache is written to, and where it is read from.
+fn caches(cache: CacheOptions) -> (Vec<CacheSpec>, Vec<CacheSpec>) {
+    let registry = |name: String, attrs: HashMap<String, String>| CacheSpec {
+        kind: "registry".to_owned(),
+        attrs: attrs.into_iter().chain([("ref".to_owned(), name)]).collect(),
+    };
+    let mut exports: Vec<CacheSpec> = cache.exports.into_iter().map(cache_spec).collect();
+    if !cache.export_ref_deprecated.is_empty() {
+        exports.push(registry(cache.export_ref_deprecated, cache.export_attrs_deprecated));
+    }
+    let mut imports: Vec<CacheSpec> = cache.imports.into_iter().map(cache_spec).collect();
+    imports.extend(cache.import_refs_deprecated.into_iter().map(|name| registry(name, HashMap::new())));
+    (exports, imports)
+}
+
+fn cache_spec(entry: CacheOptionsEntry) -> CacheSpec {
+    CacheSpec { kind: entry.r#type, attrs: entry.attrs.into_iter().collect() }
 }
 
 fn take_locals(attrs: &mut BTreeMap<String, String>) -> Result<BTreeMap<String, PathBuf>> {
@@ -308,13 +323,30 @@ mod tests {
     #[test]
     fn what_is_not_there_is_refused_by_name() {
         let mut asked = request(&[]);
-        asked.cache = Some(CacheOptions {
-            imports: vec![crate::types::build::CacheOptionsEntry::default()],
-            ..CacheOptions::default()
-        });
+        asked.enable_session_exporter = true;
         let refused = build_request(asked, Peer::Parent).unwrap_err();
         assert_eq!(refused.kind(), Kind::Unsupported);
-        assert!(refused.to_string().contains("--cache-from"), "{refused}");
+        assert!(refused.to_string().contains("EnableSessionExporter"), "{refused}");
+    }
+
+    #[test]
+    fn caches_are_read_in_the_new_form_and_in_the_old() {
+        let attrs = |name: &str| HashMap::from([("ref".to_owned(), name.to_owned())]);
+        let entry = CacheOptionsEntry { r#type: "registry".to_owned(), attrs: attrs("a") };
+        let options = CacheOptions {
+            exports: vec![entry.clone()],
+            export_ref_deprecated: "old".to_owned(),
+            export_attrs_deprecated: HashMap::from([("mode".to_owned(), "max".to_owned())]),
+            import_refs_deprecated: vec!["old".to_owned()],
+            imports: vec![entry],
+        };
+        let (exports, imports) = caches(options);
+        let names = |specs: &[CacheSpec]| specs.iter().map(|spec| spec.attrs["ref"].clone()).collect::<Vec<_>>();
+        assert_eq!(
+            (names(&exports), names(&imports)),
+            (vec!["a".into(), "old".into()], vec!["a".into(), "old".into()])
+        );
+        assert_eq!(exports[1].attrs["mode"], "max");
     }
 
     #[test]

@@ -18,14 +18,17 @@ use crate::solver::progress::Warning;
 use crate::task;
 use crate::types::build::frontend::llb_bridge_server::LlbBridge;
 use crate::types::build::frontend::{
-    EvaluateRequest, EvaluateResponse, ExecMessage, FileRange, InputsRequest, InputsResponse, NewContainerRequest,
-    NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse, ReadFileRequest,
-    ReadFileResponse, Ref, RefMap, ReleaseContainerRequest, ReleaseContainerResponse, ResolveImageConfigRequest,
-    ResolveImageConfigResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
-    Result as FrontendResult, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse, StatFileRequest,
-    StatFileResponse, WarnRequest, WarnResponse, result,
+    CacheOptionsEntry, EvaluateRequest, EvaluateResponse, ExecMessage, FileRange, InputsRequest, InputsResponse,
+    NewContainerRequest, NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse,
+    ReadFileRequest, ReadFileResponse, Ref, RefMap, ReleaseContainerRequest, ReleaseContainerResponse,
+    ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest,
+    ResolveSourceMetaResponse, Result as FrontendResult, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse,
+    StatFileRequest, StatFileResponse, WarnRequest, WarnResponse, result,
 };
 use crate::types::build::{google, pb};
+
+/// The attribute of a frontend that names caches, as JSON.
+const CACHE_IMPORTS: &str = "cache-imports";
 
 /// Names the build of a call.
 const BUILD: &str = "buildkit-controlapi-buildid";
@@ -83,7 +86,6 @@ fn policy(mode: &str) -> Outcomes<Policy> {
 fn check(request: &SolveRequest) -> Outcomes<()> {
     let refused = [
         (!request.frontend_inputs.is_empty(), "inputs for the frontend (SolveRequest.FrontendInputs)"),
-        (!request.cache_imports.is_empty(), "importing a build cache (--cache-from)"),
         (!request.source_policies.is_empty(), "source policies"),
         (!request.exporter_attr.is_empty(), "exporter attributes of frontends"),
     ];
@@ -91,6 +93,22 @@ fn check(request: &SolveRequest) -> Outcomes<()> {
         Some((_, what)) => Err(Error::unsupported(format!("{what} is not supported yet"))),
         None => Ok(()),
     }
+}
+
+/// Adds the caches a frontend names to those among its attributes.
+fn add_imports(attrs: &mut BTreeMap<String, String>, imports: Vec<CacheOptionsEntry>) -> Outcomes<()> {
+    if imports.is_empty() {
+        return Ok(());
+    }
+    let known = attrs.get(CACHE_IMPORTS).filter(|text| !text.is_empty());
+    let known: Option<Vec<serde_json::Value>> = known
+        .map(|text| serde_json::from_str(text))
+        .transpose()
+        .map_err(|error| Error::invalid(format!("{CACHE_IMPORTS}: {error}")))?;
+    let mut all = known.unwrap_or_default();
+    all.extend(imports.into_iter().map(|entry| serde_json::json!({ "Type": entry.r#type, "Attrs": entry.attrs })));
+    attrs.insert(CACHE_IMPORTS.to_owned(), serde_json::to_string(&all)?);
+    Ok(())
 }
 
 fn to_wire(findings: Findings) -> FrontendResult {
@@ -226,7 +244,8 @@ impl LlbBridge for Gateway {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
         refuse(check(&request))?;
-        let attrs: BTreeMap<String, String> = request.frontend_opt.into_iter().collect();
+        let mut attrs: BTreeMap<String, String> = request.frontend_opt.into_iter().collect();
+        refuse(add_imports(&mut attrs, request.cache_imports))?;
         let definition = request.definition.filter(|definition| !definition.def.is_empty());
         let findings = match (definition, request.frontend.as_str()) {
             (None, "") => Findings::default(),

@@ -1,6 +1,7 @@
 //! `build`: sends the build to the engine, offers it secrets and credentials meanwhile, and shows how it goes.
 
 mod attest;
+mod cache;
 mod call;
 mod context;
 mod failure;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use futures_util::StreamExt as _;
 
+use self::cache::Caches;
 use self::call::Asked;
 pub(super) use self::call::alone;
 use self::context::Sources;
@@ -97,7 +99,9 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
         metadata_provenance: std::env::var("BUILDX_METADATA_PROVENANCE").ok().filter(|mode| !mode.is_empty()),
     };
     let outputs = output::outputs(args)?;
+    let caches = Caches::read(args)?;
     let mut request = request::request(args, sources, &outputs, surroundings)?;
+    request.cache.clone_from(&caches.options);
     let reference = identifier()?;
     request.r#ref.clone_from(&reference);
     request.session = identifier()?;
@@ -110,17 +114,22 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
         Endpoint::Child(_) => BTreeMap::new(),
         _ => offer::take_directories(&mut request),
     };
+    let (mut dirs, mut content) = (dirs, caches.stores.clone());
+    content.extend(offer::take_layouts(&mut dirs));
+    caches.warnings.iter().for_each(|warning| screen.report(&format!("WARNING: {warning}\n")));
     let offer = Offer {
         agents: Agents(agents),
         uploads: Uploads::new(uploads),
         shared_key: offer::shared_key(&dirs),
         dirs,
+        content,
         ..offer::offer(secrets, docker, deliveries)
     };
     let session = context.client.session(&request.session, offer).await?;
     let detail = if args.debug { WarningDetail::Full } else { WarningDetail::Short };
     match follow(context, request, &mut display, &mut screen, detail).await? {
         End::Built(response) => {
+            caches.name(&response)?;
             if let Some(asked) = asked {
                 return asked.answered(args, &response);
             }

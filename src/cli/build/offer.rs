@@ -5,17 +5,29 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::secret::Secrets;
-use crate::client::{Delivery, Offer};
+use crate::client::{ContentDir, Delivery, Offer};
 use crate::config::docker::DockerConfig;
 use crate::config::domain_of;
 use crate::error::Error;
 use crate::types::build::{LOCAL_PREFIX, SolveRequest};
+
+/// What the names of OCI layouts begin with among directories.
+const LAYOUT: &str = "oci-layout:";
 
 /// Takes the directories out of a request for an engine that does not read them in place: they are offered to it instead.
 pub(super) fn take_directories(request: &mut SolveRequest) -> BTreeMap<String, PathBuf> {
     let attrs = &mut request.frontend_attrs;
     let taken = attrs.extract_if(|key, _| key.starts_with(LOCAL_PREFIX));
     taken.map(|(key, path)| (key[LOCAL_PREFIX.len()..].to_owned(), PathBuf::from(path))).collect()
+}
+
+/// Takes the OCI layouts out of the directories: the engine reads single blobs of them.
+pub(super) fn take_layouts(dirs: &mut BTreeMap<String, PathBuf>) -> BTreeMap<String, ContentDir> {
+    let taken = dirs.extract_if(.., |key, _| key.starts_with(LAYOUT));
+    let store = |(key, path): (String, PathBuf)| {
+        (format!("oci:{}", &key[LAYOUT.len()..]), ContentDir { path, writable: false })
+    };
+    taken.map(store).collect()
 }
 
 /// Names the directory that is built from among those of all clients, without saying where it is.

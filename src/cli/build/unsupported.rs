@@ -5,8 +5,6 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 /// Each option, and what a user can do about it.
 const OPTIONS: &[(&str, &str)] = &[
     ("--builder", "there is one builder; --root or --host choose another engine"),
-    ("--cache-from", "the build cache is always used; it is not shared between machines yet"),
-    ("--cache-to", "the build cache is always kept; it is not shared between machines yet"),
     ("--isolation", "it is for Windows"),
     ("--policy", "source policies are not supported"),
     ("--security-opt", "use --allow security.insecure"),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use kiln_graph::Platform;
 
-use super::attrs::Attrs;
 use crate::error::{Error, Result};
+use crate::solver::attrs::Attrs;
 
 /// What an annotation is put on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::attrs::Attrs;
 use super::package::{self, Packaging};
 use super::{Product, Response};
 use crate::error::{Error, Result};
 use crate::image::{Images, Layout};
+use crate::solver::attrs::Attrs;
 use crate::solver::job::{Begun, Job};
 use crate::solver::request::Exporter;
 use crate::task::Cancel;

@@ -10,11 +10,11 @@ use kiln_graph::{Digest, Platform};
 use serde_json::{Value, json};
 use sha2::Digest as _;
 
-use super::attrs::Attrs;
 use super::{Product, Variant};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::filesync::{self, Filter, Source};
 use crate::image::statement;
+use crate::solver::attrs::Attrs;
 use crate::solver::job::{Begun, Job};
 use crate::solver::request::Exporter;
 use crate::store::layer::{Style, Times, archive_files, archive_tree, end_archive};

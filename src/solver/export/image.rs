@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use kiln_graph::Reference;
 
-use super::attrs::Attrs;
 use super::package::{self, Packaging};
 use super::{Product, Response};
 use crate::error::{Error, Result};
 use crate::image::{Assembled, Configured};
 use crate::registry::Client;
+use crate::solver::attrs::Attrs;
 use crate::solver::job::{Begun, Job, layer_report};
 use crate::solver::request::Exporter;
 use crate::store::compression::Compression;

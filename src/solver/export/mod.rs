@@ -5,10 +5,11 @@
 
 mod annotation;
 mod archive;
-mod attrs;
 mod files;
 mod image;
 mod package;
+
+pub(super) use package::compression;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use kiln_graph::{Digest, Platform, Reference};
 use self::archive::ArchiveExport;
 use self::files::FilesExport;
 use self::image::ImageExport;
+use super::exchange::Scope;
 use super::job::Job;
 use super::request::Exporter;
 use super::session::Session;
@@ -38,6 +40,8 @@ pub(super) struct Product {
     pub(super) multi_platform: bool,
     /// The time in nanoseconds since 1970 that nothing in the result may be later than.
     pub(super) epoch_ns: Option<i64>,
+    /// What the cache in the images is made of; none when there is to be none.
+    pub(super) cache: Vec<Scope>,
 }
 
 /// A result for one platform.

@@ -6,10 +6,11 @@ use kiln_graph::oci::annotation;
 use kiln_graph::{Digest, Reference};
 
 use super::annotation::{Annotations, Level};
-use super::attrs::Attrs;
 use super::{Product, Response, Variant};
 use crate::error::{Error, Result};
 use crate::image::{Assembled, Assembly, Configured, Form, NewImage, Top};
+use crate::solver::attrs::Attrs;
+use crate::solver::exchange;
 use crate::solver::job::{Begun, Job};
 use crate::store::compression::Compression;
 use crate::task::{self, Cancel};
@@ -100,7 +101,11 @@ fn names(value: &str) -> Result<Vec<Reference>> {
         .collect()
 }
 
-fn compression(name: Option<&str>, level: Option<i32>) -> Result<Compression> {
+/// Reads how layers are compressed.
+///
+/// # Errors
+/// `InvalidArgument`, or `Unsupported` for what BuildKit knows and this does not.
+pub(in crate::solver) fn compression(name: Option<&str>, level: Option<i32>) -> Result<Compression> {
     let compression = match (name, level) {
         (None | Some("gzip"), None) => Compression::GZIP,
         (None | Some("gzip"), Some(level)) => Compression::Gzip { level: u32::try_from(level).unwrap_or(u32::MAX) },
@@ -133,10 +138,17 @@ impl Job {
         let (job, product) = (Arc::clone(self), Arc::clone(product));
         let epoch_ns = packaging.epoch_ns.or(product.epoch_ns);
         let rewrite = packaging.rewrite_timestamp;
+        for scope in &product.cache {
+            scope.job.settle_all().await;
+        }
         let cancel = Cancel::new();
         let _given_up = cancel.on_drop();
         task::blocking(move || {
             let images = &job.solver.deps().images;
+            let inline = |diff_ids: &[Digest]| match product.cache.as_slice() {
+                [] => Ok(None),
+                scopes => exchange::inline(scopes, diff_ids),
+            };
             let configure = |variant: &Variant| {
                 let snapshot = match epoch_ns.filter(|_| rewrite) {
                     Some(ns) => {
@@ -146,7 +158,7 @@ impl Job {
                     None => variant.snapshot,
                 };
                 let new = NewImage { config: variant.config.clone(), snapshot, epoch_ns };
-                images.configure(&job.lease, new)
+                images.configure_with(&job.lease, new, inline)
             };
             product.variants.iter().map(configure).collect()
         })

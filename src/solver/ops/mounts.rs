@@ -291,7 +291,7 @@ impl Job {
     ) -> Result<(OwnedFd, String)> {
         let vertex = self.graph.vertex(id);
         let known_by = match self.input(vertex, input)? {
-            Value::FileSystem(file_system @ (FileSystem::Empty | FileSystem::Image { .. })) => {
+            Value::FileSystem(file_system @ (FileSystem::Empty | FileSystem::Image { .. } | FileSystem::Cached(_))) => {
                 file_system.provisional()
             }
             Value::FileSystem(FileSystem::Layer(layer)) => layer.settled().await?.chain.to_string(),

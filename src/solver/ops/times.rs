@@ -35,6 +35,9 @@ impl Job {
                 let newest = times.map(|time| i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX)).max();
                 Ok(newest.unwrap_or(0).max(0))
             }
+            FileSystem::Cached(cached) => {
+                Ok(cached.layers.iter().flatten().next_back().and_then(|layer| layer.as_of).unwrap_or_default())
+            }
             FileSystem::Layer(layer) => {
                 let snapshot = self.solver.deps().store.snapshot(&self.lease, layer.made)?;
                 let snapshot = snapshot.ok_or_else(|| Error::internal("a layer has gone while it was used"))?;

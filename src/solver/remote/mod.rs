@@ -27,7 +27,7 @@ pub(super) use records::TABLES;
 use super::failure::Failure;
 use super::identify::{Found, Work};
 use super::job::{Job, Stop, cancelled};
-use super::key::Parts;
+use super::key::{Key, Parts};
 use super::lock;
 use super::reporter::Reporter;
 use super::value::Layer;
@@ -131,7 +131,18 @@ impl Job {
         {
             return Ok(Found::hit(layer, Some(record)));
         }
+        if let Some(parts) = &parts {
+            let work = Work::of_source(parts.key(), parts.key(), parts.clone());
+            if let found @ Found::Value(..) = self.imported(vertex, work) {
+                return Ok(found);
+            }
+        }
         Ok(Found::Miss(Box::new(self.fetching(vertex, parts))))
+    }
+
+    /// Returns the key of a source's result, if it is known.
+    pub(super) fn source_key(&self, source: &Source) -> Option<Key> {
+        self.identity(source).map(|parts| parts.key())
     }
 
     /// What identifies the result of a source, if that is known.

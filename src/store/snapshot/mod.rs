@@ -193,6 +193,22 @@ impl Store {
         Ok(find(connection, "chain_id = ?1", chain_id.to_string())?.map(|(_, snapshot)| snapshot.id))
     }
 
+    /// Notes the times that stand for what layers were made of, where none are known: by chain ID, in nanoseconds since 1970.
+    /// Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn note_times(&self, times: &[(Digest, i64)]) -> Result<()> {
+        self.root().db().write(|tx| {
+            let mut note =
+                tx.prepare_cached("UPDATE snapshots SET as_of = ?2 WHERE chain_id = ?1 AND as_of IS NULL")?;
+            for (chain, as_of) in times {
+                note.execute((chain.to_string(), as_of))?;
+            }
+            Ok(())
+        })
+    }
+
     /// Records the digests of a snapshot's layer, and leases and returns the snapshot that has them.
     ///
     /// That is another, earlier one when that one has the same layers, or the same parent and a layer that differs in times

@@ -142,9 +142,6 @@ impl Classic {
 /// Passes on what a build reports, in the form that was asked for, no faster than the client reads it.
 async fn report(asked: &Asked, mut watcher: Watcher, outbox: &Outbox) {
     let mut text = Text::default();
-    for warning in &asked.warnings {
-        outbox.append(text::warning(warning));
-    }
     while let Some(events) = watcher.next().await {
         match asked.version {
             Version::Classic if asked.quiet => {}

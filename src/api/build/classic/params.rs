@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::api::params::Params;
 use crate::error::{Error, Result};
 use crate::registry::{AuthConfig, Credentials, domain_of};
-use crate::solver::{BuildRequest, Exporter};
+use crate::solver::{BuildRequest, CacheSpec, Exporter};
 
 /// The header with credentials by registry.
 const REGISTRIES: &str = "X-Registry-Config";
@@ -48,8 +48,6 @@ pub(super) struct Asked {
     pub(super) quiet: bool,
     pub(super) tags: Vec<Reference>,
     pub(super) request: BuildRequest,
-    /// What is asked for and changes nothing.
-    pub(super) warnings: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -99,11 +97,10 @@ pub(super) fn parse(params: &Params, headers: &HeaderMap) -> Result<Asked> {
         Some(other) => (Some(other), Vec::new()),
     };
     attrs.extend(network.map(|mode| ("force-network-mode".to_owned(), mode.to_owned())));
-    let mut warnings = Vec::new();
     let sources: Vec<String> = json(params, "cachefrom")?.unwrap_or_default();
-    if !sources.is_empty() {
-        warnings.push(format!("the cache of {} is not imported: steps that ran here are found", sources.join(", ")));
-    }
+    let cache_imports = sources
+        .into_iter()
+        .map(|name| CacheSpec { kind: "registry".to_owned(), attrs: BTreeMap::from([("ref".to_owned(), name)]) });
     Ok(Asked {
         version,
         from,
@@ -117,10 +114,10 @@ pub(super) fn parse(params: &Params, headers: &HeaderMap) -> Result<Asked> {
             exporters: exporters(params, &tags)?,
             entitlements,
             documented: true,
+            cache_imports: cache_imports.collect(),
             ..BuildRequest::default()
         },
         tags,
-        warnings,
     })
 }
 

@@ -1,14 +1,16 @@
-//! The attributes of an exporter: each is asked for by name, and what nobody asked for is refused.
+//! The attributes of an exporter or of a cache: each is asked for by name, and what nobody asked for is refused.
 
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 use crate::solver::options::flag;
-use crate::solver::request::Exporter;
+use crate::solver::request::{CacheSpec, Exporter};
 
 /// The attributes that are left.
 #[derive(Debug)]
 pub(super) struct Attrs<'a> {
+    /// What they are of.
+    noun: &'static str,
     kind: &'a str,
     left: BTreeMap<&'a str, &'a str>,
     asked: Vec<&'static str>,
@@ -17,8 +19,17 @@ pub(super) struct Attrs<'a> {
 impl<'a> Attrs<'a> {
     /// Takes those of an exporter.
     pub(super) fn new(exporter: &'a Exporter) -> Self {
-        let left = exporter.attrs.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        Self { kind: &exporter.kind, left, asked: Vec::new() }
+        Self::of("exporter", &exporter.kind, &exporter.attrs)
+    }
+
+    /// Takes those of a cache.
+    pub(super) fn of_cache(cache: &'a CacheSpec) -> Self {
+        Self::of("cache", &cache.kind, &cache.attrs)
+    }
+
+    fn of(noun: &'static str, kind: &'a str, attrs: &'a BTreeMap<String, String>) -> Self {
+        let left = attrs.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        Self { noun, kind, left, asked: Vec::new() }
     }
 
     /// Takes a text; an empty one counts as none.
@@ -67,7 +78,10 @@ impl<'a> Attrs<'a> {
     /// `Unsupported`, when it is set to true.
     pub(super) fn refuse(&mut self, key: &'static str, why: &str) -> Result<()> {
         match self.flag(key)? {
-            Some(true) => Err(Error::unsupported(format!("the exporter option {key}=true is not supported: {why}"))),
+            Some(true) => {
+                let noun = self.noun;
+                Err(Error::unsupported(format!("the {noun} option {key}=true is not supported: {why}")))
+            }
             _ => Ok(()),
         }
     }
@@ -83,6 +97,6 @@ impl<'a> Attrs<'a> {
             Some(meant) => format!("did you mean {meant}?"),
             None => format!("it has {}", self.asked.join(", ")),
         };
-        Err(Error::invalid(format!("the exporter {} has no option {key} ({hint})", self.kind)))
+        Err(Error::invalid(format!("the {} {} has no option {key} ({hint})", self.noun, self.kind)))
     }
 }

@@ -1,0 +1,212 @@
+//! `--cache-from` and `--cache-to`: caches of other machines, as the engine is told them, and the directories of this machine
+//! that are among them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use kiln_graph::Reference;
+use kiln_graph::oci::{Descriptor, Index, annotation, media_type};
+
+use super::options::BuildArgs;
+use super::result;
+use crate::cli::value;
+use crate::client::ContentDir;
+use crate::error::{Error, Result, ResultExt as _};
+use crate::types::build::{CACHE_MANIFEST, CacheOptions, CacheOptionsEntry, SolveResponse};
+
+/// What the names of content stores begin with that hold caches.
+const STORE: &str = "local:";
+
+/// The name of a cache's manifest in its directory, when nobody chose another.
+const TAG: &str = "latest";
+
+/// The caches of a build.
+#[derive(Debug, Default)]
+pub(super) struct Caches {
+    /// What the engine is told; `None` for nothing.
+    pub(super) options: Option<CacheOptions>,
+    /// The directories it reads and writes, by the names it knows them by.
+    pub(super) stores: BTreeMap<String, ContentDir>,
+    /// What the user is to know.
+    pub(super) warnings: Vec<String>,
+    /// The directories that are written, by the number of the export, with the name of the manifest.
+    written: Vec<(usize, PathBuf, String)>,
+}
+
+/// A cache as an option names it.
+type Spec = (String, BTreeMap<String, String>);
+
+impl Caches {
+    /// Reads the options. Blocking.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming the option that is malformed.
+    pub(super) fn read(args: &BuildArgs) -> Result<Self> {
+        let mut caches = Self::default();
+        let (mut exports, mut imports) = (Vec::new(), Vec::new());
+        for text in &args.cache_to {
+            let (kind, attrs) = parse(text).context(|| format!("--cache-to {text}"))?;
+            if kind == "local" {
+                caches.export_to(exports.len(), &attrs);
+            }
+            exports.push(entry((kind, attrs)));
+        }
+        for text in &args.cache_from {
+            let context = || format!("--cache-from {text}");
+            let (kind, mut attrs) = parse(text).context(context)?;
+            if kind != "local" || caches.import_from(&mut attrs).context(context)? {
+                imports.push(entry((kind, attrs)));
+            }
+        }
+        if !exports.is_empty() || !imports.is_empty() {
+            caches.options = Some(CacheOptions { exports, imports, ..CacheOptions::default() });
+        }
+        Ok(caches)
+    }
+
+    fn export_to(&mut self, number: usize, attrs: &BTreeMap<String, String>) {
+        // What is missing is the engine's to refuse.
+        let Some(dest) = attrs.get("dest").filter(|dest| !dest.is_empty()) else { return };
+        self.stores.insert(format!("{STORE}{dest}"), ContentDir { path: dest.into(), writable: true });
+        let tag = attrs.get("tag").filter(|tag| !tag.is_empty()).map_or(TAG, String::as_str);
+        self.written.push((number, dest.into(), tag.to_owned()));
+    }
+
+    /// Says whether there is a cache; finds the digest of its manifest.
+    fn import_from(&mut self, attrs: &mut BTreeMap<String, String>) -> Result<bool> {
+        let Some(src) = attrs.get("src").filter(|src| !src.is_empty()).cloned() else { return Ok(true) };
+        if attrs.get("digest").is_none_or(String::is_empty) {
+            let tag = attrs.get("tag").filter(|tag| !tag.is_empty()).map_or(TAG, String::as_str);
+            let index = match read_index(Path::new(&src))? {
+                Some(index) => index,
+                None => {
+                    self.warnings.push(format!("there is no cache in {src} yet: it has no index.json"));
+                    return Ok(false);
+                }
+            };
+            let found = index.manifests.iter().find(|entry| is_named(entry, tag));
+            let found = found.ok_or_else(|| Error::not_found(format!("{src} has no cache {tag}")))?;
+            attrs.insert("digest".to_owned(), found.digest.to_string());
+        }
+        self.stores
+            .entry(format!("{STORE}{src}"))
+            .or_insert_with(|| ContentDir { path: src.clone().into(), writable: false });
+        Ok(true)
+    }
+
+    /// Gives the manifests of written caches their names. Blocking.
+    ///
+    /// # Errors
+    /// When an index cannot be read or written.
+    pub(super) fn name(&self, response: &SolveResponse) -> Result<()> {
+        for (number, dir, tag) in &self.written {
+            let own = response.exporter_response.get(&format!("{CACHE_MANIFEST}.{number}"));
+            // Other engines tell of one only. One that may fail is told of when it did not.
+            let Some(manifest) = own.or_else(|| response.exporter_response.get(CACHE_MANIFEST)) else { continue };
+            let manifest: Descriptor =
+                serde_json::from_str(manifest).context(|| "read what the engine says of the cache")?;
+            name(dir, manifest, tag)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_named(entry: &Descriptor, tag: &str) -> bool {
+    entry.annotations.get(annotation::REF_NAME).is_some_and(|name| name == tag)
+}
+
+/// Reads the index of a directory; `None` when it has none.
+fn read_index(dir: &Path) -> Result<Option<Index>> {
+    let path = dir.join("index.json");
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).context(|| format!("read {}", path.display())).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context(|| format!("read {}", path.display())),
+    }
+}
+
+/// Writes a manifest into the index of a directory, in the place of what had its name.
+fn name(dir: &Path, mut manifest: Descriptor, tag: &str) -> Result<()> {
+    let empty = || Index {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_INDEX.to_owned()),
+        artifact_type: None,
+        manifests: Vec::new(),
+        subject: None,
+        annotations: BTreeMap::new(),
+    };
+    let mut index = read_index(dir)?.unwrap_or_else(empty);
+    manifest.annotations.insert(annotation::REF_NAME.to_owned(), tag.to_owned());
+    index.manifests.retain(|entry| !is_named(entry, tag));
+    index.manifests.push(manifest);
+    result::write(&dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    result::write(&dir.join("index.json"), &serde_json::to_string(&index)?)
+}
+
+fn entry((kind, attrs): Spec) -> CacheOptionsEntry {
+    CacheOptionsEntry { r#type: kind, attrs: attrs.into_iter().collect() }
+}
+
+/// Reads `type=KIND,KEY=VALUE,..`, or the name of an image, which stands for a cache at its registry.
+fn parse(text: &str) -> Result<Spec> {
+    if !text.contains('=') {
+        text.parse::<Reference>()?;
+        return Ok(("registry".to_owned(), BTreeMap::from([("ref".to_owned(), text.to_owned())])));
+    }
+    let mut attrs = BTreeMap::new();
+    for (key, text) in value::csv(text)? {
+        let value = text.ok_or_else(|| Error::invalid(format!("expected type=KIND[,KEY=VALUE,..], not {key}")))?;
+        attrs.insert(key.to_lowercase(), value);
+    }
+    let kind = attrs.remove("type").filter(|kind| !kind.is_empty());
+    let kind = kind.ok_or_else(|| Error::invalid("the type is missing: type=registry,.."))?;
+    Ok((kind, attrs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_is_a_name_or_a_list_of_values() {
+        let attrs = |list: &[(&str, &str)]| {
+            list.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
+        };
+        for (text, kind, expected) in [
+            ("user/app:cache", "registry", attrs(&[("ref", "user/app:cache")])),
+            ("localhost:5000/app", "registry", attrs(&[("ref", "localhost:5000/app")])),
+            ("type=inline", "inline", attrs(&[])),
+            ("type=registry,ref=a,Mode=max", "registry", attrs(&[("ref", "a"), ("mode", "max")])),
+            ("\"dest=a,b\",type=local", "local", attrs(&[("dest", "a,b")])),
+        ] {
+            assert_eq!(parse(text).unwrap(), (kind.to_owned(), expected), "{text}");
+        }
+        for (text, words) in [("ref=x", "type is missing"), ("type=registry,x", "not x"), ("UPPER", "UPPER")] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_takes_the_place_of_what_had_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest =
+            |text: &str| Descriptor::new(media_type::OCI_MANIFEST, kiln_graph::Digest::of(text.as_bytes()), 1);
+        assert!(read_index(dir.path()).unwrap().is_none());
+        for (text, tag) in [("a", "latest"), ("b", "other"), ("c", "latest")] {
+            name(dir.path(), manifest(text), tag).unwrap();
+        }
+        let index = read_index(dir.path()).unwrap().unwrap();
+        let digest = |tag: &str| index.manifests.iter().find(|entry| is_named(entry, tag)).map(|entry| entry.digest);
+        assert_eq!(index.manifests.len(), 2);
+        assert_eq!((digest("latest"), digest("other")), (Some(manifest("c").digest), Some(manifest("b").digest)));
+        let mut caches = Caches::default();
+        let src = dir.path().display().to_string();
+        let mut attrs = BTreeMap::from([("src".to_owned(), src.clone()), ("tag".to_owned(), "other".to_owned())]);
+        assert!(caches.import_from(&mut attrs).unwrap());
+        assert_eq!(attrs["digest"], manifest("b").digest.to_string());
+        assert_eq!(caches.stores[&format!("local:{src}")], ContentDir { path: dir.path().into(), writable: false });
+        let mut missing = BTreeMap::from([("src".to_owned(), format!("{src}/nothing"))]);
+        assert!(!caches.import_from(&mut missing).unwrap() && caches.warnings.len() == 1);
+    }
+}

@@ -1,0 +1,267 @@
+//! Writing a cache: layers first, then the configuration, then the manifest that makes it one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use kiln_graph::Digest;
+use kiln_graph::oci::{Descriptor, Index, Manifest, media_type};
+
+use super::catalog::UNCOMPRESSED;
+use super::config::{self, CacheConfig, CacheLayer, CacheRecord, CacheResult, ChainedResult, LayerAnnotations};
+use super::gather::{Gathered, Origin, ResultLayer, Scope, gather};
+use super::option::{CacheExport, Destination, Mode};
+use super::place::{Content, Place};
+use crate::error::{Error, Result, ResultExt as _};
+use crate::filesync::content::LOCAL;
+use crate::image::Form;
+use crate::solver::job::{Begun, Shared};
+use crate::solver::progress::{Event, Warning};
+use crate::task::{self, Cancel};
+
+/// How many layers are compressed and sent at a time.
+const LAYERS: usize = 4;
+
+/// The key of the answer that names the manifest, with which clients find a cache in their directory. BuildKit tells of the last
+/// cache only; with its number, each is told of.
+const ANSWER: &str = "cache.manifest";
+
+/// The annotation of a layer that says when it was made.
+const CREATED: &str = "buildkit/createdat";
+
+impl Shared {
+    /// Writes caches, and returns what the client is told.
+    ///
+    /// # Errors
+    /// What went wrong with the first cache that must be written.
+    pub(in crate::solver) async fn export_caches(
+        &self,
+        exports: &[CacheExport],
+        scopes: &[Scope],
+    ) -> Result<BTreeMap<String, String>> {
+        let mut answer = BTreeMap::new();
+        if exports.iter().any(|export| !export.is_inline()) {
+            for scope in scopes {
+                scope.job.settle_all().await;
+            }
+        }
+        for (number, export) in exports.iter().enumerate().filter(|(_, export)| !export.is_inline()) {
+            let begun = Begun::internal(&self.progress, &format!("exporting cache to {}", export.to.shown()))?;
+            let vertex = begun.digest();
+            let written = self.export_cache(export, scopes.to_vec(), &begun).await;
+            begun.end(written.as_ref().err());
+            match written {
+                Ok(manifest) => {
+                    let manifest = serde_json::to_string(&manifest)?;
+                    answer.insert(format!("{ANSWER}.{number}"), manifest.clone());
+                    answer.insert(ANSWER.to_owned(), manifest);
+                }
+                Err(error) if export.ignore_error => self.progress.report(Event::Warning(Warning {
+                    vertex,
+                    short: format!("the cache was not exported to {}: {error}", export.to.shown()),
+                    detail: Vec::new(),
+                    url: String::new(),
+                    file: None,
+                    lines: Vec::new(),
+                })),
+                Err(error) => return Err(error).context(|| format!("export the cache to {}", export.to.shown())),
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn export_cache(&self, export: &CacheExport, scopes: Vec<Scope>, begun: &Begun) -> Result<Descriptor> {
+        let preparing = begun.part("preparing build cache for export", 0);
+        let mode = export.mode;
+        let Gathered { records, results } = task::blocking(move || gather(&scopes, mode)).await?;
+        preparing.complete();
+        let place = self.place(&export.to).await?;
+        let arranged = Arranged::new(&results);
+        let cancel = Cancel::new();
+        let _given_up = cancel.on_drop();
+        let writer = Writer { shared: self, place: &place, form: &export.form, begun, cancel: &cancel };
+        // Collected, because the compiler cannot see that a stream that maps references to futures may change threads.
+        let work: Vec<_> = arranged.layers.iter().map(|layer| writer.layer(layer.clone())).collect();
+        let blobs: Vec<Descriptor> = futures_util::stream::iter(work).buffered(LAYERS).try_collect().await?;
+        let config = arranged.config(records, &blobs);
+        let config = serde_json::to_vec(&config)?;
+        let descriptor = Descriptor::new(config::MEDIA_TYPE, Digest::of(&config), config.len() as u64);
+        let part = begun.part(format!("writing config {}", descriptor.digest), 0);
+        place.put(&descriptor, Content::Bytes(config.into())).await?;
+        part.complete();
+        let (kind, manifest) = manifest(export, descriptor, blobs)?;
+        let descriptor = Descriptor::new(kind, Digest::of(&manifest), manifest.len() as u64);
+        let part = begun.part(format!("writing cache manifest {}", descriptor.digest), 0);
+        place.publish(&descriptor, manifest.into()).await?;
+        part.complete();
+        Ok(descriptor)
+    }
+
+    async fn place(&self, to: &Destination) -> Result<Place> {
+        match to {
+            Destination::Inline => Err(Error::internal("a cache in an image is written with the image")),
+            Destination::Registry(name) => {
+                let (images, wanted) = (self.solver.deps().images.clone(), name.clone());
+                let mounts = task::blocking(move || images.mount_candidates(&wanted)).await?;
+                Ok(Place::Registry { client: self.registry.clone(), name: name.clone(), mounts })
+            }
+            Destination::Local(dest) => Ok(Place::Client(self.session.content_store(format!("{LOCAL}{dest}")).await?)),
+        }
+    }
+}
+
+/// The manifest of a cache, with its type.
+fn manifest(export: &CacheExport, config: Descriptor, mut layers: Vec<Descriptor>) -> Result<(&'static str, Vec<u8>)> {
+    if export.image_manifest {
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(media_type::OCI_MANIFEST.to_owned()),
+            artifact_type: None,
+            config,
+            layers,
+            subject: None,
+            annotations: BTreeMap::new(),
+        };
+        return Ok((media_type::OCI_MANIFEST, serde_json::to_vec(&manifest)?));
+    }
+    let kind = if export.form.docker_types { media_type::DOCKER_MANIFEST_LIST } else { media_type::OCI_INDEX };
+    layers.push(config);
+    let index = Index {
+        schema_version: 2,
+        media_type: Some(kind.to_owned()),
+        artifact_type: None,
+        manifests: layers,
+        subject: None,
+        annotations: BTreeMap::new(),
+    };
+    Ok((kind, serde_json::to_vec(&index)?))
+}
+
+/// The layers of all results, each once, those below others first.
+pub(super) struct Arranged {
+    layers: Vec<ResultLayer>,
+    parents: Vec<Option<usize>>,
+    /// The topmost layer of each result, by the record.
+    tops: HashMap<usize, usize>,
+}
+
+impl Arranged {
+    pub(super) fn new(results: &[(usize, Vec<ResultLayer>)]) -> Self {
+        let mut arranged = Self { layers: Vec::new(), parents: Vec::new(), tops: HashMap::new() };
+        let mut known: HashMap<Digest, usize> = HashMap::new();
+        for (record, layers) in results {
+            let mut top = None;
+            for layer in layers {
+                let at = *known.entry(layer.chain).or_insert_with(|| {
+                    arranged.layers.push(layer.clone());
+                    arranged.parents.push(top);
+                    arranged.layers.len() - 1
+                });
+                // A snapshot that is here needs no download.
+                if matches!(arranged.layers[at].origin, Origin::Elsewhere(..)) {
+                    arranged.layers[at] = layer.clone();
+                }
+                top = Some(at);
+            }
+            arranged.tops.extend(top.map(|top| (*record, top)));
+        }
+        arranged
+    }
+
+    /// Makes the configuration; `blobs` are the compressed forms of the layers.
+    fn config(&self, mut records: Vec<CacheRecord>, blobs: &[Descriptor]) -> CacheConfig {
+        let number = |at: usize| i64::try_from(at).unwrap_or(i64::MAX);
+        let layers = self.layers.iter().zip(&self.parents).zip(blobs).map(|((layer, parent), blob)| CacheLayer {
+            blob: blob.digest,
+            parent: parent.map_or(-1, number),
+            annotations: Some(LayerAnnotations {
+                media_type: blob.media_type.clone(),
+                diff_id: Some(layer.diff_id),
+                size: blob.size,
+                created_at: layer.as_of.and_then(config::time),
+            }),
+        });
+        let layers = layers.collect();
+        for (record, top) in &self.tops {
+            let created_at = self.layers[*top].as_of.and_then(config::time);
+            records[*record].results = vec![CacheResult { layer: number(*top), created_at }];
+        }
+        CacheConfig { layers, records }
+    }
+}
+
+/// Writes layers.
+struct Writer<'a> {
+    shared: &'a Shared,
+    place: &'a Place,
+    form: &'a Form,
+    begun: &'a Begun,
+    cancel: &'a Cancel,
+}
+
+impl Writer<'_> {
+    /// Sees to it that a layer is at the place, and returns how it is known there.
+    async fn layer(&self, layer: ResultLayer) -> Result<Descriptor> {
+        let images = &self.shared.solver.deps().images;
+        let (mut descriptor, blob) = match &layer.origin {
+            Origin::Here(snapshot) => {
+                let (images, lease, form) = (images.clone(), self.shared.lease.clone(), self.form.clone());
+                let (snapshot, cancel) = (snapshot.clone(), self.cancel.clone());
+                let made = task::blocking(move || images.assemble_layer(&lease, &snapshot, &form, &cancel)).await?;
+                (made.descriptor, made.blob)
+            }
+            Origin::Elsewhere(remote, _) => (remote.layer.descriptor.clone(), None),
+        };
+        descriptor.annotations.clear();
+        descriptor.annotations.insert(UNCOMPRESSED.to_owned(), layer.diff_id.to_string());
+        descriptor.annotations.extend(layer.as_of.and_then(config::time).map(|time| (CREATED.to_owned(), time)));
+        let part = self.begun.part(format!("writing layer {}", descriptor.digest), descriptor.size);
+        let blob = match (blob, &layer.origin) {
+            (Some(blob), _) => blob,
+            _ if self.place.has(&descriptor).await? => {
+                part.complete();
+                return Ok(descriptor);
+            }
+            (None, Origin::Elsewhere(remote, source)) => {
+                let silent: crate::image::Report = Arc::new(|_, _| {});
+                images.bring(&self.shared.lease, &remote.layer, source.as_ref(), &silent).await?
+            }
+            (None, Origin::Here(_)) => {
+                let digest = descriptor.digest;
+                return Err(Error::conflict(format!(
+                    "layer {digest} is not here any more; pull the image it came with again"
+                )));
+            }
+        };
+        self.place.put(&descriptor, Content::Blob(blob)).await?;
+        part.complete();
+        Ok(descriptor)
+    }
+}
+
+/// Writes the records of an image for its configuration: results are its own layers. `None` when it has none to tell.
+///
+/// # Errors
+/// When the database fails. Blocking.
+pub(in crate::solver) fn inline(scopes: &[Scope], diff_ids: &[Digest]) -> Result<Option<Vec<u8>>> {
+    let Gathered { mut records, results } = gather(scopes, Mode::Max)?;
+    let mut any = false;
+    for (record, layers) in &results {
+        let number = |at: usize| i64::try_from(at).unwrap_or(i64::MAX);
+        let own: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
+        let created_at = layers.last().and_then(|layer| layer.as_of).and_then(config::time);
+        if diff_ids.starts_with(&own) {
+            records[*record].results = vec![CacheResult { layer: number(own.len()) - 1, created_at }];
+            any = true;
+        } else {
+            // Layers that were put on others keep their digests: a result may be made of some of the image's.
+            let positions: Option<Vec<i64>> =
+                own.iter().map(|layer| diff_ids.iter().position(|other| other == layer).map(number)).collect();
+            if let Some(layers) = positions {
+                records[*record].chains = vec![ChainedResult { layers, created_at }];
+                any = true;
+            }
+        }
+    }
+    Ok(if any { Some(serde_json::to_vec(&records)?) } else { None })
+}

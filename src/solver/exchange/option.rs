@@ -1,0 +1,294 @@
+//! What a request says of caches, read once: each attribute is asked for by name, and what is not known is refused.
+
+use std::collections::BTreeMap;
+
+use kiln_graph::{Digest, Reference};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::image::Form;
+use crate::solver::attrs::Attrs;
+use crate::solver::export::compression;
+use crate::solver::request::CacheSpec;
+
+/// The kinds of caches that can be written.
+const EXPORTS: &[&str] = &["inline", "local", "registry"];
+
+/// Those that can be read.
+const IMPORTS: &[&str] = &["local", "registry"];
+
+/// The attributes of a frontend that name caches.
+pub(in crate::solver) const IMPORT_ATTRIBUTES: [&str; 2] = ["cache-imports", "cache-from"];
+
+/// A cache in a frontend's attributes, as BuildKit's clients write it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    r#type: String,
+    #[serde(default)]
+    attrs: Option<BTreeMap<String, String>>,
+}
+
+/// Reads the caches that a frontend's attributes name.
+///
+/// # Errors
+/// `InvalidArgument` when they are malformed.
+pub(in crate::solver) fn of_attributes(attrs: &BTreeMap<String, String>) -> Result<Vec<CacheSpec>> {
+    let [imports, from] = IMPORT_ATTRIBUTES.map(|key| attrs.get(key).map_or("", String::as_str));
+    let mut specs = Vec::new();
+    if !matches!(imports, "" | "false") {
+        let entries: Option<Vec<Entry>> =
+            serde_json::from_str(imports).map_err(|error| Error::invalid(format!("cache-imports: {error}")))?;
+        let entries = entries.unwrap_or_default().into_iter();
+        specs.extend(entries.map(|entry| CacheSpec { kind: entry.r#type, attrs: entry.attrs.unwrap_or_default() }));
+    }
+    let names = from.split(',').map(str::trim).filter(|name| !matches!(*name, "" | "false" | "[]" | "null"));
+    specs.extend(names.map(|name| CacheSpec {
+        kind: "registry".to_owned(),
+        attrs: BTreeMap::from([("ref".to_owned(), name.to_owned())]),
+    }));
+    Ok(specs)
+}
+
+/// Where a cache is written to, and how.
+#[derive(Clone, Debug)]
+pub(in crate::solver) struct CacheExport {
+    pub(super) to: Destination,
+    pub(super) mode: Mode,
+    /// Whether the build is good even when this fails.
+    pub(super) ignore_error: bool,
+    pub(super) form: Form,
+    /// Whether the manifest is that of an image, and not an index.
+    pub(super) image_manifest: bool,
+}
+
+/// Which results have their layers in a cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Those that are in the result of the build.
+    #[default]
+    Min,
+    /// All.
+    Max,
+}
+
+/// Where a cache is written to.
+#[derive(Clone, Debug)]
+pub(super) enum Destination {
+    /// Into the image's configuration.
+    Inline,
+    /// Beside images.
+    Registry(Reference),
+    /// A directory of the client, by its name there.
+    Local(String),
+}
+
+/// Where a cache is read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::solver) enum CacheImport {
+    /// A repository: a cache, or an image that holds one.
+    Registry(Reference),
+    /// A directory of the client.
+    Local {
+        /// Its name there.
+        src: String,
+        /// The manifest of the cache.
+        digest: Digest,
+    },
+}
+
+impl Destination {
+    /// What progress calls it.
+    pub(super) const fn shown(&self) -> &'static str {
+        match self {
+            Self::Inline => "the image",
+            Self::Registry(_) => "registry",
+            Self::Local(_) => "client directory",
+        }
+    }
+}
+
+impl CacheExport {
+    /// Reads what a request asks for.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a kind that does not exist and for malformed values; `Unsupported`, by name, for what is not there.
+    pub(in crate::solver) fn parse(spec: &CacheSpec) -> Result<Self> {
+        let mut attrs = Attrs::of_cache(spec);
+        let mode = match attrs.text("mode") {
+            None | Some("min") => Mode::Min,
+            Some("max") => Mode::Max,
+            Some(other) => return Err(Error::invalid(format!("mode={other}: expected min or max"))),
+        };
+        let ignore_error = attrs.flag("ignore-error")? == Some(true);
+        let (to, has_manifest) = match spec.kind.as_str() {
+            "inline" if mode == Mode::Max => {
+                return Err(Error::invalid(
+                    "mode=max: the cache inline can hold the layers of the image only; use type=registry for all others",
+                ));
+            }
+            "inline" => (Destination::Inline, false),
+            "registry" => (Destination::Registry(repository(&mut attrs)?), true),
+            "local" => {
+                let dest = attrs.text("dest").ok_or_else(|| Error::invalid("the cache local needs dest=DIRECTORY"))?;
+                // The client gives the manifest its name.
+                attrs.text("tag");
+                (Destination::Local(dest.to_owned()), true)
+            }
+            other => return Err(unknown(other, EXPORTS)),
+        };
+        let mut export =
+            Self { to, mode, ignore_error, form: Form { artifacts: true, ..Form::default() }, image_manifest: true };
+        if !matches!(export.to, Destination::Inline) {
+            let (kind, level) = (attrs.text("compression"), attrs.number("compression-level")?);
+            export.form.compression = compression(kind, level)?;
+            export.form.force_compression = attrs.flag("force-compression")? == Some(true);
+        }
+        if has_manifest {
+            export.form.docker_types = attrs.flag("oci-mediatypes")? == Some(false);
+            let asked = attrs.flag("image-manifest")?;
+            if asked == Some(true) && export.form.docker_types {
+                return Err(Error::invalid(
+                    "image-manifest=true has OCI media types only: leave out oci-mediatypes=false",
+                ));
+            }
+            export.image_manifest = asked.unwrap_or(!export.form.docker_types);
+        }
+        attrs.finish()?;
+        Ok(export)
+    }
+
+    /// Whether the cache goes into the image itself.
+    pub(in crate::solver) fn is_inline(&self) -> bool {
+        matches!(self.to, Destination::Inline)
+    }
+}
+
+impl CacheImport {
+    /// Reads what a request asks for.
+    ///
+    /// # Errors
+    /// As [`CacheExport::parse`].
+    pub(in crate::solver) fn parse(spec: &CacheSpec) -> Result<Self> {
+        let mut attrs = Attrs::of_cache(spec);
+        let import = match spec.kind.as_str() {
+            "registry" => Self::Registry(repository(&mut attrs)?),
+            "local" => {
+                let src = attrs.text("src").ok_or_else(|| Error::invalid("the cache local needs src=DIRECTORY"))?;
+                // The client has looked up what manifest has this name.
+                attrs.text("tag");
+                let digest = attrs.text("digest").ok_or_else(|| {
+                    Error::invalid(
+                        "the cache local needs digest=DIGEST, unless its index.json has a tag latest, or tag=NAME",
+                    )
+                })?;
+                let digest = digest.parse().map_err(|error| Error::invalid(format!("digest={digest}: {error}")))?;
+                Self::Local { src: src.to_owned(), digest }
+            }
+            "inline" => {
+                return Err(Error::invalid(
+                    "a cache that is in an image is read with type=registry,ref=IMAGE, or the image's name alone",
+                ));
+            }
+            other => return Err(unknown(other, IMPORTS)),
+        };
+        attrs.finish()?;
+        Ok(import)
+    }
+
+    /// What progress calls it.
+    pub(super) fn shown(&self) -> String {
+        match self {
+            Self::Registry(reference) => reference.to_string(),
+            Self::Local { digest, .. } => format!("local:{}", digest.hex()),
+        }
+    }
+}
+
+fn repository(attrs: &mut Attrs<'_>) -> Result<Reference> {
+    let text = attrs.text("ref").ok_or_else(|| Error::invalid("the cache registry needs ref=NAME"))?;
+    attrs.refuse("registry.insecure", "registries without TLS are named in registries.toml")?;
+    let name: Reference = text.parse().map_err(|error| Error::invalid(format!("ref={text}: {error}")))?;
+    Ok(name.with_default_tag())
+}
+
+fn unknown(kind: &str, known: &[&str]) -> Error {
+    if kind == "azblob" {
+        return Error::unsupported(format!("the cache azblob is not supported: use {}", known.join(", ")));
+    }
+    let meant = kiln_graph::diagnostic::closest(kind, known.iter().copied());
+    let hint = meant.map_or_else(|| known.join(", "), |meant| format!("did you mean {meant}?"));
+    Error::invalid(format!("there is no cache {kind:?} ({hint})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(kind: &str, attrs: &[(&str, &str)]) -> CacheSpec {
+        let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        CacheSpec { kind: kind.to_owned(), attrs }
+    }
+
+    #[test]
+    fn the_form_of_a_cache_is_read() {
+        let export = |attrs: &[(&str, &str)]| {
+            let all: Vec<_> = [("ref", "a")].iter().chain(attrs).copied().collect();
+            CacheExport::parse(&spec("registry", &all)).unwrap()
+        };
+        let plain = export(&[]);
+        assert_eq!((plain.mode, plain.image_manifest, plain.ignore_error), (Mode::Min, true, false));
+        let old = export(&[("mode", "max"), ("oci-mediatypes", "false"), ("ignore-error", "true")]);
+        assert_eq!(
+            (old.mode, old.image_manifest, old.form.docker_types, old.ignore_error),
+            (Mode::Max, false, true, true)
+        );
+        assert!(!export(&[("image-manifest", "false")]).image_manifest);
+        let zstd = export(&[("compression", "zstd"), ("compression-level", "3"), ("force-compression", "true")]);
+        assert!(zstd.form.force_compression);
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_by_name() {
+        for (kind, attrs, words) in [
+            ("regitry", &[][..], "did you mean registry?"),
+            ("azblob", &[], "azblob is not supported"),
+            ("registry", &[], "needs ref=NAME"),
+            ("registry", &[("ref", "a"), ("mod", "max")], "did you mean mode?"),
+            ("registry", &[("ref", "a"), ("mode", "all")], "expected min or max"),
+            ("registry", &[("ref", "a"), ("registry.insecure", "true")], "registries.toml"),
+            ("registry", &[("ref", "a"), ("oci-mediatypes", "false"), ("image-manifest", "true")], "oci-mediatypes"),
+            ("registry", &[("ref", "UPPER")], "ref=UPPER"),
+            ("inline", &[("mode", "max")], "use type=registry"),
+            ("inline", &[("compression", "zstd")], "no option compression"),
+        ] {
+            let error = CacheExport::parse(&spec(kind, attrs)).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        let error = CacheImport::parse(&spec("inline", &[])).unwrap_err().to_string();
+        assert!(error.contains("type=registry,ref=IMAGE"), "{error}");
+    }
+
+    #[test]
+    fn caches_among_the_attributes_of_a_frontend_are_read() {
+        let attrs = BTreeMap::from([
+            (
+                "cache-imports".to_owned(),
+                r#"[{"Type":"registry","Attrs":{"ref":"a"}},{"Type":"gha","Attrs":null}]"#.to_owned(),
+            ),
+            ("cache-from".to_owned(), "b, c".to_owned()),
+        ]);
+        let kinds: Vec<_> = of_attributes(&attrs)
+            .unwrap()
+            .into_iter()
+            .map(|spec| (spec.kind, spec.attrs.get("ref").cloned()))
+            .collect();
+        let registry = |name: &str| ("registry".to_owned(), Some(name.to_owned()));
+        assert_eq!(kinds, [registry("a"), ("gha".to_owned(), None), registry("b"), registry("c")]);
+        for nothing in ["", "null", "[]", "false"] {
+            let attrs = BTreeMap::from([("cache-imports".to_owned(), nothing.to_owned())]);
+            assert!(of_attributes(&attrs).unwrap().is_empty(), "{nothing}");
+        }
+        assert!(of_attributes(&BTreeMap::from([("cache-imports".to_owned(), "{".to_owned())])).is_err());
+    }
+}

@@ -1,0 +1,134 @@
+//! Where caches are written to.
+
+use std::io::{Cursor, Read, Seek as _, SeekFrom};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use kiln_graph::Reference;
+use kiln_graph::oci::Descriptor;
+use tokio::sync::mpsc;
+
+use crate::error::{Error, Kind, Result};
+use crate::filesync::content::CHUNK;
+use crate::registry::{Client, Progress};
+use crate::solver::content::ContentStore;
+use crate::store::Blob;
+use crate::task::{self, Owned};
+
+/// Where a cache is written to.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// A repository.
+    Registry {
+        client: Client,
+        name: Reference,
+        /// Repositories that may have its blobs.
+        mounts: Vec<Reference>,
+    },
+    /// A directory of the client, which names the manifest itself.
+    Client(ContentStore),
+}
+
+/// A blob's content.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    Blob(Blob),
+    Bytes(Bytes),
+}
+
+impl Content {
+    /// Opens it at an offset. Blocking.
+    fn open(&self, offset: u64) -> Result<Box<dyn Read + Send>> {
+        Ok(match self {
+            Self::Blob(blob) => {
+                let mut file = blob.open()?;
+                file.seek(SeekFrom::Start(offset))?;
+                Box::new(file)
+            }
+            Self::Bytes(bytes) => {
+                let mut content = Cursor::new(bytes.clone());
+                content.set_position(offset);
+                Box::new(content)
+            }
+        })
+    }
+}
+
+/// Pieces between a file and whoever sends them.
+const PIECES: usize = 2;
+
+impl Content {
+    /// Returns it in pieces.
+    fn pieces(self) -> impl Stream<Item = Result<Bytes>> + Send + Unpin {
+        let (sender, receiver) = mpsc::channel(PIECES);
+        let reading = Owned::spawn(task::blocking(move || {
+            let mut content = match self.open(0) {
+                Ok(content) => content,
+                Err(error) => return Ok(drop(sender.blocking_send(Err(error)))),
+            };
+            loop {
+                let mut piece = Vec::with_capacity(CHUNK);
+                let read = (&mut content).take(CHUNK as u64).read_to_end(&mut piece);
+                let (piece, is_last) = match read {
+                    Ok(0) => return Ok(()),
+                    Ok(_) => (Ok(Bytes::from(piece)), false),
+                    Err(error) => (Err(error.into()), true),
+                };
+                // Nobody may want the rest.
+                if sender.blocking_send(piece).is_err() || is_last {
+                    return Ok(());
+                }
+            }
+        }));
+        Box::pin(stream::unfold((receiver, reading), async |(mut receiver, reading)| {
+            receiver.recv().await.map(|piece| (piece, (receiver, reading)))
+        }))
+    }
+}
+
+impl Place {
+    /// Says whether a blob is there, taking it from where else the place may have it.
+    ///
+    /// # Errors
+    /// When the place does not answer or refuses.
+    pub(super) async fn has(&self, descriptor: &Descriptor) -> Result<bool> {
+        match self {
+            Self::Registry { client, name, mounts } => {
+                let absent = |_| -> Result<std::io::Empty> { Err(Error::conflict("the blob is not here")) };
+                match client.push_blob(name, descriptor, absent, mounts, &Progress::new()).await {
+                    Ok(_) => Ok(true),
+                    Err(error) if error.kind() == Kind::Conflict => Ok(false),
+                    Err(error) => Err(error),
+                }
+            }
+            Self::Client(store) => Ok(store.size(&descriptor.digest).await?.is_some()),
+        }
+    }
+
+    /// Sees to it that a blob is there.
+    ///
+    /// # Errors
+    /// When the place does not answer or refuses.
+    pub(super) async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<()> {
+        match self {
+            Self::Registry { client, name, mounts } => {
+                let open = move |offset| content.open(offset);
+                client.push_blob(name, descriptor, open, mounts, &Progress::new()).await.map(drop)
+            }
+            Self::Client(store) => store.write(descriptor, content.pieces()).await,
+        }
+    }
+
+    /// Makes a manifest, whose blobs are there, the one that the place's name stands for.
+    ///
+    /// # Errors
+    /// When the place does not answer or refuses.
+    pub(super) async fn publish(&self, manifest: &Descriptor, content: Bytes) -> Result<()> {
+        match self {
+            Self::Registry { client, name, .. } => {
+                client.push_manifest(name, &manifest.media_type, content).await.map(drop)
+            }
+            Self::Client(store) => store.write(manifest, Content::Bytes(content).pieces()).await,
+        }
+    }
+}
