@@ -191,3 +191,23 @@ fn privileged_docker_and_buildx_build_with_both_drivers() {
     let failed = docker(&["build", "--progress=plain", "."]).fails();
     assert!(failed.stderr.contains("Dockerfile:2") && failed.stderr.contains("/missing"), "{}", failed.report());
 }
+
+#[test]
+fn privileged_a_daemon_reads_layouts_and_caches_at_the_client() {
+    let Some(daemon) = Daemon::start() else { return };
+    daemon.dockerfile("FROM scratch\nCOPY a /base\n");
+    daemon.kiln.write("a", "from the layout");
+    daemon.command(&["build", "-o", "type=oci,dest=layout,tar=false", "."]).ok();
+    daemon.dockerfile("FROM base AS from\nFROM busybox\nCOPY --from=from /base /b\nRUN cat /b >/c\n");
+    let build = ["build", "--progress=plain", "--build-context", "base=oci-layout://layout"];
+    let (export, import) = (["--cache-to=type=local,dest=kept,mode=max"], ["--cache-from=type=local,src=kept"]);
+    daemon.command(&[&build[..], &export, &["-t", "one", "."]].concat()).ok();
+    assert_eq!(daemon.cat("one", "/c"), "from the layout");
+    daemon.command(&["builder", "prune", "-a", "-f"]).ok();
+    daemon.command(&["rmi", "one"]).ok();
+    let again = daemon.command(&[&build[..], &import, &["-t", "two", "."]].concat()).output();
+    assert_eq!(again.code, 0, "{}", again.report());
+    let found = again.stderr.lines().filter(|line| line.ends_with(" CACHED")).count();
+    assert!(found >= 3, "{}", again.report());
+    assert_eq!(daemon.cat("two", "/c"), "from the layout");
+}

@@ -272,3 +272,29 @@ fn privileged_a_hostile_cache_gives_no_wrong_result() {
         assert!(failed.stderr.contains("digest"), "{}", failed.report());
     }
 }
+
+#[test]
+fn privileged_a_cache_is_kept_in_a_directory_of_the_client() {
+    if !is_root() {
+        return;
+    }
+    let first = machine();
+    let dir = first.scratch().join("cache dir");
+    let local = |key: &str, more: &str| format!("\"type=local\",\"{key}={}\"{more}", dir.display());
+    // What is not there yet is no failure.
+    let built =
+        build(&first, &["-t", "app", "--cache-from", &local("src", ""), "--cache-to", &local("dest", ",mode=max")]);
+    assert!(built.stderr.contains("there is no cache in"), "{}", built.report());
+    let read = || serde_json::from_slice::<Value>(&fs::read(dir.join("index.json")).expect("an index")).expect("JSON");
+    assert_eq!(read()["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"], "latest");
+    let other = machine();
+    let built = build(&other, &["-t", "app", "--cache-from", &local("src", "")]);
+    assert_eq!((found(&built), id(&other, "app")), (STEPS, id(&first, "app")), "{}", built.report());
+    // Another name beside the first, and a blob that was damaged.
+    build(&other, &["-o", "type=cacheonly", "--cache-to", &local("dest", ",tag=other")]);
+    assert_eq!(read()["manifests"].as_array().map(Vec::len), Some(2));
+    let third = machine();
+    let refused = third.command(["build", "--cache-from", &local("src", ",tag=none"), "app"]).output().expect_code(1);
+    assert!(refused.stderr.contains("no cache none"), "{}", refused.report());
+    assert!(!dir.join("ingest").exists() || fs::read_dir(dir.join("ingest")).expect("list").next().is_none());
+}
