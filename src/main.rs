@@ -2,7 +2,7 @@
 //!
 //! The command line is the usual role. The others are this binary started by itself: an engine child serves the command that
 //! started it, a shim looks after one container and outlives the engine that started it, a daemon serves a socket, and in a
-//! failed build step it can be a small shell.
+//! failed build step it can be a small shell. Under the name `buildkitd` it is a daemon with that program's flags.
 
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
@@ -26,15 +26,27 @@ const CACHE_CHECK: Duration = Duration::from_hours(1);
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
+    if args.first().is_some_and(|name| Path::new(name).file_name().is_some_and(|name| name == "buildkitd")) {
+        return buildkitd(&args);
+    }
     match (args.get(1).and_then(|arg| arg.to_str()), args.get(2)) {
         (Some(ENGINE_ROLE), Some(root)) => exit(engine(Path::new(root), args.get(3).map(Path::new))),
         (Some(SHIM_ROLE), Some(root)) => exit(shim(Path::new(root), args.get(3))),
         (Some(SHELL_ROLE), _) => kiln::cli::small_shell(&args[2..]),
+        (Some("buildkitd"), _) => buildkitd(&args[1..]),
         (Some("daemon"), _) => match daemon::Arguments::try_parse_from(&args[1..]) {
             Ok(arguments) => exit(daemon::run(arguments, &Environment::of_process())),
             Err(error) => error.exit(),
         },
         _ => kiln::cli::main(args),
+    }
+}
+
+/// Serves as BuildKit's daemon does, under its name or as a command of Kiln's.
+fn buildkitd(args: &[OsString]) -> ExitCode {
+    match daemon::BuildkitdArguments::try_parse_from(args) {
+        Ok(arguments) => exit(daemon::run_as_buildkitd(arguments, &Environment::of_process())),
+        Err(error) => error.exit(),
     }
 }
 

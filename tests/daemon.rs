@@ -177,3 +177,66 @@ fn fd_without_a_supervisor_says_what_is_missing() {
     let refused = run(&Kiln::new(), &["-H", "fd://"]).without_env("LISTEN_FDS").fails();
     assert!(refused.stderr.contains("LISTEN_FDS"), "{}", refused.stderr);
 }
+
+/// Starts a daemon under the name of BuildKit's.
+fn buildkitd(kiln: &Kiln, args: &[&str]) -> Run {
+    let name = kiln.home().join("buildkitd");
+    if !name.exists() {
+        std::os::unix::fs::symlink(support::KILN, &name).expect("make a link");
+    }
+    Run::new(name).arg("--root").arg(kiln.root()).args(args).env("HOME", kiln.home()).within(Duration::from_secs(600))
+}
+
+#[test]
+fn privileged_under_buildkits_name_its_flags_and_its_file_are_taken() {
+    if !is_root() {
+        return;
+    }
+    let kiln = Kiln::with_busybox();
+    let host = format!("unix://{}", kiln.home().join("buildkitd.sock").display());
+    let config = kiln.write(
+        "buildkitd.toml",
+        "debug = true\n[worker.oci]\nmax-parallelism = 2\nsnapshotter = 'auto'\n[worker.oci.labels]\nteam = 'a'\n\
+         [history]\nmaxEntries = 1\nmaxAge = 0\n[dns]\nnameservers = ['192.0.2.7']\n",
+    );
+    let config = config.to_str().expect("a path of letters");
+    let args =
+        ["--config", config, "--addr", &host, "--oci-worker=true", "--containerd-worker=false", "--group", "12345"];
+    let mut process = buildkitd(&kiln, &args).spawn();
+    process.until_it_says("listening on");
+    for warning in
+        ["buildkitd.toml:1: debug is ignored", "buildkitd.toml:4: worker.oci.snapshotter is ignored", "--oci-worker is"]
+    {
+        assert!(process.said().contains(warning), "{warning}: {}", process.said());
+    }
+    assert_eq!(kiln.home().join("buildkitd.sock").metadata().unwrap().gid(), 12345);
+    kiln.write("Dockerfile", "FROM busybox\nRUN cp /etc/resolv.conf /seen\n");
+    let client = |args: &[&str]| {
+        Run::new(support::KILN).args(["-H", &host]).args(args).cwd(kiln.scratch()).env("HOME", kiln.home())
+    };
+    for _ in 0..2 {
+        client(&["build", "-q", "-t", "app", "."]).ok();
+    }
+    assert_eq!(client(&["history", "ls", "-q"]).ok().lines().count(), 1);
+    assert!(client(&["run", "--rm", "app", "cat", "/seen"]).ok().contains("nameserver 192.0.2.7"));
+    // Nothing is allowed unless it is said.
+    kiln.write("Dockerfile", "FROM busybox\nRUN --network=host true\n");
+    let refused = client(&["build", "--allow", "network.host", "."]).fails();
+    assert!(refused.stderr.contains("not allowed by build daemon configuration"), "{}", refused.report());
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code, 0);
+    let allowing = [&args[..], &["--allow-insecure-entitlement", "network.host"]].concat();
+    let mut process = buildkitd(&kiln, &allowing).spawn();
+    process.until_it_says("listening on");
+    client(&["build", "-q", "--allow", "network.host", "."]).ok();
+}
+
+#[test]
+fn limits_of_buildkits_file_that_are_not_kept_stop_the_daemon() {
+    let kiln = Kiln::new();
+    let config = kiln.write("buildkitd.toml", "[frontend.'gateway.v0']\nallowedRepositories = ['docker.io/a']\n");
+    let refused = buildkitd(&kiln, &["--config", config.to_str().expect("a path of letters")]).fails();
+    assert!(refused.stderr.contains("buildkitd.toml:2"), "{}", refused.report());
+    let missing = buildkitd(&kiln, &["--config", "/does/not/exist.toml"]).fails();
+    assert!(missing.stderr.contains("/does/not/exist.toml"), "{}", missing.report());
+}

@@ -1,7 +1,10 @@
 //! Reading a TOML file key by key, so that every complaint names file, line and key.
 //!
+//! A lenient document, one that was written for another program, has warnings where others have errors about what nobody asks for.
+//!
 //! Not serde: its messages know neither the table a key stands in nor what a misspelt key was meant to be.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
@@ -14,11 +17,34 @@ use crate::error::{Error, Result};
 pub(super) struct Document<'a> {
     path: &'a Path,
     text: &'a str,
+    /// What is passed over; `None` where nothing is.
+    warnings: Option<RefCell<Vec<String>>>,
 }
 
 impl<'a> Document<'a> {
     pub(super) fn new(path: &'a Path, text: &'a str) -> Self {
-        Self { path, text }
+        Self { path, text, warnings: None }
+    }
+
+    /// A document of which some is passed over.
+    pub(super) fn lenient(path: &'a Path, text: &'a str) -> Self {
+        Self { path, text, warnings: Some(RefCell::default()) }
+    }
+
+    /// Returns what was passed over, in the order of the file.
+    pub(super) fn into_warnings(self) -> Vec<String> {
+        let mut warnings = self.warnings.unwrap_or_default().into_inner();
+        let line = |warning: &String| {
+            warning[self.path.as_os_str().len() + 1..].split(':').next().and_then(|line| line.parse::<usize>().ok())
+        };
+        warnings.sort_by_key(line);
+        warnings
+    }
+
+    fn warn(&self, offset: usize, message: &str) {
+        if let Some(warnings) = &self.warnings {
+            warnings.borrow_mut().push(self.error(offset, message).to_string());
+        }
     }
 
     /// Parses the text and returns its top-level table.
@@ -27,7 +53,8 @@ impl<'a> Document<'a> {
             let offset = error.span().map_or(0, |span| span.start);
             self.error(offset, error.message())
         })?;
-        Ok(Table { document: self, name: String::new(), entries: table.into_inner(), asked: Vec::new() })
+        let (name, asked) = (String::new(), Vec::new());
+        Ok(Table { document: self, name, entries: table.into_inner(), asked, offset: 0 })
     }
 
     fn error(&self, offset: usize, message: &str) -> Error {
@@ -50,6 +77,8 @@ pub(super) struct Table<'a> {
     name: String,
     entries: DeTable<'a>,
     asked: Vec<&'static str>,
+    /// Where it begins.
+    offset: usize,
 }
 
 impl<'a> Table<'a> {
@@ -72,12 +101,33 @@ impl<'a> Table<'a> {
             .collect()
     }
 
+    /// Passes a key over, with the reason, in a lenient document.
+    pub(super) fn ignore(&mut self, key: &'static str, why: &str) {
+        self.asked.push(key);
+        let offset = self.entries.get_key_value(key).map(|(key, _)| key.span().start);
+        if let (Some(offset), true) = (offset, self.entries.remove(key).is_some()) {
+            self.document.warn(offset, &format!("{} is ignored: {why}", self.qualified(key)));
+        }
+    }
+
+    /// Tells something about the table, in a lenient document.
+    pub(super) fn warn(&mut self, what: &str) {
+        self.document.warn(self.offset, &format!("[{}]: {what}", self.name));
+    }
+
     fn qualified(&self, key: &str) -> String {
         if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
     }
 
     /// Complains about the first key that was not taken, by its place in the file.
     pub(super) fn finish(self) -> Result<()> {
+        if self.document.warnings.is_some() {
+            for (key, _) in &self.entries {
+                let name = self.qualified(key.get_ref());
+                self.document.warn(key.span().start, &format!("{name} is ignored: there is no such key"));
+            }
+            return Ok(());
+        }
         let Some((key, value)) = self.entries.iter().min_by_key(|(key, _)| key.span().start) else { return Ok(()) };
         let word = key.get_ref().as_ref();
         let place = if self.name.is_empty() { String::new() } else { format!(" in [{}]", self.name) };
@@ -106,6 +156,20 @@ impl<'a> Value<'a> {
     /// Makes an error about this value.
     pub(super) fn error(&self, what: impl std::fmt::Display) -> Error {
         self.document.error(self.value.span().start, &format!("{}: {what}", self.name))
+    }
+
+    /// Tells something about this value, in a lenient document.
+    pub(super) fn warn(&self, what: &str) {
+        self.document.warn(self.value.span().start, what);
+    }
+
+    /// Reads a switch that may also say `auto`, which is on.
+    pub(super) fn enabled(&self) -> Result<bool> {
+        match self.value.get_ref().as_str() {
+            Some("auto" | "true") => Ok(true),
+            Some("false") => Ok(false),
+            _ => self.bool(),
+        }
     }
 
     fn wrong_type(&self, expected: &str) -> Error {
@@ -168,9 +232,10 @@ impl<'a> Value<'a> {
         if !self.value.get_ref().is_table() {
             return Err(self.wrong_type("a table"));
         }
+        let offset = self.value.span().start;
         match self.value.into_inner() {
             DeValue::Table(entries) => {
-                Ok(Table { document: self.document, name: self.name, entries, asked: Vec::new() })
+                Ok(Table { document: self.document, name: self.name, entries, asked: Vec::new(), offset })
             }
             _ => unreachable!("the type was checked above"),
         }

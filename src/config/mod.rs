@@ -40,6 +40,12 @@
 //! keep-duration = "48h"
 //! max-used-space = "2gb"
 //!
+//! [builder]
+//! max-parallelism = 16                     # steps at a time, all builds together
+//! entitlements = ["network.host"]          # what clients may allow steps; all of it by default
+//! labels = { team = "a" }                  # of the worker
+//! cdi-spec-dirs = ["/etc/cdi"]             # where devices of steps are described
+//!
 //! [history]                                # of builds: records go that are older and not among the newest
 //! max-age = "48h"
 //! max-entries = 50
@@ -48,12 +54,14 @@
 //! max-size = "10m"
 //! max-file = 3
 //!
-//! [dns]                                    # of containers
+//! [dns]                                    # of containers and steps
 //! nameservers = ["192.0.2.1"]
 //! search = ["example.com"]
 //! options = ["ndots:2"]
 //! ```
 
+mod builder;
+mod buildkitd;
 mod credentials;
 mod daemon;
 pub mod docker;
@@ -68,6 +76,8 @@ mod registries;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+pub use builder::Builder;
+pub use buildkitd::BuildkitdFlags;
 pub use credentials::{AuthConfig, Credentials, Secret};
 pub use daemon::{Daemon, TlsFiles};
 pub use environment::{Environment, User};
@@ -136,6 +146,8 @@ pub struct Config {
     pub registries: Registries,
     /// The size of the build cache.
     pub gc: Gc,
+    /// How builds run.
+    pub builder: Builder,
     /// The history of builds.
     pub history: History,
     /// Container logs.
@@ -177,6 +189,7 @@ impl Config {
             daemon: file.daemon,
             registries: Registries::new(file.registries, certs_dirs, proxies, file.transfer.finish()),
             gc: file.gc,
+            builder: file.builder,
             history: file.history,
             log: file.log,
             dns: file.dns,
@@ -251,6 +264,7 @@ struct File {
     registries: Hosts,
     transfer: TransferFile,
     gc: Gc,
+    builder: Builder,
     history: History,
     log: Log,
     dns: Dns,
@@ -276,6 +290,7 @@ impl File {
             registries: top.take("registry").map(|v| Hosts::read(v.table()?)).transpose()?.unwrap_or_default(),
             transfer: top.take("transfer").map(|v| TransferFile::read(v.table()?)).transpose()?.unwrap_or_default(),
             gc: top.take("gc").map(|v| Gc::read(v.table()?)).transpose()?.unwrap_or_default(),
+            builder: top.take("builder").map(|v| Builder::read(v.table()?)).transpose()?.unwrap_or_default(),
             history: top.take("history").map(|v| History::read(v.table()?)).transpose()?.unwrap_or_default(),
             log: top.take("log").map(|v| Log::read(v.table()?)).transpose()?.unwrap_or_default(),
             dns: top.take("dns").map(|v| Dns::read(v.table()?)).transpose()?.unwrap_or_default(),
@@ -292,6 +307,7 @@ impl File {
         self.registries.overlay(over.registries);
         self.transfer = over.transfer.or(self.transfer);
         self.gc.overlay(over.gc);
+        self.builder.overlay(over.builder);
         self.history.overlay(over.history);
         self.log.max_size_bytes = over.log.max_size_bytes.or(self.log.max_size_bytes);
         self.log.max_files = over.log.max_files.or(self.log.max_files);

@@ -214,6 +214,11 @@ impl TransferFile {
         Ok(transfer)
     }
 
+    /// Makes one limit of both directions.
+    pub(super) fn of_concurrency(limit: Option<u64>) -> Self {
+        Self { downloads: limit, uploads: limit, attempts: None }
+    }
+
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             downloads: self.downloads.or(other.downloads),

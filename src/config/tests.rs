@@ -58,6 +58,15 @@ fn every_key_reaches_the_configuration() {
         limits: GcLimits { min_free: Some(Space::Bytes(7)), ..GcLimits::default() },
     };
     assert_eq!(config.gc.policies, [policy]);
+    let builder = Builder {
+        max_parallelism: Some(4),
+        entitlements: Some(vec!["network.host".to_owned()]),
+        labels: [("team".to_owned(), "a".to_owned())].into(),
+        device_dirs: Some(vec![testdata("cdi")]),
+    };
+    assert_eq!(config.builder, builder);
+    let history = History { max_age: Some(std::time::Duration::from_hours(24)), max_entries: Some(7) };
+    assert_eq!(config.history, history);
     assert_eq!(config.dns.nameservers.len(), 2);
     assert_eq!((config.dns.search.len(), config.dns.options.len()), (1, 1));
 }

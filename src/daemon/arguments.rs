@@ -84,6 +84,23 @@ impl Settings {
         }
         Ok(Self { hosts, group: arguments.group.or(config.group.clone()), tls })
     }
+
+    /// Takes what BuildKit's flags and file say: without an authority, TLS admits every client, and TCP without TLS is taken as
+    /// meant.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a malformed address and for a certificate without its key.
+    pub(super) fn of_buildkitd(config: &Daemon) -> Result<Self> {
+        let hosts = config.hosts.iter().map(|host| host.parse()).collect::<Result<_>>()?;
+        let verify = config.tls.ca.is_none().then_some(false);
+        Ok(Self { hosts, group: config.group.clone(), tls: tls(config.tls.clone(), verify)? })
+    }
+
+    /// Returns an address where everybody is served.
+    pub(super) fn open_to_everybody(&self) -> Option<&Address> {
+        let open = self.tls.as_ref().is_none_or(|tls| tls.ca.is_none());
+        self.hosts.iter().find(|host| open && matches!(host, Address::Tcp(_)))
+    }
 }
 
 fn tls(files: TlsFiles, verify: Option<bool>) -> Result<Option<Tls>> {

@@ -2,6 +2,7 @@
 
 mod address;
 mod arguments;
+mod buildkitd;
 mod listen;
 mod notify;
 mod tls;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use arguments::Arguments;
+pub use buildkitd::BuildkitdArguments;
 
 use crate::api::Server;
 use crate::config::{Config, Environment};
@@ -34,6 +36,29 @@ const CACHE_CHECK: Duration = Duration::from_secs(60);
 pub fn run(arguments: Arguments, environment: &Environment) -> Result<()> {
     let config = Config::load(&arguments.flags(), environment)?;
     let settings = Settings::merge(arguments, &config.daemon, environment)?;
+    serve(config, &settings, environment)
+}
+
+/// The same under the name of BuildKit's daemon, with its flags and its configuration.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_as_buildkitd(arguments: BuildkitdArguments, environment: &Environment) -> Result<()> {
+    let (flags, ignored) = arguments.flags()?;
+    let (config, warnings) = Config::of_buildkitd(&flags, environment)?;
+    let settings = Settings::of_buildkitd(&config.daemon)?;
+    for warning in ignored.iter().chain(&warnings) {
+        eprintln!("kiln: warning: {warning}");
+    }
+    if let Some(open) = settings.open_to_everybody() {
+        eprintln!(
+            "kiln: warning: {open}: whoever reaches this port is root on this machine (give --tlscert, --tlskey, --tlscacert)"
+        );
+    }
+    serve(config, &settings, environment)
+}
+
+fn serve(config: Config, settings: &Settings, environment: &Environment) -> Result<()> {
     // Before the engine is opened: a wrong address or certificate is the likelier mistake, and costs nothing to find.
     let tls = settings.tls.as_ref().map(tls::config).transpose()?;
     let supervisor = Supervisor::from_environment(environment)?;
@@ -45,7 +70,7 @@ pub fn run(arguments: Arguments, environment: &Environment) -> Result<()> {
         engine.keep_up(CACHE_CHECK);
         let mut listeners = Vec::new();
         for address in &settings.hosts {
-            listeners.extend(Listener::open(address, &settings, tls.as_ref(), environment)?);
+            listeners.extend(Listener::open(address, settings, tls.as_ref(), environment)?);
         }
         let server = Server::new(engine.clone());
         for listener in &listeners {

@@ -18,6 +18,7 @@ use crate::config::{Config, SYSTEM_ROOT};
 use crate::container::Containers;
 use crate::error::{Error, Result};
 use crate::image::Images;
+use crate::network::files::Dns;
 use crate::network::{self, Network};
 use crate::registry::Client;
 use crate::solver::gc::Disk;
@@ -84,7 +85,15 @@ impl Engine {
             registry: registry.clone(),
             sessions: sessions.clone(),
             tasks: tasks.clone(),
-            device_directories: DEVICE_DIRECTORIES.iter().map(Into::into).collect(),
+            device_directories: match &config.builder.device_dirs {
+                Some(dirs) => dirs.clone(),
+                None => DEVICE_DIRECTORIES.iter().map(Into::into).collect(),
+            },
+            settings: solver::Settings {
+                max_parallelism: config.builder.max_parallelism,
+                entitlements: config.builder.entitlements.clone(),
+                dns: Dns::new(config.dns.nameservers.clone(), config.dns.search.clone(), config.dns.options.clone())?,
+            },
             clock,
         })?;
         let history = History::new(root.clone(), clock, tasks.clone(), upkeep::history_limits(&config.history));

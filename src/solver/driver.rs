@@ -72,8 +72,9 @@ struct Running {
 }
 
 impl Driver {
-    pub(super) fn new() -> Self {
-        let limit = limit();
+    /// Makes a driver that runs so many steps at a time, or as many as suits the machine.
+    pub(super) fn new(configured: Option<usize>) -> Self {
+        let limit = configured.unwrap_or_else(limit);
         let core = Core { scheduler: Scheduler::new(limit), jobs: HashMap::new(), runs: HashMap::new() };
         Self { core: Mutex::new(core), limit }
     }

@@ -69,6 +69,7 @@ pub use usage::{CacheKind, CacheRecord, PruneFilter};
 
 use crate::error::Result;
 use crate::image::Images;
+use crate::network::files::Dns;
 use crate::network::{Network, Pool};
 use crate::registry::Client;
 use crate::sandbox;
@@ -102,8 +103,21 @@ pub struct Deps {
     pub tasks: Tasks,
     /// Where devices of steps are described: [`DEVICE_DIRECTORIES`].
     pub device_directories: Vec<PathBuf>,
+    /// What is configured.
+    pub settings: Settings,
     /// The time.
     pub clock: Clock,
+}
+
+/// How builds run, as it is configured.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// How many steps run at a time; `None` for what suits the machine.
+    pub max_parallelism: Option<usize>,
+    /// What clients may allow the steps of their builds; `None` for everything there is.
+    pub entitlements: Option<Vec<String>>,
+    /// Whom steps ask for names, instead of the host's servers.
+    pub dns: Dns,
 }
 
 /// Builds. One for an engine: equal steps of builds that run at the same time are done once. Cloning gives another handle.
@@ -140,7 +154,7 @@ impl Solver {
         state::recover(root, DURABLE_TABLES)?;
         sandbox::remove_abandoned(ops::GROUP_PREFIX);
         let (memos, cache_mounts) = (root.subdir("memos")?, root.subdir("cache-mounts")?);
-        let driver = Driver::new();
+        let driver = Driver::new(deps.settings.max_parallelism);
         let pool = Pool::new(deps.network.clone(), driver.limit);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Self(Arc::new(Inner {

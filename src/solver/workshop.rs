@@ -76,6 +76,7 @@ impl Workshop {
         witness: Option<Witness>,
     ) -> Result<Self> {
         let entitlements = Entitlements::parse(&request.entitlements)?;
+        permit(solver.deps().settings.entitlements.as_deref(), &request.entitlements)?;
         let store = solver.deps().store.clone();
         let lease = task::blocking(move || store.lease("build")).await?;
         let session = ClientSession { sessions: solver.deps().sessions.clone(), id: request.session.clone() };
@@ -316,6 +317,23 @@ fn is_built_in(image: &str) -> bool {
     let name = name.strip_prefix("docker.io/").unwrap_or(name);
     let (name, tag) = name.split_once(':').unwrap_or((name, ""));
     name == FRONTEND_IMAGE && !tag.contains("labs")
+}
+
+/// Refuses what clients may not allow their steps.
+fn permit(permitted: Option<&[String]>, asked: &[String]) -> Result<()> {
+    let Some(permitted) = permitted else { return Ok(()) };
+    // A device is named behind its word.
+    let is_permitted = |word: &&String| {
+        let word = word.split('=').next().unwrap_or(word);
+        permitted.iter().any(|permitted| permitted == word)
+    };
+    match asked.iter().find(|word| !is_permitted(word)) {
+        None => Ok(()),
+        Some(word) => Err(Error::forbidden(format!(
+            "granting entitlement {word} is not allowed by build daemon configuration (entitlements of [builder], or \
+             buildkitd's --allow-insecure-entitlement)"
+        ))),
+    }
 }
 
 /// A registry client with the credentials of the request, else those of the client's session.

@@ -37,6 +37,15 @@ impl Driver {
         }
     }
 
+    /// Returns the word that BuildKit's workers have for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Overlay | Self::OverlayUser => "overlayfs",
+            Self::Native => "native",
+        }
+    }
+
     pub(super) fn is_overlay(self) -> bool {
         self != Self::Native
     }

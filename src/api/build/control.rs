@@ -121,7 +121,7 @@ impl control_server::Control for Control {
 
     async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Result<Response<ListWorkersResponse>, Status> {
         let engine = self.engine.clone();
-        let worker = task::blocking(move || Ok(worker(engine.solver(), engine.policies())));
+        let worker = task::blocking(move || Ok(worker(&engine)));
         let worker = worker.await.map_err(|error| convert::refusal(&error))?;
         Ok(Response::new(ListWorkersResponse { record: vec![worker] }))
     }
@@ -190,7 +190,9 @@ fn version() -> BuildkitVersion {
     }
 }
 
-pub(super) fn worker(solver: &Solver, policies: &[PruneFilter]) -> WorkerRecord {
+/// Describes the one worker there is. Blocking.
+pub(super) fn worker(engine: &Engine) -> WorkerRecord {
+    let solver = engine.solver();
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let label = |name: &str, value: &str| (format!("org.mobyproject.buildkit.worker.{name}"), value.to_owned());
     let platform = |platform: Platform| pb::Platform {
@@ -202,16 +204,24 @@ pub(super) fn worker(solver: &Solver, policies: &[PruneFilter]) -> WorkerRecord 
     // Builds name the specification that cannot be read.
     let devices = solver.devices().unwrap_or_default();
     let device = |(name, auto_allow)| CdiDevice { name, auto_allow, ..CdiDevice::default() };
+    let mut labels: HashMap<String, String> = engine.config().builder.labels.clone().into_iter().collect();
+    labels.extend([
+        label("executor", "kiln"),
+        label("hostname", &hostname),
+        label("network", "bridge"),
+        label("oci.process-mode", "sandbox"),
+        // Tells buildx's docker driver that images of several platforms, archives and caches can be made here.
+        label("snapshotter", engine.store().driver().as_str()),
+        label("selinux.enabled", "false"),
+    ]);
+    // What `--add-host NAME:host-gateway` of that driver stands for.
+    let bridge = engine.network().inspect("bridge").ok().and_then(|network| network.bridge);
+    labels.extend(bridge.map(|bridge| label("moby.host-gateway-ip", &bridge.gateway.to_string())));
     WorkerRecord {
         id: "kiln".to_owned(),
-        labels: HashMap::from([
-            label("executor", "kiln"),
-            label("hostname", &hostname),
-            label("network", "bridge"),
-            label("oci.process-mode", "sandbox"),
-        ]),
+        labels,
         platforms: solver.platforms().into_iter().map(platform).collect(),
-        gc_policy: policies.iter().map(convert::policy).collect(),
+        gc_policy: engine.policies().iter().map(convert::policy).collect(),
         buildkit_version: Some(version()),
         cdi_devices: devices.into_iter().map(device).collect(),
     }

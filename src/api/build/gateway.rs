@@ -188,7 +188,7 @@ impl LlbBridge for Gateway {
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PongResponse>, Status> {
         self.bridge(&request).await?;
         let engine = self.engine.clone();
-        let worker = task::blocking(move || Ok(control::worker(engine.solver(), engine.policies()))).await;
+        let worker = task::blocking(move || Ok(control::worker(&engine))).await;
         let workers = vec![worker.map_err(|error| convert::refusal(&error))?];
         let (frontend_api_caps, llb_caps) = (capabilities::of_frontends(), capabilities::of_llb());
         Ok(Response::new(PongResponse { frontend_api_caps, llb_caps, workers }))

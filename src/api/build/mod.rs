@@ -12,6 +12,7 @@ mod convert;
 mod exec;
 mod failed;
 mod gateway;
+mod health;
 mod history;
 mod running;
 pub(super) mod session;
@@ -27,6 +28,7 @@ use hyper_util::service::TowerToHyperService;
 use self::classic::Classic;
 use self::control::Control;
 use self::gateway::Gateway;
+use self::health::Alive;
 use self::running::Builds;
 use super::Answer;
 use super::serve::{Executor, Peer};
@@ -35,6 +37,7 @@ use crate::error::Error;
 use crate::types::build::MAX_MESSAGE_BYTES;
 use crate::types::build::control_server::ControlServer;
 use crate::types::build::frontend::llb_bridge_server::LlbBridgeServer;
+use crate::types::build::health::health_server::HealthServer;
 
 /// The routes of builds: the services themselves and the upgrades.
 pub(super) fn routes(engine: &Engine) -> Router<Engine> {
@@ -63,6 +66,7 @@ fn services(engine: &Engine, builds: Builds) -> Router<Engine> {
     Router::new()
         .route_service("/moby.buildkit.v1.Control/{method}", control)
         .route_service("/moby.buildkit.v1.frontend.LLBBridge/{method}", gateway)
+        .route_service("/grpc.health.v1.Health/{method}", HealthServer::new(Alive))
         .merge(content::routes(engine))
 }
 
@@ -164,6 +168,11 @@ mod tests {
         let mut control = world.control(Peer::Client).await;
         let workers = control.list_workers(ListWorkersRequest::default()).await.unwrap().into_inner();
         assert_eq!(workers.record[0].platforms[0].os, "linux");
+        for label in ["executor", "hostname", "network", "snapshotter", "moby.host-gateway-ip"] {
+            let label = format!("org.mobyproject.buildkit.worker.{label}");
+            assert!(workers.record[0].labels.contains_key(&label), "{label}");
+        }
+        assert!(!workers.record[0].gc_policy.is_empty());
         let request = SolveRequest { r#ref: "r".into(), frontend: "other.v1".into(), ..SolveRequest::default() };
         let refused = control.solve(request).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::Unimplemented, "{refused}");
@@ -183,6 +192,18 @@ mod tests {
         assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
         let info = ControlClient::new(channel(io).await).info(InfoRequest {}).await.unwrap().into_inner();
         assert!(info.buildkit_version.unwrap().version.starts_with('v'));
+    }
+
+    #[tokio::test]
+    async fn privileged_the_engine_says_that_it_is_alive() {
+        use crate::types::build::health::HealthCheckRequest;
+        use crate::types::build::health::health_client::HealthClient;
+        let Some(world) = World::open() else { return };
+        let mut health = HealthClient::new(channel(world.connect(Peer::Client)).await);
+        let mut ask = async |service: &str| health.check(HealthCheckRequest { service: service.to_owned() }).await;
+        assert_eq!(ask("").await.unwrap().into_inner().status, 1);
+        assert_eq!(ask("moby.buildkit.v1.Control").await.unwrap().into_inner().status, 1);
+        assert_eq!(ask("other").await.unwrap_err().code(), tonic::Code::NotFound);
     }
 
     #[tokio::test]

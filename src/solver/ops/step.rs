@@ -9,7 +9,7 @@ use kiln_graph::op::{Exec, NetworkMode, SecurityMode};
 
 use super::mounts::Mounts;
 use crate::error::{Error, Result, ResultExt as _};
-use crate::network::files::{Dns, ExtraHost, HostAddress, Hosts, Reach, hosts, resolv_conf};
+use crate::network::files::{ExtraHost, HostAddress, Hosts, Reach, hosts, resolv_conf};
 use crate::network::{PooledNetns, namespace};
 use crate::sandbox::{
     self, Access, CgroupSpec, Devices, MissingDir, Network, Process, Sandbox, Source, Spec, Stdio, Stubs, User,
@@ -205,7 +205,7 @@ impl Step {
             NetworkMode::Sandbox | NetworkMode::None => Reach::Bridge,
         };
         let host = self.job.solver.deps().network.host_dns()?;
-        Ok(resolv_conf(&host, &Dns::default(), reach).0)
+        Ok(resolv_conf(&host, &self.job.solver.deps().settings.dns, reach).0)
     }
 }
 

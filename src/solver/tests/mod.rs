@@ -59,7 +59,9 @@ fn open(path: &Path) -> (Solver, Sessions, Tasks) {
     let (registry, sessions, tasks) = (Client::new(Registries::default()), Sessions::default(), Tasks::new());
     let device_directories = vec![path.with_file_name("cdi")];
     let (shared, joined) = (sessions.clone(), tasks.clone());
-    let deps = Deps { store, images, network, registry, sessions: shared, tasks: joined, device_directories, clock };
+    let settings = crate::solver::Settings::default();
+    let deps =
+        Deps { store, images, network, registry, sessions: shared, tasks: joined, device_directories, settings, clock };
     (Solver::open(deps).unwrap(), sessions, tasks)
 }
 
