@@ -123,6 +123,14 @@ fn privileged_running_out_of_memory_is_told_with_the_peak_and_the_limit() {
 }
 
 #[test]
+fn privileged_a_step_gets_no_more_of_the_processors_than_it_says() {
+    let quota = "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d ' ' -f 1 /sys/fs/cgroup/cpu.max";
+    let Some(kiln) = project(&format!("FROM busybox\nRUN --cpus=0.5 ({quota}) > /quota\n")) else { return };
+    build(&kiln, &["-t", "app"]).expect_code(0);
+    assert_eq!(kiln.ok(["run", "--rm", "--network=none", "app", "cat", "/quota"]), "50000");
+}
+
+#[test]
 fn privileged_what_a_failed_step_changed_is_saved() {
     let dockerfile = "FROM busybox\nRUN echo old > /etc/old\n\
                       RUN rm /etc/old && mkdir -m 750 /made && echo new > /made/file && chown 12:34 /made/file && exit 3\n";
