@@ -235,7 +235,7 @@ fn privileged_a_build_for_several_platforms_is_an_index() {
     kiln.ok(["build", "-q", "--platform=linux/amd64", "-t", "127.0.0.1:1/here", "app"]);
     kiln.write("next/Dockerfile", "FROM 127.0.0.1:1/here\n");
     let refused = kiln.fails(["build", "--platform=linux/s390x", "next"]);
-    refused.expect_stderr(&["127.0.0.1:1/here that is here is for linux/amd64 and not for linux/s390x"]);
+    refused.expect_stderr(&["127.0.0.1:1/here:latest that is here is for linux/amd64 and not for linux/s390x"]);
     kiln.ok(["rmi", "127.0.0.1:1/here"]);
 
     build(&kiln, &[platforms, "-o", "out", "-o", "type=tar,dest=out.tar", "-o", "type=oci,dest=layout,tar=false"]);

@@ -280,13 +280,14 @@ fn privileged_the_time_of_a_context_elsewhere_can_be_that_of_the_image() {
         mkdir repos c; git init -q -b main c; cd c
         printf 'FROM busybox\nARG SOURCE_DATE_EPOCH\nRUN echo epoch=$SOURCE_DATE_EPOCH > /time\n' > Dockerfile
         git add -A; git commit -qm c; git clone -q --bare . ../repos/c.git
-        touch -d @1100000000 Dockerfile; tar -cf ../c.tar --exclude=.git .";
+        touch -d @1100000000 Dockerfile; tar -cf ../c.tar Dockerfile; tar -cf ../dated.tar --exclude=.git .";
     shell(&kiln.scratch(), script);
     let git = Web::git(kiln.scratch().join("repos"), |_| true);
-    let archive = std::fs::read(kiln.scratch().join("c.tar")).unwrap();
+    let archive = |name| std::fs::read(kiln.scratch().join(name)).unwrap();
+    let (plain, dated) = (archive("c.tar"), archive("dated.tar"));
     let web = Web::start(move |request| match request.path.as_str() {
-        "/dated.tar" => Answer::new(200, archive.clone()).header("Last-Modified", MODIFIED),
-        _ => Answer::new(200, archive.clone()),
+        "/dated.tar" => Answer::new(200, dated.clone()).header("Last-Modified", MODIFIED),
+        _ => Answer::new(200, plain.clone()),
     });
     for (context, seconds) in [
         (git.url("c.git"), "1000000000"),
