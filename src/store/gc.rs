@@ -185,6 +185,7 @@ fn decide(tx: &Connection, roots: &Roots) -> Result<u64> {
             UNION SELECT snapshot FROM lease_snapshots
             UNION SELECT base FROM trees WHERE base IS NOT NULL
             UNION SELECT s.parent FROM snapshots s JOIN live ON s.id = live.id WHERE s.parent IS NOT NULL
+            UNION SELECT s.made_on FROM snapshots s JOIN live ON s.id = live.id WHERE s.made_on IS NOT NULL
         )
         DELETE FROM snapshots WHERE id NOT IN (SELECT id FROM live)",
         &[&snapshots],

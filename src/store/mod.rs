@@ -46,7 +46,13 @@ use crate::task::Clock;
 /// The tables of the store.
 pub const SCHEMA: Schema = Schema {
     module: "store",
-    scripts: &[include_str!("schema.sql"), "ALTER TABLE snapshots ADD COLUMN as_of INTEGER"],
+    scripts: &[
+        include_str!("schema.sql"),
+        "ALTER TABLE snapshots ADD COLUMN as_of INTEGER",
+        // What the changes of a layer are changes of, when that is not the parent.
+        "ALTER TABLE snapshots ADD COLUMN made_on INTEGER REFERENCES snapshots ON DELETE CASCADE;
+         CREATE INDEX snapshots_made_on ON snapshots (made_on) WHERE made_on IS NOT NULL",
+    ],
 };
 
 /// The tables whose records a power cut may lose, in the order [`crate::state::mark_durable`] must get them.

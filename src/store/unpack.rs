@@ -194,6 +194,7 @@ impl Store {
             layer: tree,
             form,
             parent,
+            made_on: None,
             diff_id: Some(*diff_id),
             content: None,
             tar_size: Some(tar_size),

@@ -83,6 +83,7 @@ impl Job {
         upper: Option<InputIndex>,
         stop: &Stop,
     ) -> Result<Made> {
+        let above = self.file_system(self.graph.vertex(id), upper)?;
         let lower = self.identified_snapshot(id, lower).await?;
         let upper = self.identified_snapshot(id, upper).await?;
         let (job, cancel) = (Arc::clone(self), stop.flag().clone());
@@ -94,8 +95,8 @@ impl Job {
                     Ok((job.stack(None, above)?, true))
                 }
                 _ => {
-                    cancel.check()?;
-                    Err(Error::unsupported("differences of file systems that were not made on one another"))
+                    let as_of = job.as_of(&above)?;
+                    Ok((deps.store.difference(&job.lease, lower, upper, as_of, &cancel)?, false))
                 }
             }
         })

@@ -13,7 +13,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::marks::{Marks, WHITEOUT, is_whiteout, keeps_xattr};
+use super::marks::{Marks, OPAQUE, WHITEOUT, is_whiteout, keeps_xattr};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::store::tree::{
     Attributes, Found, Kind, MAX_DEPTH, Metadata, Name, Step, Time, Walk, Xattrs, display, list, open_dir, open_file,
@@ -74,6 +74,8 @@ pub(super) struct Directory {
     pub replaces: bool,
     /// Whether it hides what lies below, which only a layer by itself has to say.
     pub opaque: bool,
+    /// Whether its tree says that it hides what lies below.
+    pub marked: bool,
 }
 
 #[derive(Debug)]
@@ -82,6 +84,13 @@ pub(super) struct Candidate {
     dir: Arc<OwnedFd>,
     lower: Option<Arc<OwnedFd>>,
     name: Name,
+}
+
+impl Candidate {
+    /// Returns the directory it is in.
+    pub(super) fn parent(&self) -> &OwnedFd {
+        &self.dir
+    }
 }
 
 /// What a candidate turned out to be.
@@ -169,7 +178,8 @@ impl Changes {
         // Every change in the root changes its time, which no peer looks at.
         let changed = Attributes { mtime: below.mtime, ..attributes.clone() } != below;
         let replaces = lower.is_some();
-        let directory = Directory { path: Vec::new(), metadata, attributes, changed, replaces, opaque: false };
+        let directory =
+            Directory { path: Vec::new(), metadata, attributes, changed, replaces, opaque: false, marked: false };
         let lower = lower.map(Arc::new);
         let (frames, path, linked) = (Vec::new(), Vec::new(), OnceLock::new());
         let mut changes = Self { root: Arc::clone(&root), lower: lower.clone(), form, frames, path, linked };
@@ -179,7 +189,11 @@ impl Changes {
     }
 
     fn enter(&mut self, dir: Arc<OwnedFd>, lower: Option<Arc<OwnedFd>>, hides: bool) -> rustix::io::Result<()> {
-        let here = list(&dir)?;
+        let mut here = list(&dir)?;
+        if matches!(self.form, Form::Alone(Marks::Files)) {
+            // Marks stand where overlay's would.
+            here.sort_by(|a, b| hidden(a).cmp(hidden(b)));
+        }
         let names = match &lower {
             Some(lower) if hides => merge(here, list(lower)?),
             _ => here.into_iter().map(Entry::Here).collect(),
@@ -206,6 +220,11 @@ impl Changes {
         };
         self.path.extend_from_slice(name.name.to_bytes());
         if name.name.to_bytes().starts_with(WHITEOUT) {
+            if matches!(self.form, Form::Alone(Marks::Files)) && name.name.to_bytes() != OPAQUE {
+                self.path.truncate(frame.path_len);
+                self.path.extend_from_slice(hidden(&name));
+                return Ok(Some(Item::Gone(self.path.clone())));
+            }
             return Err(Error::unsupported(format!(
                 "{}: no layer can hold this name, because names that begin with .wh. mean deletions in a layer",
                 display(&self.path)
@@ -246,7 +265,7 @@ impl Changes {
         let opaque = marked && matches!(self.form, Form::Alone(_));
         self.path.push(b'/');
         self.enter(Arc::new(dir), below.map(Arc::new), hides || marked).context(context)?;
-        Ok(Directory { path, metadata, attributes, changed, replaces, opaque })
+        Ok(Directory { path, metadata, attributes, changed, replaces, opaque, marked })
     }
 
     /// Finds out what a candidate is, and reads it. Several threads may load at once.
@@ -353,7 +372,7 @@ impl Changes {
 }
 
 /// The metadata of a path below `root` that no symbolic link is a part of; `None` when there is nothing.
-fn beneath(root: &OwnedFd, path: &[u8]) -> Result<Option<Metadata>> {
+pub(super) fn beneath(root: &OwnedFd, path: &[u8]) -> Result<Option<Metadata>> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let slash = path.iter().rposition(|byte| *byte == b'/');
@@ -365,6 +384,12 @@ fn beneath(root: &OwnedFd, path: &[u8]) -> Result<Option<Metadata>> {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
         Err(errno) => Err(errno).context(|| format!("read {}", display(path))),
     }
+}
+
+/// The name that an entry is about: its own, or the one that it hides.
+fn hidden(name: &Name) -> &[u8] {
+    let bytes = name.name.to_bytes();
+    bytes.strip_prefix(WHITEOUT).unwrap_or(bytes)
 }
 
 /// Puts what is here and what is only below into one order.

@@ -4,6 +4,7 @@
 //! never stored; the same tree over the same view below always gives the same bytes. Which directory belongs to which layer,
 //! and what lies below it, is known one module up.
 
+mod apply;
 mod archive;
 mod changes;
 mod entries;
@@ -25,6 +26,7 @@ use bytes::Bytes;
 use kiln_graph::Digest;
 use sha2::{Digest as _, Sha256};
 
+pub(super) use apply::{Place, apply, stands_as_it_is};
 pub use archive::{Passing, What, pass_by};
 use changes::{Changes, Content, Item, Loaded};
 pub(super) use changes::{Form, Source};

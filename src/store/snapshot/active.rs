@@ -184,6 +184,17 @@ impl Active {
         tree::open_root(&self.store.tree_fs(layer))
     }
 
+    /// Opens a tree that snapshots hold, as [`Self::reuse`] does: the caller holds a lease on one of them.
+    pub(in crate::store) fn borrow(&self, tree: i64) -> Result<OwnedFd> {
+        self.store.root().db().write(|tx| {
+            let sql = "INSERT OR IGNORE INTO loans (tree, donor) VALUES (?1, ?2)";
+            tx.prepare_cached(sql)?.execute((self.id, tree))?;
+            Ok(())
+        })?;
+        self.store.measure(tree)?;
+        tree::open_root(&self.store.tree_fs(tree))
+    }
+
     /// Makes it a snapshot, leased as the active was. Blocking.
     ///
     /// It must not be mounted any more.
@@ -206,8 +217,9 @@ impl Active {
     fn commit_with(self, as_of: Option<i64>) -> Result<SnapshotId> {
         let parent = self.base;
         let form = if parent.is_none() { LayerForm::Whole } else { LayerForm::Changes };
-        let (diff_id, content, tar_size) = (None, None, None);
-        self.commit_as(|tree| NewSnapshot { tree, layer: tree, form, parent, diff_id, content, tar_size, as_of })
+        let (made_on, diff_id, content, tar_size) = (None, None, None, None);
+        let new = |tree| NewSnapshot { tree, layer: tree, form, parent, made_on, diff_id, content, tar_size, as_of };
+        self.commit_as(new)
     }
 
     pub(in crate::store) fn commit_as(mut self, new: impl FnOnce(i64) -> NewSnapshot) -> Result<SnapshotId> {

@@ -303,8 +303,8 @@ impl Store {
     }
 
     /// What the layer of a snapshot is packed from.
-    fn source(&self, id: SnapshotId) -> Result<Source> {
-        let sql = "SELECT layer, form, parent FROM snapshots WHERE id = ?1";
+    pub(super) fn source(&self, id: SnapshotId) -> Result<Source> {
+        let sql = "SELECT layer, form, coalesce(made_on, parent) FROM snapshots WHERE id = ?1";
         let (layer, form, parent) = self.root().db().read(|connection: &Connection| {
             let mut find = connection.prepare_cached(sql)?;
             let row = find.query_row([id], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?)));

@@ -4,6 +4,7 @@
 //! files of a tree never change once it is committed.
 
 mod active;
+mod combine;
 mod layers;
 
 use std::fmt;
@@ -20,10 +21,9 @@ pub use layers::{CompressedLayer, LayerBlob};
 use super::layer::{ContentHash, LayerDigests};
 use super::lease::Leased;
 use super::rootfs::Rootfs;
-use super::tree::{self, CopyTree};
-use super::{Driver, Lease, Store, optional, parse_digest};
+use super::tree;
+use super::{Driver, Lease, Store, optional};
 use crate::error::{Error, Result, ResultExt as _};
-use crate::task::Cancel;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -154,6 +154,8 @@ pub(super) struct NewSnapshot {
     pub layer: i64,
     pub form: LayerForm,
     pub parent: Option<SnapshotId>,
+    /// What its layer's changes are changes of, when that is not its parent.
+    pub made_on: Option<SnapshotId>,
     pub diff_id: Option<Digest>,
     pub content: Option<ContentHash>,
     pub tar_size: Option<u64>,
@@ -279,59 +281,6 @@ impl Store {
         })
     }
 
-    /// Puts the layer of a snapshot on another parent, without copying it where the driver can, and leases the result.
-    ///
-    /// Works for layers that do not depend on what is below them: made on nothing, or unpacked from an archive that mentions
-    /// every directory it needs. Asked again, it returns the same snapshot. Blocking.
-    ///
-    /// # Errors
-    /// `NotFound`; `Conflict` for a layer that depends on its parent.
-    pub fn rebase(&self, lease: &Lease, id: SnapshotId, parent: Option<SnapshotId>) -> Result<SnapshotId> {
-        let columns = "SELECT layer, form, diff_id, content, tar_size, as_of FROM snapshots WHERE id = ?1";
-        let new = self.root().db().read(|connection| {
-            let mut find = connection.prepare_cached(columns)?;
-            let row = find.query_row([id], |row| {
-                let texts: (Option<String>, Option<[u8; 32]>) = (row.get(2)?, row.get(3)?);
-                Ok((row.get(0)?, row.get::<_, i64>(1)?, texts, row.get(4)?, row.get(5)?))
-            });
-            let (layer, form, (diff_id, content), tar_size, as_of) = optional(row)?.ok_or_else(|| id.missing())?;
-            let (form, diff_id) = (LayerForm::read(form)?, diff_id.as_deref().map(parse_digest).transpose()?);
-            let content = content.map(ContentHash);
-            Ok(NewSnapshot { tree: layer, layer, form, parent, diff_id, content, tar_size, as_of })
-        })?;
-        if new.form == LayerForm::Changes {
-            return Err(Error::conflict(format!("the layer of snapshot {id} depends on the snapshot it lies on")));
-        }
-        if let Some(existing) = self.leased(lease, Leased::Snapshot, |c| same_layer(c, parent, &new))? {
-            return Ok(existing);
-        }
-        if self.driver() == Driver::Native {
-            return self.rebase_by_copying(lease, new);
-        }
-        if new.form == LayerForm::Whole {
-            forget_opaque(self, new.layer)?;
-        }
-        self.root().db().write(|tx| {
-            let id = match same_layer(tx, parent, &new)? {
-                Some((_, existing)) => existing,
-                None => self.insert_snapshot(tx, &new)?,
-            };
-            lease.hold(tx, Leased::Snapshot, id.0)?;
-            Ok(id)
-        })
-    }
-
-    fn rebase_by_copying(&self, lease: &Lease, new: NewSnapshot) -> Result<SnapshotId> {
-        let active = self.prepare(lease, new.parent)?;
-        let (from, to) = (tree::open_root(&self.tree_fs(new.layer))?, tree::open_root(active.dir())?);
-        let attributes = active::root_attributes(&self.tree_fs(new.layer))?;
-        let options = CopyTree { xattrs: super::layer::keeps_xattr, cancel: &Cancel::new() };
-        tree::copy_tree(from, to, options)?;
-        attributes.apply(tree::open_root(active.dir())?).context(|| "set the metadata of the root")?;
-        active.forget_what_was_copied()?;
-        active.commit_as(|tree| NewSnapshot { tree, ..new })
-    }
-
     /// Returns the root file system that a chain of snapshots makes; `None` is the empty one. Blocking.
     ///
     /// # Errors
@@ -386,8 +335,8 @@ impl Store {
         };
         tx.prepare_cached(
             "INSERT INTO snapshots
-             (tree, layer, form, parent, depth, diff_id, content, tar_size, chain_id, created_at, boot, as_of)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+             (tree, layer, form, parent, depth, diff_id, content, tar_size, chain_id, created_at, boot, as_of, made_on)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
         )?
         .execute((
             new.tree,
@@ -402,6 +351,7 @@ impl Store {
             self.now(),
             self.root().boot_id(),
             new.as_of,
+            new.made_on,
         ))?;
         Ok(SnapshotId(tx.last_insert_rowid()))
     }

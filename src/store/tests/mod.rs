@@ -4,6 +4,7 @@
 
 mod blobs;
 mod collection;
+mod combine;
 mod crash;
 mod drivers;
 mod full_disk;
