@@ -4,7 +4,7 @@ use super::drivers::{mounted, on_every_driver, step, told};
 use super::*;
 
 /// A snapshot that was made by changing another, identified.
-fn made(world: &World, base: Option<SnapshotId>, change: impl Fn(&super::views::Tree)) -> SnapshotId {
+fn made(world: &World, base: Option<SnapshotId>, change: impl Fn(&views::Tree)) -> SnapshotId {
     let id = step(world, base, change);
     let digests = world.store.layer_digests(id, &Cancel::new()).unwrap();
     world.store.identify(&world.lease, id, &digests).unwrap().id
