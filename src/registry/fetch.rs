@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_DISPOSITION, ETAG, HeaderMap, IF_NONE_MATCH, LAST_MODIFIED};
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use reqwest::Url;
 
 use super::retry::{Fault, retry_after};
@@ -23,6 +23,8 @@ pub struct FileRequest {
     authorization: Option<HeaderValue>,
     /// The entity tag of what is here already: an unchanged file is answered with [`FileHead::unchanged`].
     pub known: Option<String>,
+    /// Further headers.
+    headers: HeaderMap,
 }
 
 /// What a server says about a file.
@@ -69,7 +71,7 @@ impl FileRequest {
             stripped.map_err(|()| invalid("its password cannot be sent"))?;
         }
         url.set_fragment(None);
-        Ok(Self { url, authorization, known: None })
+        Ok(Self { url, authorization, known: None, headers: HeaderMap::new() })
     }
 
     /// Sends this `Authorization` header.
@@ -81,6 +83,17 @@ impl FileRequest {
             .map_err(|_| Error::invalid("the secret cannot be sent as a header: it contains line breaks"))?;
         value.set_sensitive(true);
         self.authorization = Some(value);
+        Ok(())
+    }
+
+    /// Sends a header.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what cannot be sent.
+    pub fn header(&mut self, name: &str, value: &str) -> Result<()> {
+        let invalid = || Error::invalid(format!("{name:?}: {value:?} cannot be sent as a header"));
+        let name = HeaderName::try_from(name).map_err(|_| invalid())?;
+        self.headers.insert(name, HeaderValue::try_from(value).map_err(|_| invalid())?);
         Ok(())
     }
 
@@ -109,7 +122,7 @@ impl FileRequest {
     }
 
     fn request(&self, method: Method) -> Request {
-        let mut headers = HeaderMap::new();
+        let mut headers = self.headers.clone();
         headers.extend(self.authorization.clone().map(|value| (AUTHORIZATION, value)));
         let known = self.known.as_ref().and_then(|etag| HeaderValue::try_from(etag).ok());
         headers.extend(known.map(|value| (IF_NONE_MATCH, value)));

@@ -5,13 +5,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use kiln_graph::graph::Meta;
 use kiln_graph::oci::ImageConfig;
-use kiln_graph::{Digest, Edge, Platform, Reference, VertexId};
+use kiln_graph::op::{Op, Source};
+use kiln_graph::{Digest, Edge, Graph, Platform, Reference, VertexId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::Solver;
-use super::definition::plain_config;
+use super::contexts::Locals;
+use super::definition::{plain_config, refused};
 use super::exchange::{CacheExport, Scope};
 use super::export::{Export, Product, Variant};
 use super::failure::Failure;
@@ -19,6 +22,7 @@ use super::gateway::container::{self, Container, ContainerRequest};
 use super::gateway::{Containers, View};
 use super::job::{Begun, Job};
 use super::progress::{Event, Progress, Warning};
+use super::remote::{FileAnswer, GitAnswer};
 use super::request::{BuildRequest, Built};
 use super::value::{FileSystem, Value};
 use super::workshop::{Draft, Workshop};
@@ -106,6 +110,19 @@ pub struct ImageAnswer {
     pub reference: Reference,
 }
 
+/// What a source is.
+#[derive(Clone, Debug)]
+pub enum SourceAnswer {
+    /// An image.
+    Image(ImageAnswer),
+    /// A commit.
+    Git(GitAnswer),
+    /// A file.
+    File(FileAnswer),
+    /// A directory of the client, of which nothing can be said.
+    Directory,
+}
+
 /// The platforms of a result, as BuildKit's frontends write them.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -169,12 +186,18 @@ impl Bridge {
     ///
     /// # Errors
     /// As for [`Solver::build`], as far as the frontend.
-    pub async fn solve(&self, frontend: &str, attrs: &BTreeMap<String, String>) -> Result<Findings, Failure> {
-        if let Some(answer) = Box::pin(self.shop.answer(frontend, attrs)).await? {
+    pub async fn solve(
+        &self,
+        frontend: &str,
+        attrs: &BTreeMap<String, String>,
+        inputs: BTreeMap<String, Arc<kiln_llb::pb::Definition>>,
+    ) -> Result<Findings, Failure> {
+        let shop = self.shop.with_inputs(inputs);
+        if let Some(answer) = Box::pin(shop.answer(frontend, attrs)).await? {
             let metadata = answer.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
             return Ok(Findings { refs: Refs::None, metadata });
         }
-        let draft = Box::pin(self.shop.frontend(frontend, attrs)).await?;
+        let draft = Box::pin(shop.frontend(frontend, attrs)).await?;
         Ok(self.findings(draft)?)
     }
 
@@ -182,10 +205,27 @@ impl Bridge {
     ///
     /// # Errors
     /// With the operation and the field: what is malformed, or is not there.
-    pub async fn solve_definition(&self, definition: &kiln_llb::pb::Definition) -> Result<Findings, Failure> {
+    pub async fn solve_definition(&self, definition: &Arc<kiln_llb::pb::Definition>) -> Result<Findings, Failure> {
         let draft = Box::pin(self.shop.definition(definition, &BTreeMap::new())).await?;
         let batch = Arc::new(Batch { draft, making: tokio::sync::Mutex::default() });
         Ok(Findings { refs: Refs::One(self.add(Part { batch, number: 0 })?), metadata: BTreeMap::new() })
+    }
+
+    /// Returns a result as a definition, which can be an input of other builds; `None` for an empty file system.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn definition(&self, name: &str) -> Result<Option<kiln_llb::pb::Definition>> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let part = self.part(name)?;
+        let draft = &part.batch.draft;
+        if let Some(definition) = &draft.definition {
+            return Ok(Some(definition.as_ref().clone()));
+        }
+        let session = self.shop.request.session.as_deref().unwrap_or_default();
+        Ok(Some(kiln_llb::encode(&draft.job.graph, part.root(), session)))
     }
 
     /// Returns what the frontend is given besides its attributes, by name.
@@ -335,6 +375,43 @@ impl Bridge {
         let resolved = resolved?;
         let digest = resolved.reference.digest().unwrap_or(resolved.id);
         Ok(ImageAnswer { digest, config: resolved.config, reference: resolved.reference })
+    }
+
+    /// Finds out what a source is, whatever sort it is of.
+    ///
+    /// # Errors
+    /// `InvalidArgument` and `Unsupported` for what names no source; what the server says.
+    pub async fn resolve_source(
+        &self,
+        source: &kiln_llb::pb::SourceOp,
+        platform: Option<&Platform>,
+        policy: Policy,
+        log_name: &str,
+    ) -> Result<SourceAnswer, Failure> {
+        if let Some(name) = source.identifier.strip_prefix("docker-image://") {
+            return Ok(SourceAnswer::Image(self.resolve_image(name, platform, policy, log_name).await?));
+        }
+        let decoded = kiln_llb::decode_source(source.clone()).map_err(|refusal| refused(&refusal))?;
+        let platform = platform.cloned().unwrap_or_else(Platform::host);
+        if let Source::OciLayout(layout) = &decoded {
+            let shared = &self.shop.shared;
+            let resolved = shared.resolve_layout(layout, &platform, &self.shop.request.locals).await?;
+            let (digest, config, reference) = (layout.digest, resolved.config, resolved.reference);
+            return Ok(SourceAnswer::Image(ImageAnswer { digest, config, reference }));
+        }
+        let mut graph = Graph::new();
+        let meta = Meta { name: source.identifier.clone(), ..Meta::default() };
+        let id = graph.add(Op::Source(decoded.clone()), Vec::new(), platform, meta);
+        let shared = &self.shop.shared;
+        let locals = Locals::none(shared.solver.memos(), shared.progress.now_ns());
+        let job = Job::of(shared, graph, HashMap::new(), locals, self.shop.cancel.clone());
+        let answer = match &decoded {
+            Source::Git(git) => Ok(SourceAnswer::Git(job.look_at_repository(git).await?)),
+            Source::Http(file) => job.look_at_file(id, file).await.map(SourceAnswer::File),
+            _ => Ok(SourceAnswer::Directory),
+        };
+        job.finish().await?;
+        answer
     }
 
     /// Reports what the frontend warns of.

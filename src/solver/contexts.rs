@@ -22,8 +22,8 @@ use super::session::Session;
 use super::value::LocalDir;
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::filesync::{Files, Filter, Kept, content};
-use crate::image::Resolved;
-use crate::store::tree;
+use crate::image::{Images, Resolved};
+use crate::store::{Lease, tree};
 use crate::task;
 
 /// What the names of kept copies begin with among cache mounts; no step can give its cache such a name.
@@ -53,16 +53,36 @@ impl Shared {
         platform: &Platform,
         places: &BTreeMap<String, PathBuf>,
     ) -> Result<Resolved> {
-        let (path, name) = self::layout(places, &layout.name)?;
         let images = self.solver.deps().images.clone();
+        Layouts { images, session: &self.session, lease: &self.lease, places }.resolve(layout, platform).await
+    }
+}
+
+/// The OCI layouts of a client.
+pub(super) struct Layouts<'a> {
+    pub(super) images: Images,
+    pub(super) session: &'a ClientSession,
+    pub(super) lease: &'a Lease,
+    /// Those that this engine sees.
+    pub(super) places: &'a BTreeMap<String, PathBuf>,
+}
+
+impl Layouts<'_> {
+    /// Finds an image, as [`Shared::resolve_layout`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn resolve(self, layout: &OciLayoutSource, platform: &Platform) -> Result<Resolved> {
+        let Self { images, session, lease, places } = self;
+        let (path, name) = self::layout(places, &layout.name)?;
         if let Some(path) = path {
             let (digest, platform) = (layout.digest, platform.clone());
             return task::blocking(move || images.resolve_layout(&path, &digest, &platform, &name)).await;
         }
         let context = || format!("read the OCI layout {} of the client", layout.name);
-        let store = self.session.content_store(format!("{}{}", content::LAYOUT, layout.name)).await.context(context)?;
+        let store = session.content_store(format!("{}{}", content::LAYOUT, layout.name)).await.context(context)?;
         let top = store.describe(&layout.digest).await.context(context)?;
-        images.resolve_from(&self.lease, &top, platform, &name, Arc::new(store)).await.context(context)
+        images.resolve_from(lease, &top, platform, &name, Arc::new(store)).await.context(context)
     }
 }
 
@@ -165,6 +185,12 @@ impl Locals {
         !self.paths.contains_key(&local.name) && !lock(&self.copies).contains_key(local)
     }
 
+    /// Says whether a directory is the main context: one of the same name may belong to a graph that came with the request.
+    fn is_context(&self, local: &LocalSource) -> bool {
+        let rules = self.ignore.patterns().iter().map(kiln_dockerfile::ignore::Pattern::text);
+        local.session.is_empty() && rules.eq(local.exclude.iter().cloned())
+    }
+
     /// Finds the path of a local directory.
     fn path(&self, local: &LocalSource) -> Result<PathBuf> {
         let name = &local.name;
@@ -183,7 +209,7 @@ impl Locals {
         }
         let (path, name) = (self.path(local)?, &local.name);
         let root = tree::open_root(&path).context(|| format!("open the local directory {name:?}"))?;
-        let (shown, ignore) = if *name == self.context {
+        let (shown, ignore) = if *name == self.context && self.is_context(local) {
             ("the build context".to_owned(), Arc::clone(&self.ignore))
         } else {
             let patterns = Ignore::from_patterns(local.exclude.iter().map(String::as_str));

@@ -1,6 +1,7 @@
 //! Definitions: graphs that clients write themselves, in LLB.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use kiln_graph::Platform;
 use kiln_graph::oci::ImageConfig;
@@ -51,12 +52,12 @@ impl Workshop {
     /// With the operation and the field: what is malformed, or is not there.
     pub(super) async fn definition(
         &self,
-        definition: &pb::Definition,
+        definition: &Arc<pb::Definition>,
         attrs: &BTreeMap<String, String>,
     ) -> Result<Draft, Failure> {
         let host = Platform::host();
-        let (definition, platform) = (definition.clone(), host.clone());
-        let decode = move || kiln_llb::decode(&definition, &platform).map_err(|refusal| refused(&refusal));
+        let (received, platform) = (Arc::clone(definition), host.clone());
+        let decode = move || kiln_llb::decode(&received, &platform).map_err(|refusal| refused(&refusal));
         let Decoded { mut graph, root } = task::blocking(decode).await?;
         let of_results = attrs.iter().filter(|(key, _)| key.starts_with("attest:"));
         let options = Options::parse(&of_results.map(|(key, value)| (key.clone(), value.clone())).collect())?;
@@ -90,6 +91,7 @@ impl Workshop {
             attest: options.attest,
             facts,
             multi_platform: false,
+            definition: Some(Arc::clone(definition)),
         })
     }
 }

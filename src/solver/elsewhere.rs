@@ -1,10 +1,10 @@
 //! Contexts that are elsewhere: fetched before there is a graph, because their Dockerfile says what is built.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use kiln_dockerfile::Files;
+use kiln_dockerfile::{Files, Given};
 use kiln_graph::op::{GitSource, HttpSource};
 use kiln_graph::{Platform, VertexId};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -83,9 +83,17 @@ impl Surroundings<'_> {
     ///
     /// # Errors
     /// As the failure of the step that fetches it.
-    pub(super) async fn fetch_context(&self, options: &Options) -> Result<Option<Fetched>, Failure> {
+    pub(super) async fn fetch_context(
+        &self,
+        options: &Options,
+        given: &BTreeMap<String, Arc<Given>>,
+    ) -> Result<Option<Fetched>, Failure> {
         let fetched = match &options.elsewhere {
-            None => return Ok(None),
+            None => {
+                let Some(context) = given.get(&options.context) else { return Ok(None) };
+                let root = self.open_given(given.get(&options.dockerfile).unwrap_or(context)).await?;
+                return Ok(Some(Fetched { files: Files::Given(Arc::clone(context)), root, only: None, file: None }));
+            }
             Some(Elsewhere::Git(git)) => {
                 let files = Files::Git(git.clone());
                 Fetched { root: self.open(&files).await?, files, only: None, file: None }
@@ -114,6 +122,11 @@ impl Surroundings<'_> {
             Elsewhere::File(http) => Ok((self.open(&Files::File(http)).await?, FILE.to_owned())),
             Elsewhere::Git(_) => Err(Error::internal("a file was taken for a repository").into()),
         }
+    }
+
+    /// Makes what the frontend is given, and opens it.
+    pub(super) async fn open_given(&self, given: &Arc<Given>) -> Result<Arc<OwnedFd>, Failure> {
+        self.open(&Files::Given(Arc::clone(given))).await
     }
 
     /// Brings files here and opens them.

@@ -10,7 +10,7 @@ use futures_util::future::try_join_all;
 use kiln_dockerfile::call::{self, Asked, Call};
 use kiln_dockerfile::check::Rule;
 use kiln_dockerfile::{
-    Definition, Files, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Refused, Request,
+    Definition, Files, Given, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Refused, Request,
     ResolvedImage, asks_for_context_time, include,
 };
 use kiln_graph::oci::ImageConfig;
@@ -84,6 +84,8 @@ struct Inputs {
     places: BTreeMap<String, PathBuf>,
     /// The time of the main context, when it is asked for and the context has one.
     context_time_s: Option<i64>,
+    /// What the frontend is given besides, by name.
+    given: BTreeMap<String, Arc<Given>>,
 }
 
 /// The images that were asked about.
@@ -209,16 +211,23 @@ impl<'a> Surroundings<'a> {
 
     /// Reads the Dockerfile and the ignore files. Returns them with the vertex that stands for the Dockerfile.
     async fn read(&self, request: &BuildRequest, options: &Options) -> Result<(Digest, Inputs), Failure> {
-        let fetched = Box::pin(self.fetch_context(options)).await?;
+        let given = self.given(request, options).await?;
+        let fetched = Box::pin(self.fetch_context(options, &given)).await?;
         let by_address = match &request.dockerfile {
             None if is_address(&options.filename) => Some(Box::pin(self.fetch_file(&options.filename)).await?),
+            None if fetched.is_none() => match given.get(&options.dockerfile) {
+                Some(files) => Some((Box::pin(self.open_given(files)).await?, options.filename.clone())),
+                None => None,
+            },
             _ => None,
         };
         let name = &options.filename;
         let reading = Begun::internal(self.progress, &format!("[internal] load build definition from {name}"))?;
         let source = reading.digest();
         let read = match (by_address, &fetched) {
-            (Some(found), _) => read_fetched(found, name.clone(), false).await.map(|file| (file, None)),
+            (Some(found), _) => {
+                read_fetched(found, name.clone(), options.usual_filename).await.map(|file| (file, None))
+            }
             (None, Some(fetched)) if request.dockerfile.is_none() => {
                 let found = (Arc::clone(&fetched.root), fetched.only.unwrap_or(name).to_owned());
                 read_fetched(found, name.clone(), options.usual_filename).await.map(|file| (file, None))
@@ -231,7 +240,8 @@ impl<'a> Surroundings<'a> {
         reading.end(read.as_ref().err());
         let (file, dockerfile) = read?;
         let reading = Begun::internal(self.progress, "[internal] load .dockerignore")?;
-        let read = self.read_ignores(request, options, dockerfile).await;
+        let has_rules = options.elsewhere.is_none() && !given.contains_key(&options.context);
+        let read = self.read_ignores(request, options, dockerfile.filter(|_| has_rules), has_rules).await;
         if let Ok((_, _, bytes)) = &read {
             reading.part("transferring context:", *bytes).complete();
         }
@@ -247,7 +257,29 @@ impl<'a> Surroundings<'a> {
             None => Files::Local { name: options.context.clone(), ignore: ignore.clone() },
         };
         let places = request.locals.clone();
-        Ok((source, Inputs { file, context, ignore, ignores, places, context_time_s }))
+        Ok((source, Inputs { file, context, ignore, ignores, places, context_time_s, given }))
+    }
+
+    /// Reads what the frontend is given besides its attributes.
+    async fn given(&self, request: &BuildRequest, options: &Options) -> Result<BTreeMap<String, Arc<Given>>> {
+        let mut given = BTreeMap::new();
+        for (name, definition) in &request.inputs {
+            let definition = Arc::clone(definition);
+            let decode = move || {
+                kiln_llb::decode(&definition, &Platform::host()).map_err(|refusal| super::definition::refused(&refusal))
+            };
+            let decoded = task::blocking(decode).await.context(|| format!("the input {name}"))?;
+            let config = options.input_configs.get(name).cloned();
+            given.insert(name.clone(), Arc::new(Given { graph: decoded.graph, root: decoded.root, config }));
+        }
+        for (context, source) in &options.contexts {
+            if let ContextSource::Input(name) = source
+                && !given.contains_key(name)
+            {
+                return Err(Error::invalid(format!("invalid input {name} for {context}")));
+            }
+        }
+        Ok(given)
     }
 
     async fn directory(&self, request: &BuildRequest, name: &str, paths: &[&str]) -> Result<Option<Directory>> {
@@ -339,12 +371,12 @@ impl<'a> Surroundings<'a> {
         request: &BuildRequest,
         options: &Options,
         dockerfile: Option<Directory>,
+        has_rules: bool,
     ) -> Result<(Ignore, BTreeMap<String, Ignore>, u64)> {
         let mut bytes = 0;
         let mut ignore = None;
-        // As with BuildKit, rules are for directories of clients: what is fetched has none.
-        let has_rules = options.elsewhere.is_none();
-        if let Some(dir) = dockerfile.filter(|_| has_rules) {
+        // As with BuildKit, rules are for directories of clients: what is fetched or given has none.
+        if let Some(dir) = dockerfile {
             ignore = parse_ignore(dir, format!("{}.dockerignore", options.filename), &mut bytes).await?;
         }
         if ignore.is_none()
@@ -446,8 +478,10 @@ fn unresolved(error: Error, need: &Need, file: &SourceFile) -> Failure {
 }
 
 fn lowering_request<'a>(options: &'a Options, inputs: &'a Inputs) -> Request<'a> {
-    let Inputs { file, context, ignores, .. } = inputs;
+    let Inputs { file, context, ignores, given, .. } = inputs;
     let named = |source: &ContextSource| match source {
+        // It was looked for when the inputs were read.
+        ContextSource::Input(name) => NamedContext::Files(Files::Given(given.get(name).cloned().unwrap_or_default())),
         ContextSource::Image(reference) => NamedContext::Image(reference.clone()),
         ContextSource::Local(local) => {
             let ignore = ignores.get(local).cloned().unwrap_or_default();

@@ -407,7 +407,10 @@ impl Job {
                         let images = &self.solver.deps().images;
                         Arc::new(images.resolve_layout(&path, &layout.digest, &vertex.platform, &name)?)
                     }
-                    None => self.resolved(&name.with_digest(layout.digest), &vertex.platform)?,
+                    None => match self.pins.layout(layout, &vertex.platform) {
+                        Some(resolved) => resolved,
+                        None => self.resolved(&name.with_digest(layout.digest), &vertex.platform)?,
+                    },
                 };
                 Ok(FileSystem::of_image(vertex, resolved).into())
             }
@@ -415,7 +418,7 @@ impl Job {
     }
 
     /// Returns an image that was resolved through the client's session.
-    fn resolved(&self, name: &Reference, platform: &Platform) -> Result<Arc<Resolved>> {
+    pub(super) fn resolved(&self, name: &Reference, platform: &Platform) -> Result<Arc<Resolved>> {
         let named = self.images.values().filter(|image| image.reference == *name);
         let ranked = named.filter_map(|image| Some((platform.rank(&image.config.platform())?, image)));
         let best = ranked.min_by_key(|(rank, _)| *rank).map(|(_, image)| Arc::clone(image));
@@ -507,6 +510,7 @@ impl Job {
             started_ns: None,
             completed_ns: None,
             error: None,
+            group: vertex.meta.group.clone(),
         }
     }
 
@@ -522,6 +526,7 @@ impl Job {
             started_ns: None,
             completed_ns: None,
             error: None,
+            group: None,
         };
         Begun::new(self.progress.clone(), state.unwrap_or_else(unknown))
     }
@@ -598,6 +603,7 @@ impl Begun {
             started_ns: None,
             completed_ns: None,
             error: None,
+            group: None,
         };
         Ok(Self::new(progress.clone(), state))
     }

@@ -63,7 +63,7 @@ pub use cache::SCHEMA;
 pub use devices::DIRECTORIES as DEVICE_DIRECTORIES;
 pub use failure::{Failure, Place};
 pub use received::ReceivedContext;
-pub use remote::Material;
+pub use remote::{FileAnswer, GitAnswer, Material};
 pub use request::{BuildRequest, Built, CacheSpec, Document, Exporter};
 pub use usage::{CacheKind, CacheRecord, PruneFilter};
 

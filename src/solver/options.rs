@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use kiln_dockerfile::call::Call;
 use kiln_dockerfile::{NoCache, Remote};
+use kiln_graph::oci::ImageConfig;
 use kiln_graph::op::{GitSource, HttpSource, NetworkMode, OciLayoutSource, ResolveMode, Ulimit};
 use kiln_graph::{Platform, Reference};
 
@@ -11,6 +14,9 @@ use super::attest::{self, Attest};
 use super::elsewhere::Elsewhere;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::sandbox::{Limits, Swap};
+
+/// The key of an image's configuration in the metadata of a result.
+const CONFIG: &str = "containerimage.config";
 
 /// The build argument that says that `.git` stays in a context from a repository.
 const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
@@ -49,6 +55,8 @@ pub(super) struct Options {
     pub(super) attest: Attest,
     /// What is asked instead of a build.
     pub(super) call: Option<Call>,
+    /// What images of the frontend's inputs are configured with, by the names of the inputs.
+    pub(super) input_configs: BTreeMap<String, ImageConfig>,
     /// The names of the local directories that hold the context and the Dockerfile.
     pub(super) context: String,
     pub(super) dockerfile: String,
@@ -66,6 +74,8 @@ pub(super) enum ContextSource {
     Http(HttpSource),
     /// An image of an OCI layout.
     OciLayout(OciLayoutSource),
+    /// What the frontend is given under this name.
+    Input(String),
 }
 
 impl Default for Options {
@@ -93,6 +103,7 @@ impl Default for Options {
             attest: Attest::default(),
             context: super::contexts::CONTEXT.to_owned(),
             call: None,
+            input_configs: BTreeMap::new(),
             dockerfile: "dockerfile".to_owned(),
         }
     }
@@ -175,7 +186,10 @@ impl Options {
                 self.contexts.insert(name.to_owned(), context_source(name, value)?);
             }
             // Where sources are from is told by provenance only; sessions and keys matter for directories that are transferred.
-            "vcs" | "local-sessionid" | "sharedkey" | "input-metadata" => {}
+            "vcs" | "local-sessionid" | "sharedkey" => {}
+            "input-metadata" => {
+                self.input_configs.extend(input_config(key, value)?.map(|config| (name.to_owned(), config)));
+            }
             "attest" => self.attest.set(name, value)?,
             _ => return Err(Error::unsupported(format!("the build option {key}={value} is not supported yet"))),
         }
@@ -298,6 +312,9 @@ fn context_source(name: &str, value: &str) -> Result<ContextSource> {
         let (layout, digest) = digest.ok_or_else(|| Error::invalid(format!("context {name}={value}: no digest")))?;
         return Ok(ContextSource::OciLayout(OciLayoutSource { name: layout.to_owned(), digest }));
     }
+    if let Some(input) = value.strip_prefix("input:") {
+        return Ok(ContextSource::Input(input.to_owned()));
+    }
     if let Some(local) = value.strip_prefix("local:") {
         return Ok(ContextSource::Local(local.to_owned()));
     }
@@ -313,11 +330,20 @@ fn context_source(name: &str, value: &str) -> Result<ContextSource> {
     }
 }
 
+/// Reads what is said about an input: BuildKit's metadata of a result, in JSON.
+fn input_config(key: &str, value: &str) -> Result<Option<ImageConfig>> {
+    let metadata: BTreeMap<String, String> = serde_json::from_str(value).context(|| key.to_owned())?;
+    let Some(config) = metadata.get(CONFIG) else { return Ok(None) };
+    let json = STANDARD.decode(config).map_err(|_| Error::invalid(format!("{key}: {CONFIG} is not base64")))?;
+    serde_json::from_slice(&json).context(|| format!("{key}: {CONFIG}"))
+}
+
 /// What a client wants the frontend to be able to; a final `+forward` says that the frontend decides.
 fn check_capabilities(value: &str) -> Result<()> {
     const KNOWN: &[&str] = &[
         "moby.buildkit.frontend.contexts",
         "moby.buildkit.frontend.gitquerystring",
+        "moby.buildkit.frontend.inputs",
         "moby.buildkit.frontend.subrequests",
     ];
     let unknown = value.split(',').filter(|name| !name.is_empty() && !name.ends_with("+forward"));

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use kiln_graph::Digest;
+use kiln_graph::graph::Group;
 use tokio::sync::Notify;
 
 use crate::task::Clock;
@@ -53,6 +54,8 @@ pub struct VertexState {
     pub completed_ns: Option<i64>,
     /// Why it failed.
     pub error: Option<String>,
+    /// With which other vertices it is shown.
+    pub group: Option<Group>,
 }
 
 /// How far a part of a vertex's work has come.

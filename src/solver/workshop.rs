@@ -62,6 +62,8 @@ pub(super) struct Draft {
     pub(super) facts: Facts,
     /// Whether it is one for several platforms, though there may be one only.
     pub(super) multi_platform: bool,
+    /// The definition it is made of, when it came as one.
+    pub(super) definition: Option<Arc<kiln_llb::pb::Definition>>,
 }
 
 impl Workshop {
@@ -96,6 +98,12 @@ impl Workshop {
         };
         let imported = Arc::default();
         Ok(Self { shared, request: Arc::new(request), cancel: Cancel::new(), imported })
+    }
+
+    /// Returns the same workshop for a frontend that is given other inputs.
+    pub(super) fn with_inputs(&self, inputs: BTreeMap<String, Arc<kiln_llb::pb::Definition>>) -> Self {
+        let request = Arc::new(BuildRequest { inputs, ..(*self.request).clone() });
+        Self { request, ..self.clone() }
     }
 
     /// Returns a guard that gives the build up when it is dropped.
@@ -212,6 +220,7 @@ impl Workshop {
             attest: options.attest,
             facts,
             multi_platform: options.multi_platform,
+            definition: None,
         })
     }
 }

@@ -181,6 +181,19 @@ pub fn copy(
     (from.clone(), pb::file_action::Action::Copy(copy))
 }
 
+/// Makes a symbolic link.
+pub fn symlink(path: &str, target: &str) -> (Node, pb::file_action::Action) {
+    let link = pb::FileActionSymlink { oldpath: target.into(), newpath: path.into(), owner: None, timestamp: -1 };
+    (None, pb::file_action::Action::Symlink(link))
+}
+
+/// Removes a path; `change` has the last word.
+pub fn remove(path: &str, change: impl FnOnce(&mut pb::FileActionRm)) -> (Node, pb::file_action::Action) {
+    let mut rm = pb::FileActionRm { path: path.into(), ..pb::FileActionRm::default() };
+    change(&mut rm);
+    (None, pb::file_action::Action::Rm(rm))
+}
+
 fn index(inputs: &mut Vec<pb::Input>, node: &Node) -> i64 {
     let Some(node) = node else { return -1 };
     let at = inputs.iter().position(|known| known == node).unwrap_or_else(|| {

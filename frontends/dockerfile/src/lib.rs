@@ -27,7 +27,7 @@ pub use include::{IncludeError, include};
 pub use instruction::Dockerfile;
 pub use line::Word;
 pub use lower::{
-    Definition, Files, ImageKey, ImageName, Lowered, Mounted, NamedContext, Need, NoCache, Outcome, Outline,
+    Definition, Files, Given, ImageKey, ImageName, Lowered, Mounted, NamedContext, Need, NoCache, Outcome, Outline,
     OutlineArgument, Remote, Request, ResolvedImage, asks_for_context_time, lower,
 };
 pub use mount::{Mount, MountFlag, Permissions};

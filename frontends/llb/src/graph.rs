@@ -112,6 +112,7 @@ impl<'a> Reader<'a> {
                 None => {}
             }
             states.insert(digest, State::Open);
+            let mut inputs = Vec::new();
             for (at, input) in self.received[&digest].inputs.iter().enumerate() {
                 let field = format!("inputs[{at}].digest");
                 let below = digest_of(input, &field).map_err(|refusal| refusal.at(digest))?;
@@ -124,9 +125,11 @@ impl<'a> Reader<'a> {
                     return Err(Refusal::malformed(field, "the operation needs itself").at(digest));
                 }
                 if !states.contains_key(&below) {
-                    stack.push(below);
+                    inputs.push(below);
                 }
             }
+            // The first one is to be the first.
+            stack.extend(inputs.into_iter().rev());
         }
         Ok(order)
     }

@@ -8,6 +8,7 @@
 //! This crate does no I/O. Which image a name stands for, what a repository holds, is found out by the solver.
 
 mod caps;
+mod encode;
 mod exec;
 mod file;
 mod graph;
@@ -18,9 +19,11 @@ mod source;
 mod wire;
 
 pub use bollard_buildkit_proto::pb;
+use kiln_graph::op::Source;
 use kiln_graph::{Edge, Graph, Platform};
 
 pub use caps::CAPABILITIES;
+pub use encode::encode;
 pub use refusal::{Kind, Refusal};
 
 /// The most operations of a definition.
@@ -49,6 +52,14 @@ pub struct Decoded {
 /// With the operation and the field: what is malformed, is not supported, or is larger than the bounds of this crate.
 pub fn decode(definition: &pb::Definition, host: &Platform) -> Result<Decoded, Refusal> {
     graph::Reader::new(definition, host)?.read()
+}
+
+/// Reads a source that is named outside of a definition.
+///
+/// # Errors
+/// With the field: what is malformed, or is not supported.
+pub fn decode_source(source: pb::SourceOp) -> Result<Source, Refusal> {
+    source::read(source)
 }
 
 /// Reads a definition from bytes, as the operation `build` and `buildctl` have it.

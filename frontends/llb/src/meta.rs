@@ -10,7 +10,7 @@ use crate::refusal::Refusal;
 use crate::{caps, pb};
 
 /// The description that is shown in the place of what the operation does.
-const CUSTOM_NAME: &str = "llb.customname";
+pub(crate) const CUSTOM_NAME: &str = "llb.customname";
 
 /// The most bytes of all source files together.
 const MAX_SOURCE_BYTES: usize = 16 << 20;

@@ -8,13 +8,13 @@ use crate::refusal::Refusal;
 use crate::{pb, source};
 
 /// The name of the input that holds a definition, and of the file in it.
-const DEFINITION: &str = "buildkit.llb.definition";
+pub(crate) const DEFINITION: &str = "buildkit.llb.definition";
 
 /// The attribute that names another file.
-const FILENAME: &str = "llbbuild.filename";
+pub(crate) const FILENAME: &str = "llbbuild.filename";
 
 /// The number of the only builder there is: LLB.
-const LLB_BUILDER: i64 = -1;
+pub(crate) const LLB_BUILDER: i64 = -1;
 
 pub(crate) fn platform(platform: pb::Platform) -> Platform {
     let pb::Platform { architecture, os, variant, os_version, os_features } = platform;

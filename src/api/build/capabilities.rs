@@ -5,6 +5,7 @@ use crate::types::build::apicaps::ApiCap;
 /// What the gateway can do.
 const FRONTENDS: &[&str] = &[
     "frontend.caps",
+    "frontend.inputs",
     "gateway.evaluate",
     "gateway.exec",
     "gateway.exec.extrahosts",

@@ -87,7 +87,6 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
 
 fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
     let refused = [
-        (!request.frontend_inputs.is_empty(), "inputs for the frontend (SolveRequest.FrontendInputs)"),
         (request.source_policy.is_some(), "source policies (SolveRequest.SourcePolicy)"),
         (!request.source_policy_session.is_empty(), "source policies (SolveRequest.SourcePolicySession)"),
         (request.enable_session_exporter, "exporters of the session (SolveRequest.EnableSessionExporter)"),
@@ -173,7 +172,11 @@ fn vertex(vertex: VertexState) -> Vertex {
         started: vertex.started_ns.map(timestamp),
         completed: vertex.completed_ns.map(timestamp),
         error: vertex.error.unwrap_or_default(),
-        progress_group: None,
+        progress_group: vertex.group.map(|group| pb::ProgressGroup {
+            id: group.id,
+            name: group.name,
+            weak: group.weak,
+        }),
     }
 }
 

@@ -13,17 +13,19 @@ use super::{capabilities, container, control, convert, exec};
 use crate::engine::Engine;
 use crate::error::{Error, Result as Outcomes};
 use crate::image::Policy;
-use crate::solver::bridge::{Bridge, Findings, ImageAnswer, Outcome, Refs};
+use crate::solver::bridge::{Bridge, Findings, ImageAnswer, Outcome, Refs, SourceAnswer};
 use crate::solver::progress::Warning;
+use crate::solver::{FileAnswer, GitAnswer};
 use crate::task;
 use crate::types::build::frontend::llb_bridge_server::LlbBridge;
 use crate::types::build::frontend::{
     CacheOptionsEntry, EvaluateRequest, EvaluateResponse, ExecMessage, FileRange, InputsRequest, InputsResponse,
     NewContainerRequest, NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse,
     ReadFileRequest, ReadFileResponse, Ref, RefMap, ReleaseContainerRequest, ReleaseContainerResponse,
-    ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest,
-    ResolveSourceMetaResponse, Result as FrontendResult, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse,
-    StatFileRequest, StatFileResponse, WarnRequest, WarnResponse, result,
+    ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceGitResponse, ResolveSourceHttpResponse,
+    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, Result as FrontendResult,
+    ReturnRequest, ReturnResponse, SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
+    WarnResponse, result,
 };
 use crate::types::build::{google, pb};
 
@@ -85,7 +87,6 @@ fn policy(mode: &str) -> Outcomes<Policy> {
 /// Refuses what a call may ask for and nobody does yet.
 fn check(request: &SolveRequest) -> Outcomes<()> {
     let refused = [
-        (!request.frontend_inputs.is_empty(), "inputs for the frontend (SolveRequest.FrontendInputs)"),
         (!request.source_policies.is_empty(), "source policies"),
         (!request.exporter_attr.is_empty(), "exporter attributes of frontends"),
     ];
@@ -111,17 +112,18 @@ fn add_imports(attrs: &mut BTreeMap<String, String>, imports: Vec<CacheOptionsEn
     Ok(())
 }
 
-fn to_wire(findings: Findings) -> FrontendResult {
-    let reference = |id: String| Ref { id, def: None };
+/// Writes results; each has its definition, so that it can be an input of other builds.
+fn to_wire(findings: Findings, bridge: &Bridge) -> Outcomes<FrontendResult> {
+    let reference = |id: String| Ok::<_, Error>(Ref { def: bridge.definition(&id)?, id });
     let result = match findings.refs {
         Refs::None => None,
-        Refs::One(id) => Some(result::Result::Ref(reference(id))),
+        Refs::One(id) => Some(result::Result::Ref(reference(id)?)),
         Refs::ByPlatform(refs) => {
-            let refs = refs.into_iter().map(|(platform, id)| (platform, reference(id))).collect();
-            Some(result::Result::Refs(RefMap { refs }))
+            let refs = refs.into_iter().map(|(platform, id)| Ok((platform, reference(id)?)));
+            Some(result::Result::Refs(RefMap { refs: refs.collect::<Outcomes<_>>()? }))
         }
     };
-    FrontendResult { metadata: findings.metadata.into_iter().collect(), result, ..FrontendResult::default() }
+    Ok(FrontendResult { metadata: findings.metadata.into_iter().collect(), result, ..FrontendResult::default() })
 }
 
 fn from_wire(result: FrontendResult) -> Outcomes<Findings> {
@@ -221,23 +223,45 @@ impl LlbBridge for Gateway {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
         let source = request.source.unwrap_or_default();
-        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
-            return unsupported(&format!("looking at the source {}", source.identifier));
-        };
         let policy = refuse(policy(&request.resolve_mode))?;
         let platform = platform(request.platform);
-        let answer = refuse(bridge.resolve_image(name, platform.as_ref(), policy, &request.log_name).await)?;
         let wanted = request.image.unwrap_or_default();
         if wanted.attestation_chain || !wanted.resolve_attestations.is_empty() {
             return unsupported("looking at an image's attestations");
         }
-        let config = if wanted.no_config { Vec::new() } else { refuse(config_json(&answer))? };
-        let digest = answer.digest.to_string();
-        Ok(Response::new(ResolveSourceMetaResponse {
-            source: Some(source),
-            image: Some(ResolveSourceImageResponse { digest, config, attestation_chain: None }),
-            ..ResolveSourceMetaResponse::default()
-        }))
+        if request.git.is_some_and(|git| git.return_object) {
+            return unsupported("returning the objects of a repository");
+        }
+        if request.http.is_some_and(|http| http.checksum_request.is_some()) {
+            return unsupported("checksums of an algorithm of the client's choice");
+        }
+        let answer = bridge.resolve_source(&source, platform.as_ref(), policy, &request.log_name);
+        let answer = Box::pin(answer).await.map_err(|failure| convert::failure_of_part(&failure))?;
+        let mut response = ResolveSourceMetaResponse { source: Some(source), ..ResolveSourceMetaResponse::default() };
+        match answer {
+            SourceAnswer::Image(answer) => {
+                let config = if wanted.no_config { Vec::new() } else { refuse(config_json(&answer))? };
+                let digest = answer.digest.to_string();
+                response.image = Some(ResolveSourceImageResponse { digest, config, attestation_chain: None });
+            }
+            SourceAnswer::Git(GitAnswer { object, reference, commit }) => {
+                response.git = Some(ResolveSourceGitResponse {
+                    checksum: object,
+                    r#ref: reference,
+                    commit_checksum: commit,
+                    ..ResolveSourceGitResponse::default()
+                });
+            }
+            SourceAnswer::File(FileAnswer { digest, name, modified_s }) => {
+                let last_modified = modified_s.map(|seconds| google::protobuf::Timestamp { seconds, nanos: 0 });
+                let (checksum, filename) = (digest.to_string(), name);
+                let checksum_response = None;
+                response.http =
+                    Some(ResolveSourceHttpResponse { checksum, filename, last_modified, checksum_response });
+            }
+            SourceAnswer::Directory => {}
+        }
+        Ok(Response::new(response))
     }
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
@@ -253,11 +277,13 @@ impl LlbBridge for Gateway {
                 return Err(Status::invalid_argument("cannot solve with both Definition and Frontend specified"));
             }
             (Some(definition), _) => {
-                let solved = Box::pin(bridge.solve_definition(&definition)).await;
+                let solved = Box::pin(bridge.solve_definition(&Arc::new(definition))).await;
                 solved.map_err(|failure| convert::failure_of_part(&failure))?
             }
             (None, frontend) => {
-                let solved = Box::pin(bridge.solve(frontend, &attrs)).await;
+                let inputs = request.frontend_inputs.into_iter();
+                let inputs = inputs.map(|(name, input)| (name, Arc::new(input))).collect();
+                let solved = Box::pin(bridge.solve(frontend, &attrs, inputs)).await;
                 solved.map_err(|failure| convert::failure_of_part(&failure))?
             }
         };
@@ -271,7 +297,7 @@ impl LlbBridge for Gateway {
                 Box::pin(bridge.evaluate(&name)).await.map_err(|failure| convert::failure_of_part(&failure))?;
             }
         }
-        Ok(Response::new(SolveResponse { r#ref: String::new(), result: Some(to_wire(findings)) }))
+        Ok(Response::new(SolveResponse { r#ref: String::new(), result: Some(refuse(to_wire(findings, &bridge))?) }))
     }
 
     async fn evaluate(&self, request: Request<EvaluateRequest>) -> Result<Response<EvaluateResponse>, Status> {
@@ -318,9 +344,9 @@ impl LlbBridge for Gateway {
     }
 
     async fn inputs(&self, request: Request<InputsRequest>) -> Result<Response<InputsResponse>, Status> {
-        // A build with inputs is refused when it begins.
-        self.bridge(&request).await?;
-        Ok(Response::new(InputsResponse::default()))
+        let bridge = self.bridge(&request).await?;
+        let definitions = bridge.inputs().iter().map(|(name, input)| (name.clone(), input.as_ref().clone())).collect();
+        Ok(Response::new(InputsResponse { definitions }))
     }
 
     async fn warn(&self, request: Request<WarnRequest>) -> Result<Response<WarnResponse>, Status> {

@@ -132,6 +132,9 @@ impl<'a> Writer<'a> {
     /// `Exhausted` on a full disk; `Cancelled`.
     pub fn copy(&self, tree: &Tree, selection: &Selection, copy: &Copy, owner: Option<Ownership>) -> Result<()> {
         let plan = Plan { tree, copy, owner, mtime: copy.mtime_ns.map(time_of_ns) };
+        if !copy.create_dest_path {
+            self.check_parent(&copy.dest)?;
+        }
         let mut files = None;
         let mut as_directory = copy.dest.ends_with('/');
         for found in &selection.matches {
@@ -166,6 +169,15 @@ impl<'a> Writer<'a> {
             }
         }
         self.finish_files(files)
+    }
+
+    /// Refuses a destination in a directory that does not exist.
+    fn check_parent(&self, dest: &str) -> Result<()> {
+        let parent = dest.trim_end_matches('/').rsplit_once('/').map_or("", |(parent, _)| parent);
+        match self.kind_in_layer(parent)? {
+            Some(_) => Ok(()),
+            None => Err(Error::not_found(format!("copy to {dest}: {parent} does not exist"))),
+        }
     }
 
     /// Prepares to write files into a directory.
@@ -239,9 +251,6 @@ impl<'a> Writer<'a> {
 
     /// Opens a directory of the layer, made if it is missing, with what stands there below and in the donor.
     fn place(&self, plan: &Plan<'_>, path: &Path) -> Result<Place> {
-        if !plan.copy.create_dest_path && self.kind_in_layer(&path.to_string_lossy())?.is_none() {
-            return Err(Error::not_found(format!("{} does not exist", path.display())));
-        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let below = match open_beneath(&self.target.below, path.as_os_str().as_bytes(), flags) {
             Ok(dir) => Some(Arc::new(dir)),

@@ -56,6 +56,7 @@ fn vertex(name: &str, cached: bool) -> Event {
         cached,
         started_ns: Some(1),
         completed_ns: Some(2),
+        group: None,
         error: None,
     })
 }

@@ -4,7 +4,7 @@
 //! the protocols listed here only. Credentials reach it by its environment and never its arguments, where others could read them.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_graph::VertexId;
 use kiln_graph::diagnostic::closest;
-use kiln_graph::op::{GitSource, Source};
+use kiln_graph::op::{GitAccess, GitSource, Source};
 
 use super::program::{Program, Said};
 use super::{AgentSocket, Material, Pin, SocketOwner};
@@ -283,10 +283,15 @@ fn is_telling(line: &str) -> bool {
 impl Job {
     /// Finds out which commit a source means.
     pub(super) async fn pin_commit(self: &Arc<Self>, git: &GitSource) -> Result<Commit> {
+        self.find_commit(git).await.map(|(commit, _)| commit)
+    }
+
+    /// Finds out which commit a source means, and the object that its reference names.
+    pub(super) async fn find_commit(self: &Arc<Self>, git: &GitSource) -> Result<(Commit, String)> {
         let wanted = git.checksum.to_ascii_lowercase();
         if git.fetch_by_commit && is_commit_id(&wanted) {
             let named = Some(git.reference.clone()).filter(|name| name.starts_with("refs/"));
-            return Ok(Commit { id: wanted, reference: named });
+            return Ok((Commit { id: wanted.clone(), reference: named }, wanted));
         }
         let written = git.reference.to_ascii_lowercase();
         let (commit, object) = if is_commit_id(&written) {
@@ -302,15 +307,15 @@ impl Job {
             let (address, id) = (shown(&git.remote), &commit.id);
             return Err(Error::corrupt(format!("fetch {address}: expected checksum to match {wanted}, got {id}")));
         }
-        Ok(commit)
+        Ok((commit, object))
     }
 
     /// Prepares the way to a repository, with what the client has for it.
     async fn repository(&self, git: &GitSource) -> Result<Repository> {
         let session = self.session.get().await?;
         match Protocol::of(&git.remote)? {
-            Protocol::Http => self.by_http(&git.remote, session.as_ref()).await,
-            Protocol::Ssh => self.by_ssh(&git.remote, session.as_ref()).await,
+            Protocol::Http => self.by_http(git, session.as_ref()).await,
+            Protocol::Ssh => self.by_ssh(git, session.as_ref()).await,
             Protocol::Git => {
                 let address = git.remote.clone();
                 Ok(Repository { address, settings: Vec::new(), env: Vec::new(), _agent: None })
@@ -318,10 +323,10 @@ impl Job {
         }
     }
 
-    async fn by_http(&self, remote: &str, session: Option<&Session>) -> Result<Repository> {
-        let mut request = FileRequest::new(remote)?;
+    async fn by_http(&self, git: &GitSource, session: Option<&Session>) -> Result<Repository> {
+        let mut request = FileRequest::new(&git.remote)?;
         if let Some(session) = session
-            && let Some(header) = authorization(session, &request.host()).await?
+            && let Some(header) = authorization(session, &git.access, &request.host()).await?
         {
             request.authorize(&header)?;
         }
@@ -336,22 +341,24 @@ impl Job {
         Ok(Repository { address, settings, env: Vec::new(), _agent: None })
     }
 
-    async fn by_ssh(&self, remote: &str, session: Option<&Session>) -> Result<Repository> {
+    async fn by_ssh(&self, git: &GitSource, session: Option<&Session>) -> Result<Repository> {
+        let GitSource { remote, access, .. } = git;
         let root = self.solver.deps().store.root();
         let context = || format!("fetch {remote}");
         let session = session.ok_or_else(|| Error::not_found("it needs an SSH agent (build with --ssh default)"));
         let session = session.context(context)?;
         let (sockets, known) = task::blocking({
-            let root = root.clone();
-            move || Ok((root.subdir("ssh")?, root.subdir("git")?.join("known_hosts")))
+            let (root, keys) = (root.clone(), access.known_hosts.clone());
+            move || Ok((root.subdir("ssh")?, known_hosts(&root.subdir("git")?, &keys)?))
         })
         .await?;
         let uid = rustix::process::geteuid().as_raw();
         let owner = SocketOwner { uid, gid: rustix::process::getegid().as_raw(), mode: 0o600 };
-        let agent = AgentSocket::open(session, AGENT, &sockets, owner).await.context(context)?;
+        let agent = AgentSocket::open(session, or(&access.agent, AGENT), &sockets, owner).await.context(context)?;
+        let checking = if access.known_hosts.is_empty() { "accept-new" } else { "yes" };
         // No keys of the engine's own user: the client's agent alone. A host's key is remembered when it is seen first, and another one is refused from then on.
         let ssh = format!(
-            "ssh -F none -o IdentityFile=none -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile='{}' \
+            "ssh -F none -o IdentityFile=none -o BatchMode=yes -o StrictHostKeyChecking={checking} -o UserKnownHostsFile='{}' \
              -o ConnectTimeout=20 -o ServerAliveInterval=15",
             known.display().to_string().replace('\'', "'\\''")
         );
@@ -359,7 +366,7 @@ impl Job {
             ("SSH_AUTH_SOCK".to_owned(), agent.path().into_os_string()),
             ("GIT_SSH_COMMAND".to_owned(), ssh.into()),
         ];
-        Ok(Repository { address: remote.to_owned(), settings: Vec::new(), env, _agent: Some(agent) })
+        Ok(Repository { address: remote.clone(), settings: Vec::new(), env, _agent: Some(agent) })
     }
 
     /// Fetches a commit and makes a layer of its files.
@@ -390,15 +397,31 @@ impl Job {
     }
 }
 
+fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.is_empty() { default } else { text }
+}
+
+/// Returns the file with the keys of hosts: those that were given, which are all that count then, or those that were seen.
+fn known_hosts(dir: &Path, keys: &str) -> Result<PathBuf> {
+    if keys.is_empty() {
+        return Ok(dir.join("known_hosts"));
+    }
+    let path = dir.join(format!("known_hosts-{}", &blake3::hash(keys.as_bytes()).to_hex()[..16]));
+    let text = if keys.ends_with('\n') { keys.to_owned() } else { format!("{keys}\n") };
+    std::fs::write(&path, text).context(|| "write the keys of hosts")?;
+    Ok(path)
+}
+
 /// What the client has for a host: a header, or a token, for this host or for all.
-async fn authorization(session: &Session, host: &str) -> Result<Option<String>> {
+async fn authorization(session: &Session, access: &GitAccess, host: &str) -> Result<Option<String>> {
+    let (header, token) = (or(&access.header_secret, "GIT_AUTH_HEADER"), or(&access.token_secret, "GIT_AUTH_TOKEN"));
     let name_alone = host.split_once(':').map(|(name, _)| name);
     let suffixes = std::iter::once(host).chain(name_alone).map(|host| format!(".{host}"));
     for suffix in suffixes.chain(std::iter::once(String::new())) {
-        if let Some(header) = session.secret_text(&format!("GIT_AUTH_HEADER{suffix}")).await? {
+        if let Some(header) = session.secret_text(&format!("{header}{suffix}")).await? {
             return Ok(Some(header.trim().to_owned()));
         }
-        if let Some(token) = session.secret_text(&format!("GIT_AUTH_TOKEN{suffix}")).await? {
+        if let Some(token) = session.secret_text(&format!("{token}{suffix}")).await? {
             return Ok(Some(format!("basic {}", STANDARD.encode(format!("x-access-token:{}", token.trim())))));
         }
     }

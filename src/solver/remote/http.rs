@@ -10,7 +10,7 @@ use sha2::Digest as _;
 use tokio::sync::mpsc;
 
 use super::records::{self, Fetched};
-use super::{Material, Pin};
+use super::{FileAnswer, Material, Pin};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::registry::{self, FileHead, FileRequest};
 use crate::solver::job::Job;
@@ -50,6 +50,14 @@ impl Version {
     }
 }
 
+impl Version {
+    /// Says what the file is to whoever asked.
+    pub(super) fn answer(&self) -> FileAnswer {
+        let modified_s = self.modified.as_deref().and_then(time_of).map(|time| time.seconds);
+        FileAnswer { digest: self.digest, name: self.name.clone(), modified_s }
+    }
+}
+
 /// What identifies a file: what it is, not where it is from.
 pub(super) fn identity(http: &HttpSource, version: &Version) -> Parts {
     let mut parts = described(http, &version.name, &http.checksum.unwrap_or(version.digest));
@@ -79,7 +87,7 @@ pub(super) fn material(http: &HttpSource, digest: &Digest) -> Option<Material> {
 }
 
 /// The name a file gets: the source's, the server's, that of the address.
-fn file_name(http: &HttpSource, proposed: Option<&str>) -> Result<String> {
+pub(super) fn file_name(http: &HttpSource, proposed: Option<&str>) -> Result<String> {
     let own = Some(http.filename.as_str()).filter(|name| !name.is_empty());
     // What is known by its digest must not depend on what a server says about it.
     let proposed = proposed.filter(|_| http.checksum.is_none());
@@ -126,7 +134,7 @@ impl Job {
             // The client sends it once, under an address that nothing else ever has.
             return Version::of(http, &known).map(Some);
         }
-        let mut request = self.authorized(request).await?;
+        let mut request = self.authorized(request, http).await?;
         request.known.clone_from(&known.head.etag);
         let Some(head) = self.registry.file_head(&request).await? else { return Ok(None) };
         Ok(if is_same(&known.head, &head) { Some(Version::of(http, &known)?) } else { None })
@@ -138,8 +146,18 @@ impl Job {
     }
 
     /// Adds what the client has for the host: a header, or a token for one.
-    async fn authorized(&self, mut request: FileRequest) -> Result<FileRequest> {
+    async fn authorized(&self, mut request: FileRequest, http: &HttpSource) -> Result<FileRequest> {
+        for (name, value) in &http.headers {
+            request.header(name, value)?;
+        }
         let Some(session) = self.session.get().await? else { return Ok(request) };
+        if !http.header_secret.is_empty() {
+            // As with BuildKit, nothing is sent when the client has no such secret.
+            if let Some(header) = session.secret_text(&http.header_secret).await? {
+                request.authorize(&header)?;
+            }
+            return Ok(request);
+        }
         let host = request.host();
         let without_port = host.split_once(':').map(|(name, _)| name.to_owned());
         for host in std::iter::once(host).chain(without_port) {
@@ -195,7 +213,7 @@ impl Job {
             let session = session.ok_or_else(|| Error::unsupported("an upload without a session"))?;
             return Ok(Incoming::Upload(session.upload(UPLOAD_HOST, request.path()).await?));
         }
-        Ok(Incoming::File(self.registry.file(&self.authorized(request).await?).await?))
+        Ok(Incoming::File(self.registry.file(&self.authorized(request, http).await?).await?))
     }
 
     /// Writes a file into a layer while it arrives.

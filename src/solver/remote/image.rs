@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use kiln_graph::VertexId;
-use kiln_graph::op::{ImageSource, ResolveMode};
+use kiln_graph::op::{ImageSource, OciLayoutSource, ResolveMode};
 
 use crate::error::{Error, Result};
 use crate::image::{Policy, Resolved};
+use crate::solver::contexts::{self, Layouts};
 use crate::solver::job::{Begun, Job};
 use crate::solver::lock;
 
@@ -31,6 +32,25 @@ impl Job {
         }
         let pinned = Arc::new(resolved?);
         lock(&self.pins.images).insert((image.clone(), platform.clone()), pinned);
+        Ok(())
+    }
+}
+
+impl Job {
+    /// Finds out what an image of a layout is that only the client sees, unless the frontend did.
+    pub(super) async fn pin_layout(self: &Arc<Self>, id: VertexId, layout: &OciLayoutSource) -> Result<()> {
+        let platform = &self.graph.vertex(id).platform;
+        let places = &self.locals.paths;
+        let (path, name) = contexts::layout(places, &layout.name)?;
+        let known = self.pins.layout(layout, platform).is_some()
+            || self.resolved(&name.with_digest(layout.digest), platform).is_ok();
+        if path.is_some() || known {
+            return Ok(());
+        }
+        let images = self.solver.deps().images.clone();
+        let layouts = Layouts { images, session: &self.session, lease: &self.lease, places };
+        let resolved = Arc::new(layouts.resolve(layout, platform).await?);
+        lock(&self.pins.layouts).insert((layout.clone(), platform.clone()), resolved);
         Ok(())
     }
 }

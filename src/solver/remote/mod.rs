@@ -9,6 +9,7 @@ mod checkout;
 mod git;
 mod http;
 mod image;
+mod look;
 mod mirror;
 mod program;
 mod records;
@@ -17,9 +18,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::try_join_all;
-use kiln_graph::op::{ImageSource, Op, Source};
+use kiln_graph::op::{ImageSource, OciLayoutSource, Op, Source};
 use kiln_graph::{Digest, Platform, Vertex, VertexId};
 use rusqlite::Connection;
+
+pub use look::{FileAnswer, GitAnswer};
 
 pub(super) use agent::{AgentSocket, SocketOwner};
 pub(super) use records::TABLES;
@@ -41,6 +44,8 @@ pub(super) struct Pins {
     known: Mutex<HashMap<Source, Pin>>,
     /// Images that a graph names without saying what they are, each for a platform.
     images: Mutex<HashMap<(ImageSource, Platform), Arc<Resolved>>>,
+    /// Images of the client's OCI layouts that are not seen from here.
+    layouts: Mutex<HashMap<(OciLayoutSource, Platform), Arc<Resolved>>>,
     /// Vertices that an earlier graph of the build reported.
     reported: Mutex<HashSet<Digest>>,
 }
@@ -75,6 +80,11 @@ impl Pins {
         lock(&self.images).get(&(image.clone(), platform.clone())).cloned()
     }
 
+    /// Returns what an image of a layout is, when it is read through the client's session.
+    pub(super) fn layout(&self, layout: &OciLayoutSource, platform: &Platform) -> Option<Arc<Resolved>> {
+        lock(&self.layouts).get(&(layout.clone(), platform.clone())).cloned()
+    }
+
     /// Notes that watchers have seen vertices, which a later graph has, too.
     pub(super) fn was_reported(&self, vertices: impl IntoIterator<Item = Digest>) {
         lock(&self.reported).extend(vertices);
@@ -95,7 +105,8 @@ impl Job {
         let reachable = self.graph.reachable(roots.iter().copied());
         let pins = reachable.into_iter().filter_map(|id| match &self.graph.vertex(id).op {
             Op::Source(Source::Image(ImageSource { image_id: Some(_), .. })) => None,
-            Op::Source(source @ (Source::Git(_) | Source::Http(_) | Source::Image(_))) => Some(self.pin(id, source)),
+            Op::Source(Source::Local(_)) => None,
+            Op::Source(source) => Some(self.pin(id, source)),
             _ => None,
         });
         try_join_all(pins).await.map(drop)
@@ -109,7 +120,8 @@ impl Job {
             Source::Git(git) => self.pin_commit(git).await.map(|commit| Some(Pin::Commit(commit))),
             Source::Http(http) => self.pin_file(http).await.map(|version| version.map(Pin::File)),
             Source::Image(image) => self.pin_image(id, image).await.map(|()| None),
-            _ => Ok(None),
+            Source::OciLayout(layout) => self.pin_layout(id, layout).await.map(|()| None),
+            Source::Local(_) => Ok(None),
         };
         match pinned {
             Ok(pin) => {

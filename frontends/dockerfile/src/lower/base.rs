@@ -60,6 +60,15 @@ impl Built {
     }
 }
 
+/// What files are configured with that stand for an image.
+fn configured(files: &Files) -> Option<ImageConfig> {
+    let Files::Given(given) = files else { return None };
+    let mut image = given.config.clone()?;
+    image.created = None;
+    image.rootfs = kiln_graph::oci::RootFs::default();
+    Some(image)
+}
+
 /// The configuration of `scratch`.
 fn empty_image(platform: &Platform) -> ImageConfig {
     let env = if platform.os == "windows" { Vec::new() } else { vec![format!("PATH={DEFAULT_PATH}")] };
@@ -86,7 +95,8 @@ impl<'a> Lowering<'a> {
             Origin::Files { name, files } => {
                 let platform = given.unwrap_or_else(|| self.target_platform.clone());
                 let node = self.named_context(name, files, span);
-                Built::new(Some(node), empty_image(&platform), platform)
+                let image = configured(files).unwrap_or_else(|| empty_image(&platform));
+                Built::new(Some(node), image, platform)
             }
             Origin::Image { key, context } => {
                 let built = self.image_source(key, *context, given.is_none(), span);
@@ -139,7 +149,12 @@ impl<'a> Lowering<'a> {
             Origin::Image { key, context } => self.image_source(key, *context, true, span),
             other => {
                 let node = self.source(other, span);
-                Built::new(node, empty_image(&self.target_platform), self.target_platform.clone())
+                let image = match other {
+                    Origin::Files { files, .. } => configured(files),
+                    _ => None,
+                };
+                let image = image.unwrap_or_else(|| empty_image(&self.target_platform));
+                Built::new(node, image, self.target_platform.clone())
             }
         };
         built.image.config.on_build.clear();

@@ -6,9 +6,10 @@
 use std::collections::{BTreeSet, HashMap};
 
 use kiln_graph::graph::{Location, Meta};
-use kiln_graph::op::{FileAction, InputIndex, MountKind, Op, Source};
-use kiln_graph::{Edge, Graph, Platform, SourceFile, Span};
+use kiln_graph::op::{FileAction, FileOp, InputIndex, MountKind, Op, Source};
+use kiln_graph::{Digest, Edge, Graph, Platform, SourceFile, Span};
 
+use super::request::Given;
 use crate::glob;
 use crate::path;
 
@@ -21,6 +22,17 @@ struct Vertex {
     inputs: Vec<Node>,
     platform: Platform,
     meta: Meta,
+    origin: Origin,
+}
+
+/// Where a step is from.
+enum Origin {
+    /// It is a step of the Dockerfile.
+    Own,
+    /// It came in another graph, under this digest.
+    Received(Digest),
+    /// It is no step, but this output of its input.
+    Output(u32),
 }
 
 /// Steps, inputs before what uses them.
@@ -57,8 +69,46 @@ impl Draft {
     }
 
     pub(super) fn add(&mut self, op: Op, inputs: Inputs, platform: Platform, meta: Meta) -> Node {
-        self.vertices.push(Vertex { op, inputs: inputs.0, platform, meta });
+        self.push(Vertex { op, inputs: inputs.0, platform, meta, origin: Origin::Own })
+    }
+
+    fn push(&mut self, vertex: Vertex) -> Node {
+        self.vertices.push(vertex);
         Node(self.vertices.len() - 1)
+    }
+
+    /// Adds the steps of another graph; returns its result.
+    pub(super) fn absorb(&mut self, given: &Given, platform: &Platform) -> Node {
+        let files: Vec<u32> = given.graph.sources().iter().map(|file| self.add_file(file.clone())).collect();
+        let mut nodes: Vec<Node> = Vec::new();
+        for vertex in given.graph.vertices() {
+            let inputs =
+                vertex.inputs.iter().map(|edge| self.output(nodes[edge.vertex.index()], edge.output)).collect();
+            let mut meta = vertex.meta.clone();
+            if let Some(location) = &mut meta.location {
+                location.file = files[location.file as usize];
+            }
+            let (op, platform, origin) =
+                (vertex.op.clone(), vertex.platform.clone(), Origin::Received(vertex.digest()));
+            nodes.push(self.push(Vertex { op, inputs, platform, meta, origin }));
+        }
+        match given.root {
+            Some(root) => self.output(nodes[root.vertex.index()], root.output),
+            None => {
+                let op = Op::File(FileOp { base: None, actions: Vec::new() });
+                self.add(op, Inputs::default(), platform.clone(), Meta::default())
+            }
+        }
+    }
+
+    /// Returns an output of a step.
+    fn output(&mut self, node: Node, output: u32) -> Node {
+        if output == 0 {
+            return node;
+        }
+        let Vertex { op, platform, meta, .. } = &self.vertices[node.0];
+        let (op, platform, meta) = (op.clone(), platform.clone(), meta.clone());
+        self.push(Vertex { op, inputs: vec![node], platform, meta, origin: Origin::Output(output) })
     }
 
     /// Adds a step without inputs.
@@ -83,12 +133,20 @@ impl Draft {
         sources.place(&mut graph, &self.files, Location { file: 0, span: Span::new(0, 0) });
         let mut edges: HashMap<Node, Edge> = HashMap::new();
         for (at, vertex) in self.vertices.drain(..).enumerate().filter(|(at, _)| needed[*at]) {
-            let Vertex { mut op, inputs, platform, mut meta } = vertex;
+            let Vertex { mut op, inputs, platform, mut meta, origin } = vertex;
+            if let Origin::Output(output) = origin {
+                edges.insert(Node(at), Edge { output, ..edges[&inputs[0]] });
+                continue;
+            }
             meta.location = meta.location.map(|place| sources.place(&mut graph, &self.files, place));
+            let inputs = inputs.iter().map(|input| edges[input]).collect();
+            if let Origin::Received(digest) = origin {
+                edges.insert(Node(at), graph.add_received(op, inputs, platform, meta, digest).into());
+                continue;
+            }
             if let Op::Source(Source::Local(local)) = &mut op {
                 local.follow = reads.get(&Node(at)).map(Reads::follow).unwrap_or_default();
             }
-            let inputs = inputs.iter().map(|input| edges[input]).collect();
             edges.insert(Node(at), graph.add(op, inputs, platform, meta).into());
         }
         (graph, edges)

@@ -55,6 +55,7 @@ impl Draft {
                 let name = title(&format!("copy {source} /"), &format!("unpack {}", http.filename));
                 self.copied(archive, Copy { source, unpack: true, ..Copy::default() }, platform, (name, place))
             }
+            Files::Given(given) => self.absorb(given, platform),
             Files::Below(all, dir) => {
                 let all = self.add_files(context, all, platform, place);
                 let copying = format!("copy {dir} /");

@@ -36,7 +36,9 @@ pub use globals::asks_for_context_time;
 pub use outline::{Mounted, Outline, OutlineArgument};
 use plan::Plan;
 pub use remote::Remote;
-pub use request::{Files, ImageKey, ImageName, Lowered, NamedContext, Need, NoCache, Outcome, Request, ResolvedImage};
+pub use request::{
+    Files, Given, ImageKey, ImageName, Lowered, NamedContext, Need, NoCache, Outcome, Request, ResolvedImage,
+};
 
 /// Lowers a Dockerfile to a step graph and an image configuration.
 ///

@@ -425,6 +425,7 @@ impl<'a> NamedContexts<'a> {
         Some(match context {
             NamedContext::Image(reference) => image(ImageName::Registry(reference.clone().with_default_tag())),
             NamedContext::OciLayout(layout) => image(ImageName::OciLayout(layout.clone())),
+            NamedContext::Files(Files::Given(given)) if given.root.is_none() => Origin::Scratch,
             NamedContext::Files(files) => Origin::Files { name, files },
         })
     }

@@ -1,6 +1,7 @@
 //! What lowering is asked and what it answers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use kiln_graph::oci::{ImageConfig, RootFs};
 use kiln_graph::op::{GitSource, HttpSource, NetworkMode, OciLayoutSource, ResolveMode, Ulimit};
@@ -146,6 +147,19 @@ pub enum Files {
     Archive(HttpSource),
     /// What is in a directory of other files.
     Below(Box<Files>, String),
+    /// What another graph makes.
+    Given(Arc<Given>),
+}
+
+/// A result of another graph, as files or an image.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// The steps.
+    pub graph: Graph,
+    /// The result; `None` is an empty filesystem.
+    pub root: Option<Edge>,
+    /// What an image of it is configured with.
+    pub config: Option<ImageConfig>,
 }
 
 /// What a named context puts in the place of a stage or an image.

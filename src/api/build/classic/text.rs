@@ -171,6 +171,7 @@ mod tests {
             started_ns: started.then_some(1),
             completed_ns: completed.then_some(2),
             error: None,
+            group: None,
         })
     }
 
