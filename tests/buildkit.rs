@@ -187,6 +187,13 @@ fn privileged_docker_and_buildx_build_with_both_drivers() {
     daemon.kiln.write("docker-bake.json", r#"{"target":{"default":{"context":".","tags":["baked"]}}}"#);
     docker(&["buildx", "bake", "--progress=plain"]).ok();
     assert_eq!(daemon.cat("baked", "/b"), "two");
+    daemon.kiln.write("a", "three");
+    let cached = ["buildx", "build", "--builder", "remote", "--progress=plain", "--output=type=cacheonly"];
+    docker(&[&cached[..], &["--cache-to=type=local,dest=kept,mode=max", "."]].concat()).ok();
+    docker(&["builder", "prune", "-a", "-f"]).ok();
+    let again = docker(&[&cached[..], &["--cache-from=type=local,src=kept", "."]].concat()).output().expect_code(0);
+    let found = again.stderr.lines().filter(|line| line.ends_with(" CACHED")).count();
+    assert_eq!(found, 3, "{}", again.report());
     daemon.dockerfile("FROM busybox\nCOPY missing /a\n");
     let failed = docker(&["build", "--progress=plain", "."]).fails();
     assert!(failed.stderr.contains("Dockerfile:2") && failed.stderr.contains("/missing"), "{}", failed.report());

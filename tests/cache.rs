@@ -2,12 +2,16 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use support::registry::{self, Registry};
-use support::{Kiln, Outcome, command, is_installed, is_root};
+use support::web::{Answer, Request, Web};
+use support::{Kiln, Outcome, PATIENCE, command, eventually, is_installed, is_root};
 
 /// Two stages whose results differ with every run, so that equal images share their layers.
 const STAGES: &str = "FROM busybox AS build
@@ -261,16 +265,14 @@ fn privileged_a_hostile_cache_gives_no_wrong_result() {
     // Layers that are not what the records say: what is unpacked is what was promised, or it fails.
     let name = meddled(&registry, &first.scratch(), "cache", |config| {
         let layers = config["layers"].as_array_mut().expect("layers");
-        let (one, two) = (layers[1]["blob"].clone(), layers[2]["blob"].clone());
-        (layers[1]["blob"], layers[2]["blob"]) = (two, one);
+        let last = layers.len() - 1;
+        let (one, two) = (layers[last - 1]["blob"].clone(), layers[last]["blob"].clone());
+        (layers[last - 1]["blob"], layers[last]["blob"]) = (two, one);
     });
     let other = machine();
-    let failed = other.command(["build", "--progress=plain", "-t", "app", "--cache-from", &name, "app"]).output();
-    if failed.code == 0 {
-        assert_eq!(id(&other, "app"), id(&first, "app"));
-    } else {
-        assert!(failed.stderr.contains("digest"), "{}", failed.report());
-    }
+    let built = build(&other, &["-t", "app", "--cache-from", &name]);
+    assert!(built.stderr.contains("the build begins again without the imported caches"), "{}", built.report());
+    assert_eq!(other.ok(["run", "--rm", "app", "cat", "/out"]), "hello");
 }
 
 #[test]
@@ -297,4 +299,245 @@ fn privileged_a_cache_is_kept_in_a_directory_of_the_client() {
     let refused = third.command(["build", "--cache-from", &local("src", ",tag=none"), "app"]).output().expect_code(1);
     assert!(refused.stderr.contains("no cache none"), "{}", refused.report());
     assert!(!dir.join("ingest").exists() || fs::read_dir(dir.join("ingest")).expect("list").next().is_none());
+}
+
+/// Objects by their addresses, and parts of those that are not complete.
+#[derive(Default)]
+struct Objects {
+    whole: BTreeMap<String, Vec<u8>>,
+    parts: BTreeMap<String, BTreeMap<usize, Vec<u8>>>,
+    /// How often an object was made new.
+    touched: usize,
+}
+
+/// As much of S3 as a cache needs.
+fn s3(objects: &Mutex<Objects>, request: &Request) -> Answer {
+    let mut objects = objects.lock().expect("nobody panics with it");
+    let signed = request.header("authorization").is_some_and(|text| {
+        text.starts_with("AWS4-HMAC-SHA256 Credential=KEY/") && text.contains("/eu-north-1/s3/aws4_request")
+    });
+    if !signed || request.header("x-amz-date").is_none() {
+        return Answer::new(403, "<Error><Code>AccessDenied</Code></Error>");
+    }
+    let key = request.path.clone();
+    match (request.method.as_str(), request.value("uploadId"), request.value("partNumber")) {
+        ("PUT", Some(_), Some(number)) => {
+            let number = number.parse().expect("a number");
+            objects.parts.entry(key).or_default().insert(number, request.body().to_vec());
+            Answer::new(200, "").header("ETag", &format!("\"part{number}\""))
+        }
+        ("PUT", ..) if request.header("x-amz-copy-source").is_some() => {
+            objects.touched += 1;
+            Answer::new(200, "<CopyObjectResult/>")
+        }
+        ("PUT", ..) => {
+            objects.whole.insert(key, request.body().to_vec());
+            Answer::new(200, "")
+        }
+        ("POST", None, _) => Answer::new(200, "<R><UploadId>an&amp;id</UploadId></R>"),
+        ("POST", Some(id), _) => {
+            assert_eq!(id, "an%26id");
+            let parts = objects.parts.remove(&key).expect("parts");
+            objects.whole.insert(key, parts.into_values().flatten().collect());
+            Answer::new(200, "<CompleteMultipartUploadResult/>")
+        }
+        ("GET" | "HEAD", ..) => match objects.whole.get(&key) {
+            Some(object) => Answer::new(200, object.clone()).header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT"),
+            None => Answer::new(404, "<Error><Code>NoSuchKey</Code></Error>"),
+        },
+        _ => Answer::new(405, ""),
+    }
+}
+
+#[test]
+fn privileged_a_cache_is_kept_in_an_object_store() {
+    if !is_root() {
+        return;
+    }
+    let objects = Arc::new(Mutex::new(Objects::default()));
+    let shared = Arc::clone(&objects);
+    let web = Web::start(move |request| s3(&shared, request));
+    let cache = format!(
+        "type=s3,bucket=b,region=eu-north-1,endpoint_url={},access_key_id=KEY,secret_access_key=SECRET,prefix=p/,name=one;two",
+        web.url("")
+    );
+    let first = machine();
+    // More than one part.
+    let large = STAGES.replace("count=2", "count=20");
+    first.write("app/Dockerfile", &large);
+    build(&first, &["-t", "app", "--cache-to", &format!("{cache},mode=max")]);
+    {
+        let objects = objects.lock().unwrap();
+        assert!(
+            objects.parts.is_empty() && objects.whole.contains_key("/b/p/manifests/one"),
+            "{:?}",
+            objects.whole.keys()
+        );
+        assert!(objects.whole.contains_key("/b/p/manifests/two"));
+        assert!(objects.whole.keys().any(|key| key.starts_with("/b/p/blobs/sha256%3A")));
+    }
+    let more = format!("{large}COPY --from=build /large /large\n");
+    let other = machine();
+    other.write("app/Dockerfile", &more);
+    let built = build(&other, &["-t", "app", "--cache-from", &cache, "--cache-to", &cache]);
+    assert_eq!(found(&built), STEPS, "{}", built.report());
+    assert_eq!(other.ok(["run", "--rm", "app", "wc", "-c", "/large"]).split(' ').next(), Some("20971520"));
+    assert!(objects.lock().unwrap().touched > 0, "what is old is made new");
+    let denied = cache.replace("=KEY", "=OTHER");
+    let built = build(
+        &machine(),
+        &["-o", "type=cacheonly", "--cache-from", &denied, "--cache-to", &format!("{denied},ignore-error=true")],
+    );
+    assert!(built.stderr.contains("AccessDenied") && !built.stderr.contains("SECRET"), "{}", built.report());
+}
+
+/// Entries of the cache of GitHub Actions: what is at an address, and the addresses of complete entries, the newest last.
+#[derive(Default)]
+struct Entries {
+    blocks: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    content: BTreeMap<String, Vec<u8>>,
+    open: Vec<String>,
+    complete: Vec<String>,
+}
+
+/// As much of version 2 of that cache as is needed; `host` is its own.
+fn actions(entries: &Mutex<Entries>, host: &str, request: &Request) -> Answer {
+    let mut entries = entries.lock().expect("nobody panics with it");
+    let address = |key: &str| format!("http://{host}/blob/{}?sig=x%2By", key.replace(['#', ':'], "_"));
+    if let Some(path) = request.path.strip_prefix("/blob/") {
+        assert_eq!(request.value("sig"), Some("x%2By"), "a signed address is used as it is");
+        match (request.method.as_str(), request.value("comp")) {
+            ("PUT", Some("block")) => {
+                let id = request.value("blockid").expect("an id").to_owned();
+                entries.blocks.entry(path.to_owned()).or_default().insert(id, request.body().to_vec());
+            }
+            ("PUT", Some("blocklist")) => {
+                let blocks = entries.blocks.remove(path).unwrap_or_default();
+                entries.content.insert(path.to_owned(), blocks.into_values().flatten().collect());
+            }
+            _ => {
+                let content = entries.content.get(path).cloned();
+                return content.map_or(Answer::new(404, ""), |content| Answer::new(200, content));
+            }
+        }
+        return Answer::new(201, "");
+    }
+    if request.header("authorization") != Some("Bearer TOKEN") {
+        return Answer::new(401, "{}");
+    }
+    let body: Value = serde_json::from_slice(request.body()).expect("JSON");
+    let key = body["key"].as_str().expect("a key").to_owned();
+    let answer = match request.path.rsplit('/').next() {
+        Some("CreateCacheEntry") if entries.complete.contains(&key) => return Answer::new(409, "{}"),
+        Some("CreateCacheEntry") => {
+            entries.open.push(key.clone());
+            json!({ "ok": true, "signed_upload_url": address(&key) })
+        }
+        Some("FinalizeCacheEntryUpload") => {
+            let size = entries.content[&key.replace(['#', ':'], "_")].len();
+            assert_eq!(body["size_bytes"], json!(size.to_string()));
+            entries.complete.push(key);
+            json!({ "ok": true, "entry_id": "1" })
+        }
+        Some("GetCacheEntryDownloadURL") => match entries.complete.iter().rfind(|known| known.starts_with(&key)) {
+            Some(known) => json!({ "ok": true, "signed_download_url": address(known), "matched_key": known }),
+            None => json!({ "ok": false }),
+        },
+        other => panic!("{other:?}"),
+    };
+    Answer::new(200, answer.to_string())
+}
+
+#[test]
+fn privileged_a_cache_is_kept_in_that_of_github_actions() {
+    if !is_root() {
+        return;
+    }
+    let entries = Arc::new(Mutex::new(Entries::default()));
+    let shared = Arc::clone(&entries);
+    let web = Web::start(move |request| actions(&shared, request.header("host").unwrap_or_default(), request));
+    let cache = "type=gha,scope=test";
+    let run = |kiln: &Kiln, args: &[&str]| {
+        let command = kiln.command(["build", "--progress=plain"]).args(args).arg("app");
+        command.env("ACTIONS_RESULTS_URL", web.url("")).env("ACTIONS_RUNTIME_TOKEN", "TOKEN").output().expect_code(0)
+    };
+    let first = machine();
+    run(&first, &["-t", "app", "--cache-to", &format!("{cache},mode=max")]);
+    let other = machine();
+    let built = run(&other, &["-t", "app", "--cache-from", cache, "--cache-to", cache]);
+    assert_eq!((found(&built), id(&other, "app")), (STEPS, id(&first, "app")), "{}", built.report());
+    let names = entries.lock().unwrap().complete.clone();
+    let hash = "e3b0c442";
+    for number in [1, 2] {
+        assert!(names.contains(&format!("index-test-1-{hash}#{number}")), "{names:?}");
+    }
+    assert!(names.iter().any(|name| name.starts_with("buildkit-blob-1-sha256:")));
+    // What was written last is read.
+    let third = machine();
+    let built = run(&third, &["-o", "type=cacheonly", "--cache-from", cache]);
+    assert_eq!(found(&built), STEPS, "{}", built.report());
+}
+
+#[test]
+fn privileged_cache_mounts_travel_with_a_cache() {
+    if !has_registry() {
+        return;
+    }
+    let registry = Registry::start();
+    let cache = to(&registry, "cache", "");
+    let dockerfile = |step: &str| {
+        format!("FROM busybox\nRUN --mount=type=cache,target=/m --mount=type=cache,id=other,target=/o {step}\n")
+    };
+    let first = machine();
+    let steps = [
+        "dd if=/dev/urandom of=/m/large bs=1M count=24 2>/dev/null && echo a >/m/small && ln /m/large /m/link && chown 7:8 /m/small",
+        "echo b >/m/small",
+    ];
+    let sent = steps.map(|step| {
+        first.write("app/Dockerfile", dockerfile(step));
+        let built = build(&first, &["-o", "type=cacheonly", "--cache-to", &format!("{cache},mounts=true")]);
+        let line = built.stderr.lines().find(|line| line.contains("chunks of cache mount /m"));
+        let line = line.unwrap_or_else(|| panic!("{}", built.report()));
+        let words: Vec<&str> = line.split("sent ").nth(1).expect("what was sent").split(' ').collect();
+        (words[0].parse::<usize>().expect("a number"), words[2].parse::<usize>().expect("a number"))
+    });
+    assert!(sent[0].0 == sent[0].1 && sent[0].1 > 8, "all is new: {sent:?}");
+    assert!((1..=2).contains(&sent[1].0) && sent[1].1 > 8, "what changed is sent: {sent:?}");
+    let ask = "sh -c 'cat /m/small; stat -c %u:%g:%h /m/small /m/link; wc -c </m/large; ls /o' >/found";
+    let found_by = |args: &[&str]| {
+        let other = machine();
+        other.write("app/Dockerfile", dockerfile(ask));
+        build(&other, &[&["-t", "app"], args].concat());
+        other.ok(["run", "--rm", "app", "cat", "/found"])
+    };
+    assert_eq!(found_by(&["--cache-from", &cache]), "b\n7:8:1\n0:0:2\n25165824");
+    assert!(!found_by(&["--cache-from", &format!("{cache},mounts=false")]).contains("25165824"));
+}
+
+#[test]
+fn privileged_layers_are_sent_while_the_build_still_runs() {
+    if !has_registry() {
+        return;
+    }
+    let registry = Registry::start();
+    let go = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&go);
+    let web = Web::start(move |_| Answer::new(if asked.load(Ordering::SeqCst) { 200 } else { 404 }, "go"));
+    let kiln = machine();
+    let wait = format!("until wget -q -O /go {}; do sleep 0.1; done", web.url("go"));
+    let dockerfile = format!("FROM busybox\nRUN echo first >/first\nRUN --network=host {wait}\n");
+    kiln.write("app/Dockerfile", dockerfile);
+    let (cache, allow) = (to(&registry, "cache", ",mode=max"), "--allow=network.host");
+    let running = kiln.command(["build", "-o", "type=cacheonly", allow, "--cache-to", &cache, "app"]).spawn();
+    // No manifest is there, so what is there was sent ahead.
+    let layers = registry.storage().join("docker/registry/v2/repositories/cache/_layers/sha256");
+    let sent = || fs::read_dir(&layers).ok().and_then(|mut entries| entries.next()).map(drop);
+    eventually("a layer is at the registry", PATIENCE, sent);
+    assert!(!layers.with_file_name("_manifests").join("tags").exists());
+    go.store(true, Ordering::SeqCst);
+    running.wait().expect_code(0);
+    let other = machine();
+    other.write("app/Dockerfile", fs::read(kiln.scratch().join("app/Dockerfile")).expect("read"));
+    let built = build(&other, &["-o", "type=cacheonly", allow, "--cache-from", &to(&registry, "cache", "")]);
+    assert_eq!(found(&built), 3, "{}", built.report());
 }

@@ -14,6 +14,7 @@ mod endpoint;
 mod fetch;
 mod login;
 mod manifest;
+mod object;
 mod refusal;
 mod retry;
 mod scope;
@@ -40,6 +41,7 @@ pub use download::BlobSink;
 pub use fetch::{File, FileHead, FileRequest};
 pub use login::LoggedIn;
 pub use manifest::Resolved;
+pub use object::{ObjectAnswer, ObjectRequest};
 pub use retry::Patience;
 pub use upload::Pushed;
 

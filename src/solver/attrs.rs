@@ -86,6 +86,15 @@ impl<'a> Attrs<'a> {
         }
     }
 
+    /// Refuses any value of an attribute.
+    ///
+    /// # Errors
+    /// `Unsupported`, when there is one.
+    pub(super) fn refuse_text(&mut self, key: &'static str, why: &str) -> Result<()> {
+        let (noun, value) = (self.noun, self.text(key));
+        value.map_or(Ok(()), |_| Err(Error::unsupported(format!("the {noun} option {key} is not supported: {why}"))))
+    }
+
     /// Refuses the first attribute that nobody asked for.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::Solver;
 use super::contexts::Locals;
 use super::definition::{plain_config, refused};
-use super::exchange::{CacheExport, Scope};
+use super::exchange::{Ahead, CacheExport, Scope};
 use super::export::{Export, Product, Variant};
 use super::failure::Failure;
 use super::gateway::container::{self, Container, ContainerRequest};
@@ -151,8 +151,9 @@ impl Solver {
         progress: Progress,
     ) -> Result<(Bridge, oneshot::Receiver<Outcome>)> {
         let exports = request.exporters.iter().map(Export::parse).collect::<Result<_>>()?;
-        let caches = request.cache_exports.iter().map(CacheExport::parse).collect::<Result<_>>()?;
-        let shop = Workshop::open(self, request, progress, None).await?;
+        let caches: Vec<CacheExport> = request.cache_exports.iter().map(CacheExport::parse).collect::<Result<_>>()?;
+        let mut shop = Workshop::open(self, request, progress, None).await?;
+        shop.shared.ahead = Ahead::of(&caches, &shop.shared);
         let (sender, outcome) = oneshot::channel();
         let given_up = shop.give_up_on_drop();
         let answer = Mutex::new(Some(sender));
@@ -538,6 +539,8 @@ impl Bridge {
     /// # Errors
     /// When the database fails.
     pub async fn finish(&self) -> Result<()> {
+        // What was exported is there; what was not will not be.
+        self.shop.shared.ahead.iter().for_each(|ahead| ahead.give_up());
         let released = self.containers.release_all().await;
         let parts: Vec<Part> = self.refs().drain().map(|(_, part)| part).collect();
         let mut jobs: Vec<Arc<Job>> = Vec::new();

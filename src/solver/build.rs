@@ -1,16 +1,17 @@
 //! One build from request to answer, and what its parts have in common: making what vertices stand for, exporting, ending.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use kiln_graph::{Edge, VertexId};
+use kiln_graph::{Digest, Edge, VertexId};
 
 use super::Solver;
 use super::cache;
-use super::exchange::CacheExport;
+use super::exchange::{Ahead, CacheExport};
 use super::export::Export;
 use super::failure::Failure;
 use super::job::Job;
-use super::progress::Progress;
+use super::progress::{Event, Progress, Warning};
 use super::request::{BuildRequest, Built};
 use super::value::{FileSystem, Value};
 use super::verify::Witness;
@@ -26,11 +27,22 @@ impl Solver {
     /// The first failure, with the step and the place in the source it is about.
     pub async fn build(&self, request: BuildRequest, progress: Progress) -> Result<Built, Failure> {
         if !request.verify {
-            return self.build_once(request, progress, None).await;
+            let broken = Arc::new(AtomicBool::new(false));
+            let built = Box::pin(self.build_once(request.clone(), progress.clone(), None, &broken)).await;
+            return match built {
+                Err(failure) if broken.load(Ordering::Relaxed) => {
+                    // What was made meanwhile is found.
+                    progress.report(Event::Warning(without_imports(&failure)));
+                    let request = BuildRequest { cache_imports: Vec::new(), ..request };
+                    Box::pin(self.build_once(request, progress, None, &Arc::default())).await
+                }
+                built => built,
+            };
         }
         let witness = Witness::default();
-        Box::pin(self.build_once(request.clone(), progress.clone(), Some(witness.clone()))).await?;
-        Box::pin(self.build_once(request, progress, Some(witness))).await
+        let (none, twice) = (Arc::default(), request.clone());
+        Box::pin(self.build_once(twice, progress.clone(), Some(witness.clone()), &none)).await?;
+        Box::pin(self.build_once(request, progress, Some(witness), &none)).await
     }
 
     async fn build_once(
@@ -38,10 +50,13 @@ impl Solver {
         request: BuildRequest,
         progress: Progress,
         witness: Option<Witness>,
+        broken: &Arc<AtomicBool>,
     ) -> Result<Built, Failure> {
         let exports: Vec<Export> = request.exporters.iter().map(Export::parse).collect::<Result<_>>()?;
         let caches: Vec<CacheExport> = request.cache_exports.iter().map(CacheExport::parse).collect::<Result<_>>()?;
-        let shop = Workshop::open(self, request, progress, witness).await?;
+        let mut shop = Workshop::open(self, request, progress, witness).await?;
+        shop.shared.broken = Arc::clone(broken);
+        shop.shared.ahead = Ahead::of(&caches, &shop.shared);
         let _given_up = shop.give_up_on_drop();
         if let Some(definition) = shop.request.definition.clone() {
             let draft = Box::pin(shop.definition(&definition, &shop.request.attrs)).await?;
@@ -67,6 +82,9 @@ impl Solver {
         if let (Ok(built), true) = (&mut result, shop.request.documented) {
             built.documents = draft.documents().await?;
         }
+        if let (Err(_), Some(ahead)) = (&result, &shop.shared.ahead) {
+            ahead.give_up();
+        }
         let finished = Arc::clone(&draft.job).finish().await;
         if let Ok(built) = &mut result {
             let all: Vec<usize> = (0..draft.targets.len()).collect();
@@ -79,6 +97,18 @@ impl Solver {
         let built = result?;
         finished?;
         Ok(built)
+    }
+}
+
+/// Says that a build begins again, because a cache does not hold what it promised.
+fn without_imports(failure: &Failure) -> Warning {
+    Warning {
+        vertex: Digest::of(b"imported caches"),
+        short: format!("the build begins again without the imported caches: {}", failure.error),
+        detail: Vec::new(),
+        url: String::new(),
+        file: None,
+        lines: Vec::new(),
     }
 }
 

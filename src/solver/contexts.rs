@@ -267,7 +267,7 @@ impl Job {
     async fn transfer(self: &Arc<Self>, session: &Session, local: &LocalSource, part: Arc<Part>) -> Result<Copy> {
         let key =
             blake3::hash(format!("{:?}", (&local.name, &local.key_hint, session.shared_key())).as_bytes()).to_hex();
-        let wanted = Wanted { name: format!("{KEPT}{key}"), sharing: Sharing::Private, seed: None };
+        let wanted = Wanted { name: format!("{KEPT}{key}"), sharing: Sharing::Private, seed: None, restore: false };
         let mount = self.cache_mount(wanted).await?;
         let (job, dir) = (Arc::clone(self), mount.path().to_owned());
         let memo = Arc::new(Memo::open(&self.locals.memos, &Kept::tree(&dir), self.locals.now_ns));

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kiln_graph::op::Source;
@@ -13,14 +14,14 @@ use super::content::ContentStore;
 use super::contexts::{self, Locals};
 use super::copy::{Owners, Selection, Tree};
 use super::devices::Allowed;
-use super::exchange::Imports;
+use super::exchange::{Ahead, Imports};
 use super::progress::{Event, Part, Progress, VertexState};
 use super::remote::Pins;
 use super::session::{Session, Sessions};
 use super::value::{Cached, FileSystem, Value};
 use super::verify::Witness;
 use super::{Solver, lock};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::image::{ChainLayer, LayerStage, Report, Resolved, Wanted};
 use crate::registry::Client;
 use crate::sandbox::Limits;
@@ -191,6 +192,9 @@ pub(super) struct Shared {
     pub(super) keep_failed: bool,
     pub(super) witness: Option<Witness>,
     pub(super) imports: Imports,
+    /// Set when a layer that an imported cache promised could not be had.
+    pub(super) broken: Arc<AtomicBool>,
+    pub(super) ahead: Option<Arc<Ahead>>,
 }
 
 /// What all steps of one graph share.
@@ -223,6 +227,10 @@ pub(super) struct Job {
     pub(super) witness: Option<Witness>,
     /// Caches of other machines, in which results are looked for.
     pub(super) imports: Imports,
+    /// Set when a layer that an imported cache promised could not be had.
+    pub(super) broken: Arc<AtomicBool>,
+    /// Where layers are sent while the build runs.
+    pub(super) ahead: Option<Arc<Ahead>>,
     /// What each vertex gave, by position.
     pub(super) values: Mutex<Vec<Option<Value>>>,
     /// What was selected of inputs.
@@ -263,6 +271,8 @@ impl Job {
             keep_failed,
             witness,
             imports,
+            broken,
+            ahead,
         } = shared.clone();
         Arc::new(Self {
             values: Mutex::new(vec![None; graph.vertices().len()]),
@@ -280,6 +290,8 @@ impl Job {
             keep_failed,
             witness,
             imports,
+            broken,
+            ahead,
             taken: Mutex::default(),
             read: Mutex::default(),
             hits: Arc::default(),
@@ -313,6 +325,8 @@ impl Job {
             keep_failed: self.keep_failed,
             witness: self.witness.clone(),
             imports: self.imports.clone(),
+            broken: Arc::clone(&self.broken),
+            ahead: self.ahead.clone(),
             taken: Mutex::default(),
             read: Mutex::default(),
             hits: Arc::clone(&self.hits),
@@ -476,7 +490,11 @@ impl Job {
         let images = &self.solver.deps().images;
         let brought = images.unpack(&self.lease, &layers, (cached.source.as_ref(), Wanted::Missing), &report).await;
         begun.end(brought.as_ref().err());
-        brought?.ok_or_else(|| Error::internal("a cached result has no layers"))
+        if brought.as_ref().is_err_and(|error| error.kind() != Kind::Cancelled) {
+            self.broken.store(true, Ordering::Relaxed);
+        }
+        let brought = brought.context(|| "fetch a result from the imported cache")?;
+        brought.ok_or_else(|| Error::internal("a cached result has no layers"))
     }
 
     /// Mounts a file system to be read; the mount goes with the descriptor.

@@ -61,6 +61,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use attest::Mode as ProvenanceMode;
 pub use cache::SCHEMA;
 pub use devices::DIRECTORIES as DEVICE_DIRECTORIES;
+pub use exchange::take_imports;
 pub use failure::{Failure, Place};
 pub use received::ReceivedContext;
 pub use remote::{FileAnswer, GitAnswer, Material};

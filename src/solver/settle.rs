@@ -47,6 +47,7 @@ impl Job {
                 () = stopping.cancelled() => Err(Error::cancelled("the engine is stopping")),
             };
             job.solver.settled(&run);
+            result.iter().for_each(|settled| job.send_ahead(*settled));
             // Nobody may be waiting.
             let _ = sender.send(result.map_err(Failed::from));
             drop(pending);

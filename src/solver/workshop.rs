@@ -95,6 +95,8 @@ impl Workshop {
             keep_failed: request.keep_failed,
             witness,
             imports: Imports::default(),
+            broken: Arc::default(),
+            ahead: None,
         };
         let imported = Arc::default();
         Ok(Self { shared, request: Arc::new(request), cancel: Cancel::new(), imported })

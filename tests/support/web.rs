@@ -21,6 +21,17 @@ pub struct Request {
 }
 
 impl Request {
+    /// Returns the body.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Returns a value of the query, with its escapes.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        let pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        pairs.into_iter().find(|(name, _)| *name == key).map(|(_, value)| value)
+    }
+
     /// Returns a header; the name is in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())

@@ -64,7 +64,8 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
     if definition.is_some() && !request.frontend.is_empty() {
         return Err(Error::invalid("cannot solve with both Definition and Frontend specified"));
     }
-    let (cache_exports, cache_imports) = caches(request.cache.unwrap_or_default());
+    let (cache_exports, mut cache_imports) = caches(request.cache.unwrap_or_default());
+    cache_imports.extend(crate::solver::take_imports(&mut attrs)?);
     Ok(BuildRequest {
         frontend: request.frontend,
         definition: definition.map(Arc::new),

@@ -160,7 +160,29 @@ fn parse(text: &str) -> Result<Spec> {
     }
     let kind = attrs.remove("type").filter(|kind| !kind.is_empty());
     let kind = kind.ok_or_else(|| Error::invalid("the type is missing: type=registry,.."))?;
+    complete(&kind, &mut attrs, |name| std::env::var(name).ok());
     Ok((kind, attrs))
+}
+
+/// Adds what the environment says of a service, as buildx does: the engine has another.
+fn complete(kind: &str, attrs: &mut BTreeMap<String, String>, variable: impl Fn(&str) -> Option<String>) {
+    let known: &[(&str, &str)] = match kind {
+        "gha" => &[("url_v2", "ACTIONS_RESULTS_URL"), ("token", "ACTIONS_RUNTIME_TOKEN")],
+        "s3" if attrs.contains_key("access_key_id") => &[("region", "AWS_REGION")],
+        "s3" => &[
+            ("region", "AWS_REGION"),
+            ("access_key_id", "AWS_ACCESS_KEY_ID"),
+            ("secret_access_key", "AWS_SECRET_ACCESS_KEY"),
+            ("session_token", "AWS_SESSION_TOKEN"),
+        ],
+        _ => &[],
+    };
+    for (key, name) in known {
+        if !attrs.contains_key(*key) {
+            let value = variable(name).filter(|value| !value.is_empty());
+            attrs.extend(value.map(|value| ((*key).to_owned(), value)));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -185,6 +207,21 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
+    }
+
+    #[test]
+    fn credentials_of_services_are_found_in_the_environment() {
+        let variable = |name: &str| Some(format!("${name}"));
+        let completed = |kind: &str, own: &[(&str, &str)]| {
+            let mut attrs = own.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            complete(kind, &mut attrs, variable);
+            attrs
+        };
+        assert_eq!(completed("gha", &[("token", "own")])["token"], "own");
+        assert_eq!(completed("gha", &[])["url_v2"], "$ACTIONS_RESULTS_URL");
+        assert_eq!(completed("s3", &[])["session_token"], "$AWS_SESSION_TOKEN");
+        assert!(!completed("s3", &[("access_key_id", "a")]).contains_key("session_token"));
+        assert!(completed("registry", &[]).is_empty());
     }
 
     #[test]

@@ -33,10 +33,10 @@ pub(in crate::cli) struct BuildArgs {
     /// Run the steps of these stages again
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(super) no_cache_filter: Vec<String>,
-    /// Look for results in a cache of other builds: an image's name, or type=KIND,.. (registry, local); may be repeated
+    /// Look for results in a cache of other builds: an image's name, or type=KIND,.. (registry, local, s3, gha); may be repeated
     #[arg(long = "cache-from", value_name = "KEY=VALUE,..")]
     pub(super) cache_from: Vec<String>,
-    /// Write the build cache for other machines: type=KIND[,mode=max],.. (inline, registry, local); may be repeated
+    /// Write the build cache for other machines: type=KIND[,mode=max],.. (inline, registry, local, s3, gha); may be repeated
     #[arg(long = "cache-to", value_name = "KEY=VALUE,..")]
     pub(super) cache_to: Vec<String>,
     /// Build twice without the cache and show, file by file, what differs

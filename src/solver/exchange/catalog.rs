@@ -7,6 +7,7 @@ use kiln_graph::Digest;
 use kiln_graph::oci::{Descriptor, chain_id};
 
 use super::config::{CacheConfig, CacheRecord, ns_of};
+use super::mounts::MountEntry;
 use super::{chain_name, content_name, parse_content, selector_name, step_name};
 use crate::error::Result;
 use crate::image::{BlobSource, ChainLayer};
@@ -51,6 +52,7 @@ pub(in crate::solver) struct Catalog {
     chains: HashMap<usize, Digest>,
     /// The hash of some paths of a file system, by its chain ID and the name of the selection.
     contents: HashMap<(Digest, String), [u8; 32]>,
+    mounts: Vec<MountEntry>,
 }
 
 /// Where the layers of a result are.
@@ -141,9 +143,21 @@ impl Catalog {
             chains,
             results: results.into_iter().map(|(at, (_, top))| (at, top)).collect(),
             contents: HashMap::new(),
+            mounts: config.mounts,
         };
         catalog.learn();
         Ok(catalog)
+    }
+
+    /// Forgets the cache mounts.
+    pub(super) fn without_mounts(mut self) -> Self {
+        self.mounts.clear();
+        self
+    }
+
+    /// Finds a cache mount, and where its chunks are.
+    pub(super) fn mount(&self, name: &str) -> Option<(&MountEntry, &Arc<dyn BlobSource>)> {
+        self.mounts.iter().find(|mount| mount.name == name).map(|mount| (mount, &self.source))
     }
 
     /// Learns from the links of file systems and of content what they follow from.

@@ -6,6 +6,7 @@
 use kiln_graph::Digest;
 use serde::{Deserialize, Serialize};
 
+use super::mounts::MountEntry;
 use crate::error::{Error, Result, ResultExt as _};
 
 /// The media type of the configuration.
@@ -24,6 +25,9 @@ pub(super) struct CacheConfig {
     pub(super) layers: Vec<CacheLayer>,
     #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
     pub(super) records: Vec<CacheRecord>,
+    /// Cache mounts; a field of our own.
+    #[serde(default, rename = "kiln.mounts", skip_serializing_if = "Vec::is_empty")]
+    pub(super) mounts: Vec<MountEntry>,
 }
 
 /// A layer on another.
@@ -236,6 +240,15 @@ mod tests {
         assert_eq!(CacheConfig::parse(&written).unwrap(), config);
     }
 
+    /// What BuildKit 0.12.5 (dockerd 26.1.5) wrote of `FROM scratch AS a; COPY a /a; FROM scratch; COPY --from=a /a /b`.
+    #[test]
+    fn a_cache_that_buildkit_wrote_is_read() {
+        let written = r#"{"layers":[{"blob":"sha256:0968a590ea302701d7c0f9280db1da3e0ff98251eb34d7dd1f1ed173af2bcb9e","parent":-1},{"blob":"sha256:9d2729726588ec848b35137f52c7d2bbebd3f0c989cd62edce5aab01a8955ed1","parent":-1}],"records":[{"layers":[{"layer":1,"createdAt":"2026-11-26T15:01:25.163489577Z"}],"digest":"sha256:26da9ad77b346ebfc238bc618ec8a219818ef86e18984907fab158a75df1954a","inputs":[[{"link":1}]]},{"digest":"sha256:c1966ecfe2047db5c3cc319ead42fe8ce32ea73b19cd0f68c2c9c90c724fa886"},{"layers":[{"layer":0,"createdAt":"2026-11-26T15:01:25.187344486Z"}],"digest":"sha256:f5d811932e801f85871423c264026d726bcb1f5990a0a4b026b6036b10fdba5f","inputs":[[{"selector":"sha256:6a50dc8584134c7de537c0052ff6d236bf874355e050c90523e0c5ff2a543a28","link":0},{"link":1}]]}]}"#;
+        let config = CacheConfig::parse(written.as_bytes()).unwrap();
+        assert_eq!((config.layers.len(), config.records.len(), config.records[2].inputs[0].len()), (2, 3, 2));
+        assert_eq!(serde_json::to_string(&config).unwrap(), written, "and written as it was");
+    }
+
     #[test]
     fn what_leads_nowhere_or_in_a_circle_is_refused() {
         let layer = format!(r#"{{"blob":"{}","parent":PARENT}}"#, Digest::of(b"x"));
@@ -258,7 +271,7 @@ mod tests {
                 "in a circle",
             ),
             (r#"{"layers":[{"blob":"nonsense","parent":-1}]}"#.to_owned(), "read the cache's configuration"),
-            ("[]".to_owned(), "read the cache's configuration"),
+            ("7".to_owned(), "read the cache's configuration"),
         ] {
             let error = CacheConfig::parse(config.as_bytes()).unwrap_err();
             assert!(error.to_string().contains(words), "{config}: {error}");

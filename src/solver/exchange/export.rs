@@ -10,6 +10,7 @@ use kiln_graph::oci::{Descriptor, Index, Manifest, media_type};
 use super::catalog::UNCOMPRESSED;
 use super::config::{self, CacheConfig, CacheLayer, CacheRecord, CacheResult, ChainedResult, LayerAnnotations};
 use super::gather::{Gathered, Origin, ResultLayer, Scope, gather};
+use super::mounts;
 use super::option::{CacheExport, Destination, Mode};
 use super::place::{Content, Place};
 use crate::error::{Error, Result, ResultExt as _};
@@ -48,7 +49,7 @@ impl Shared {
         for (number, export) in exports.iter().enumerate().filter(|(_, export)| !export.is_inline()) {
             let begun = Begun::internal(&self.progress, &format!("exporting cache to {}", export.to.shown()))?;
             let vertex = begun.digest();
-            let written = self.export_cache(export, scopes.to_vec(), &begun).await;
+            let written = self.export_cache(export, scopes, &begun).await;
             begun.end(written.as_ref().err());
             match written {
                 Ok(manifest) => {
@@ -70,21 +71,44 @@ impl Shared {
         Ok(answer)
     }
 
-    async fn export_cache(&self, export: &CacheExport, scopes: Vec<Scope>, begun: &Begun) -> Result<Descriptor> {
+    async fn export_cache(&self, export: &CacheExport, scopes: &[Scope], begun: &Begun) -> Result<Descriptor> {
         let preparing = begun.part("preparing build cache for export", 0);
         let mode = export.mode;
-        let Gathered { records, results } = task::blocking(move || gather(&scopes, mode)).await?;
+        let gathered = {
+            let scopes = scopes.to_vec();
+            task::blocking(move || gather(&scopes, mode)).await?
+        };
+        let Gathered { records, results } = gathered;
         preparing.complete();
         let place = self.place(&export.to).await?;
+        let uploads = if let Place::Objects(objects) = &place { objects.uploads() } else { LAYERS };
         let arranged = Arranged::new(&results);
         let cancel = Cancel::new();
         let _given_up = cancel.on_drop();
         let writer = Writer { shared: self, place: &place, form: &export.form, begun, cancel: &cancel };
         // Collected, because the compiler cannot see that a stream that maps references to futures may change threads.
         let work: Vec<_> = arranged.layers.iter().map(|layer| writer.layer(layer.clone())).collect();
-        let blobs: Vec<Descriptor> = futures_util::stream::iter(work).buffered(LAYERS).try_collect().await?;
-        let config = arranged.config(records, &blobs);
+        let mut blobs: Vec<Descriptor> = futures_util::stream::iter(work).buffered(uploads).try_collect().await?;
+        let mut config = arranged.config(records, &blobs);
+        if export.mounts {
+            config.mounts = mounts::export(scopes, &place, begun).await?;
+            // A registry keeps what a manifest lists.
+            let chunks: BTreeMap<Digest, Descriptor> = config
+                .mounts
+                .iter()
+                .flat_map(|mount| &mount.chunks)
+                .map(|chunk| (chunk.blob, chunk.descriptor()))
+                .collect();
+            blobs.extend(chunks.into_values());
+        }
         let config = serde_json::to_vec(&config)?;
+        if let Place::Objects(objects) = &place {
+            let descriptor = Descriptor::new(config::MEDIA_TYPE, Digest::of(&config), config.len() as u64);
+            let part = begun.part(format!("writing config {}", descriptor.digest), 0);
+            objects.set_config(&config.into()).await?;
+            part.complete();
+            return Ok(descriptor);
+        }
         let descriptor = Descriptor::new(config::MEDIA_TYPE, Digest::of(&config), config.len() as u64);
         let part = begun.part(format!("writing config {}", descriptor.digest), 0);
         place.put(&descriptor, Content::Bytes(config.into())).await?;
@@ -97,14 +121,17 @@ impl Shared {
         Ok(descriptor)
     }
 
-    async fn place(&self, to: &Destination) -> Result<Place> {
+    pub(super) async fn place(&self, to: &Destination) -> Result<Place> {
         match to {
             Destination::Inline => Err(Error::internal("a cache in an image is written with the image")),
-            Destination::Registry(name) => {
+            Destination::Registry(name, insecure) => {
                 let (images, wanted) = (self.solver.deps().images.clone(), name.clone());
                 let mounts = task::blocking(move || images.mount_candidates(&wanted)).await?;
-                Ok(Place::Registry { client: self.registry.clone(), name: name.clone(), mounts })
+                let client = self.registry_of(name, *insecure).await;
+                Ok(Place::Registry { client, name: name.clone(), mounts })
             }
+            Destination::S3(options) => Ok(Place::Objects(self.s3(options))),
+            Destination::Gha(options) => Ok(Place::Objects(self.gha(options))),
             Destination::Local(dest) => Ok(Place::Client(self.session.content_store(format!("{LOCAL}{dest}")).await?)),
         }
     }
@@ -186,7 +213,7 @@ impl Arranged {
             let created_at = self.layers[*top].as_of.and_then(config::time);
             records[*record].results = vec![CacheResult { layer: number(*top), created_at }];
         }
-        CacheConfig { layers, records }
+        CacheConfig { layers, records, mounts: Vec::new() }
     }
 }
 

@@ -11,11 +11,15 @@ use serde::Deserialize;
 
 use super::catalog::Catalog;
 use super::config::{self, CacheConfig, CacheLayer, CacheRecord, LayerAnnotations};
-use super::option::CacheImport;
+use super::gha::{Gha, GhaOptions};
+use super::objects::{self, Objects};
+use super::option::{CacheImport, Origin};
+use super::s3::{S3, S3Options};
 use super::{INLINE, Imports, Loaded};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::filesync::content::LOCAL;
 use crate::image::{BlobSource, Images, RepositoryBlobs};
+use crate::registry::Client;
 use crate::solver::job::{Begun, Shared};
 use crate::store::Lease;
 
@@ -29,13 +33,30 @@ const MAX_MANIFEST: u64 = 16 << 20;
 const MAX_CONFIG: u64 = 8 << 20;
 
 impl Shared {
+    /// Returns the client for a registry.
+    pub(super) async fn registry_of(&self, name: &Reference, insecure: bool) -> Client {
+        if insecure { self.registry.insecure(name).await } else { self.registry.clone() }
+    }
+
+    /// Opens an object store.
+    pub(super) fn s3(&self, options: &S3Options) -> Objects {
+        Objects::S3(S3::new(self.registry.clone(), self.solver.deps().clock, options.clone()))
+    }
+
+    /// Opens the cache of GitHub Actions.
+    pub(super) fn gha(&self, options: &GhaOptions) -> Objects {
+        Objects::Gha(Gha::new(self.registry.clone(), options.clone()))
+    }
+
     /// Reads a cache. That it cannot be read is reported, and is no failure of the build.
     ///
     /// # Errors
     /// `Internal` when there is no randomness.
     pub(in crate::solver) async fn import(&self, import: &CacheImport) -> Result<Imports> {
         let begun = Begun::internal(&self.progress, &format!("importing cache manifest from {}", import.shown()))?;
-        let read = Reader { images: &self.solver.deps().images, lease: &self.lease, shared: self }.read(import).await;
+        let images = &self.solver.deps().images;
+        let reader = Reader { images, lease: &self.lease, shared: self, mounts: import.mounts };
+        let read = reader.read(&import.from).await;
         begun.end(read.as_ref().err());
         Ok(Imports(read.unwrap_or_default()))
     }
@@ -45,6 +66,8 @@ struct Reader<'a> {
     images: &'a Images,
     lease: &'a Lease,
     shared: &'a Shared,
+    /// Whether cache mounts are of interest.
+    mounts: bool,
 }
 
 /// What tells an index from a manifest.
@@ -61,23 +84,37 @@ struct Inline {
 }
 
 impl Reader<'_> {
-    async fn read(&self, import: &CacheImport) -> Result<Vec<Loaded>> {
-        match import {
-            CacheImport::Registry(reference) => {
-                let client = &self.shared.registry;
+    /// Makes sense of a configuration.
+    fn catalog(&self, config: CacheConfig, blobs: &[Descriptor], source: Arc<dyn BlobSource>) -> Result<Loaded> {
+        let catalog = Catalog::new(config, blobs, source)?;
+        Ok(Arc::new(if self.mounts { catalog } else { catalog.without_mounts() }))
+    }
+
+    async fn read(&self, from: &Origin) -> Result<Vec<Loaded>> {
+        match from {
+            Origin::Registry(reference, insecure) => {
+                let client = self.shared.registry_of(reference, *insecure).await;
                 let found = client.resolve(reference).await?;
                 let source: Arc<dyn BlobSource> =
                     Arc::new(RepositoryBlobs { client: client.clone(), name: reference.clone() });
-                self.of_manifest(found.content, &source, Some(reference)).await
+                self.of_manifest(found.content, &source, Some((&client, reference))).await
             }
-            CacheImport::Local { src, digest } => {
+            Origin::Local { src, digest } => {
                 let store = self.shared.session.content_store(format!("{LOCAL}{src}")).await?;
                 let manifest = store.describe(digest).await?;
                 let source: Arc<dyn BlobSource> = Arc::new(store);
                 let content = self.images.document_of(self.lease, &manifest, source.as_ref(), MAX_MANIFEST).await?;
                 self.of_manifest(content, &source, None).await
             }
+            Origin::S3(options) => self.of_objects(self.shared.s3(options)).await,
+            Origin::Gha(options) => self.of_objects(self.shared.gha(options)).await,
         }
+    }
+
+    async fn of_objects(&self, objects: Objects) -> Result<Vec<Loaded>> {
+        let config = CacheConfig::parse(&objects.config().await?)?;
+        let layers = objects::layers(&config)?;
+        Ok(vec![self.catalog(config, &layers, Arc::new(objects))?])
     }
 
     /// Reads what a manifest or an index leads to. `repository` is where the manifests are that an index of images lists.
@@ -85,7 +122,7 @@ impl Reader<'_> {
         &self,
         content: Bytes,
         source: &Arc<dyn BlobSource>,
-        repository: Option<&Reference>,
+        repository: Option<(&Client, &Reference)>,
     ) -> Result<Vec<Loaded>> {
         let outline: Outline = serde_json::from_slice(&content).context(|| "read the cache's manifest")?;
         if outline.manifests.is_none() {
@@ -106,7 +143,7 @@ impl Reader<'_> {
         let mut all = Vec::new();
         for entry in images.take(MAX_IMAGES) {
             let content = match repository {
-                Some(repository) => self.shared.registry.manifest(repository, entry).await?,
+                Some((client, repository)) => client.manifest(repository, entry).await?,
                 None => self.images.document_of(self.lease, entry, source.as_ref(), config::MAX_BYTES).await?,
             };
             let manifest: Manifest = serde_json::from_slice(&content).context(|| "read an image's manifest")?;
@@ -123,7 +160,7 @@ impl Reader<'_> {
     ) -> Result<Loaded> {
         let bytes = self.images.document_of(self.lease, descriptor, source.as_ref(), config::MAX_BYTES).await?;
         let config = CacheConfig::parse(&bytes)?;
-        Ok(Arc::new(Catalog::new(config, blobs, Arc::clone(source))?))
+        self.catalog(config, blobs, Arc::clone(source))
     }
 
     /// Reads the cache in the configuration of an image, whose layers are the results.
@@ -146,8 +183,8 @@ impl Reader<'_> {
             parent: i64::try_from(at).unwrap_or(i64::MAX) - 1,
             annotations: Some(LayerAnnotations { diff_id: Some(*diff_id), created_at, ..LayerAnnotations::default() }),
         });
-        let config = CacheConfig { layers: layers.collect(), records };
+        let config = CacheConfig { layers: layers.collect(), records, mounts: Vec::new() };
         config.check()?;
-        Ok(Some(Arc::new(Catalog::new(config, &manifest.layers, Arc::clone(source))?)))
+        self.catalog(config, &manifest.layers, Arc::clone(source)).map(Some)
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use kiln_graph::Digest;
 
 use super::catalog::{Catalog, Hit};
+use super::mounts::MountEntry;
 use super::step_name;
+use crate::image::BlobSource;
 use crate::solver::key::{InputIdentity, Key};
 
 /// A cache that was read, to be shared by the builds' graphs.
@@ -36,6 +38,11 @@ impl Imports {
     /// Finds what some paths of a file system hash to.
     pub(in crate::solver) fn content(&self, chain: &Digest, selector: &str) -> Option<[u8; 32]> {
         self.0.iter().find_map(|catalog| catalog.content(chain, selector))
+    }
+
+    /// Finds a cache mount, and where its chunks are.
+    pub(super) fn mount(&self, name: &str) -> Option<(&MountEntry, &Arc<dyn BlobSource>)> {
+        self.0.iter().find_map(|catalog| catalog.mount(name))
     }
 
     /// Says whether an operation is known, on whatever inputs.

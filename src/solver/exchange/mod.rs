@@ -17,24 +17,33 @@
 //! of Go structures in JSON as the version at hand has them.
 //!
 //! Parts: [`option`] reads attributes, `import` fetches a cache and [`catalog`] finds results in it; `gather` makes records of a
-//! build's graph and `export` writes them and their layers to a `place`.
+//! build's graph and `export` writes them and their layers to a `place`. `objects` are the
+//! places without manifests: [`s3`] and [`gha`]. `ahead` sends layers while the build still runs. [`mounts`] lets cache mounts travel with a cache.
 
+mod ahead;
 mod catalog;
+mod chunk;
 mod config;
 mod export;
 mod gather;
+mod gha;
 mod import;
 mod imports;
+mod mounts;
+mod objects;
 mod option;
 mod place;
+mod s3;
 
 use kiln_graph::Digest;
 
+pub(super) use ahead::Ahead;
 pub(super) use catalog::{Hit, RemoteLayer};
 pub(super) use export::inline;
 pub(super) use gather::Scope;
 pub(super) use imports::Imports;
 use imports::Loaded;
+pub use option::take_imports;
 pub(super) use option::{CacheExport, CacheImport, IMPORT_ATTRIBUTES, of_attributes};
 
 use super::key::Key;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use kiln_graph::{Digest, Reference};
 use serde::Deserialize;
 
+use super::gha::GhaOptions;
+use super::s3::S3Options;
 use crate::error::{Error, Result};
 use crate::image::Form;
 use crate::solver::attrs::Attrs;
@@ -12,10 +14,10 @@ use crate::solver::export::compression;
 use crate::solver::request::CacheSpec;
 
 /// The kinds of caches that can be written.
-const EXPORTS: &[&str] = &["inline", "local", "registry"];
+const EXPORTS: &[&str] = &["gha", "inline", "local", "registry", "s3"];
 
 /// Those that can be read.
-const IMPORTS: &[&str] = &["local", "registry"];
+const IMPORTS: &[&str] = &["gha", "local", "registry", "s3"];
 
 /// The attributes of a frontend that name caches.
 pub(in crate::solver) const IMPORT_ATTRIBUTES: [&str; 2] = ["cache-imports", "cache-from"];
@@ -27,6 +29,16 @@ struct Entry {
     r#type: String,
     #[serde(default)]
     attrs: Option<BTreeMap<String, String>>,
+}
+
+/// Takes the caches that a frontend's attributes name out of them: what they say may be secret.
+///
+/// # Errors
+/// `InvalidArgument` when they are malformed.
+pub fn take_imports(attrs: &mut BTreeMap<String, String>) -> Result<Vec<CacheSpec>> {
+    let specs = of_attributes(attrs)?;
+    IMPORT_ATTRIBUTES.iter().for_each(|key| drop(attrs.remove(*key)));
+    Ok(specs)
 }
 
 /// Reads the caches that a frontend's attributes name.
@@ -60,6 +72,8 @@ pub(in crate::solver) struct CacheExport {
     pub(super) form: Form,
     /// Whether the manifest is that of an image, and not an index.
     pub(super) image_manifest: bool,
+    /// Whether the build's cache mounts are written, too.
+    pub(super) mounts: bool,
 }
 
 /// Which results have their layers in a cache.
@@ -77,17 +91,29 @@ pub(super) enum Mode {
 pub(super) enum Destination {
     /// Into the image's configuration.
     Inline,
-    /// Beside images.
-    Registry(Reference),
+    /// Beside images. Whether the registry is taken as it is: with any certificate, or without TLS.
+    Registry(Reference, bool),
     /// A directory of the client, by its name there.
     Local(String),
+    /// An object store.
+    S3(Box<S3Options>),
+    /// The cache of GitHub Actions.
+    Gha(GhaOptions),
+}
+
+/// Where a cache is read from, and what of it.
+#[derive(Clone, Debug)]
+pub(in crate::solver) struct CacheImport {
+    pub(super) from: Origin,
+    /// Whether cache mounts are restored that are not here.
+    pub(super) mounts: bool,
 }
 
 /// Where a cache is read from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::solver) enum CacheImport {
-    /// A repository: a cache, or an image that holds one.
-    Registry(Reference),
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    /// A repository: a cache, or an image that holds one. Whether the registry is taken as it is.
+    Registry(Reference, bool),
     /// A directory of the client.
     Local {
         /// Its name there.
@@ -95,6 +121,10 @@ pub(in crate::solver) enum CacheImport {
         /// The manifest of the cache.
         digest: Digest,
     },
+    /// An object store.
+    S3(Box<S3Options>),
+    /// The cache of GitHub Actions.
+    Gha(GhaOptions),
 }
 
 impl Destination {
@@ -102,8 +132,10 @@ impl Destination {
     pub(super) const fn shown(&self) -> &'static str {
         match self {
             Self::Inline => "the image",
-            Self::Registry(_) => "registry",
+            Self::Registry(..) => "registry",
             Self::Local(_) => "client directory",
+            Self::S3(_) => "Amazon S3",
+            Self::Gha(_) => "GitHub Actions Cache",
         }
     }
 }
@@ -128,18 +160,23 @@ impl CacheExport {
                 ));
             }
             "inline" => (Destination::Inline, false),
-            "registry" => (Destination::Registry(repository(&mut attrs)?), true),
+            "registry" => {
+                let (name, insecure) = repository(&mut attrs)?;
+                (Destination::Registry(name, insecure), true)
+            }
             "local" => {
                 let dest = attrs.text("dest").ok_or_else(|| Error::invalid("the cache local needs dest=DIRECTORY"))?;
                 // The client gives the manifest its name.
                 attrs.text("tag");
                 (Destination::Local(dest.to_owned()), true)
             }
+            "s3" => (Destination::S3(Box::new(S3Options::take(&mut attrs)?)), false),
+            "gha" => (Destination::Gha(GhaOptions::take(&mut attrs)?), false),
             other => return Err(unknown(other, EXPORTS)),
         };
-        let mut export =
-            Self { to, mode, ignore_error, form: Form { artifacts: true, ..Form::default() }, image_manifest: true };
+        let mut export = Self { to, mode, ignore_error, form: Form::default(), image_manifest: true, mounts: false };
         if !matches!(export.to, Destination::Inline) {
+            export.mounts = attrs.flag("mounts")? == Some(true);
             let (kind, level) = (attrs.text("compression"), attrs.number("compression-level")?);
             export.form.compression = compression(kind, level)?;
             export.form.force_compression = attrs.flag("force-compression")? == Some(true);
@@ -171,8 +208,12 @@ impl CacheImport {
     /// As [`CacheExport::parse`].
     pub(in crate::solver) fn parse(spec: &CacheSpec) -> Result<Self> {
         let mut attrs = Attrs::of_cache(spec);
-        let import = match spec.kind.as_str() {
-            "registry" => Self::Registry(repository(&mut attrs)?),
+        let mounts = attrs.flag("mounts")? != Some(false);
+        let from = match spec.kind.as_str() {
+            "registry" => {
+                let (name, insecure) = repository(&mut attrs)?;
+                Origin::Registry(name, insecure)
+            }
             "local" => {
                 let src = attrs.text("src").ok_or_else(|| Error::invalid("the cache local needs src=DIRECTORY"))?;
                 // The client has looked up what manifest has this name.
@@ -183,8 +224,10 @@ impl CacheImport {
                     )
                 })?;
                 let digest = digest.parse().map_err(|error| Error::invalid(format!("digest={digest}: {error}")))?;
-                Self::Local { src: src.to_owned(), digest }
+                Origin::Local { src: src.to_owned(), digest }
             }
+            "s3" => Origin::S3(Box::new(S3Options::take(&mut attrs)?)),
+            "gha" => Origin::Gha(GhaOptions::take(&mut attrs)?),
             "inline" => {
                 return Err(Error::invalid(
                     "a cache that is in an image is read with type=registry,ref=IMAGE, or the image's name alone",
@@ -193,23 +236,25 @@ impl CacheImport {
             other => return Err(unknown(other, IMPORTS)),
         };
         attrs.finish()?;
-        Ok(import)
+        Ok(Self { from, mounts })
     }
 
     /// What progress calls it.
     pub(super) fn shown(&self) -> String {
-        match self {
-            Self::Registry(reference) => reference.to_string(),
-            Self::Local { digest, .. } => format!("local:{}", digest.hex()),
+        match &self.from {
+            Origin::Registry(reference, _) => reference.to_string(),
+            Origin::Local { digest, .. } => format!("local:{}", digest.hex()),
+            Origin::S3(options) => options.shown(),
+            Origin::Gha(options) => options.shown(),
         }
     }
 }
 
-fn repository(attrs: &mut Attrs<'_>) -> Result<Reference> {
+fn repository(attrs: &mut Attrs<'_>) -> Result<(Reference, bool)> {
     let text = attrs.text("ref").ok_or_else(|| Error::invalid("the cache registry needs ref=NAME"))?;
-    attrs.refuse("registry.insecure", "registries without TLS are named in registries.toml")?;
+    let insecure = attrs.flag("registry.insecure")? == Some(true);
     let name: Reference = text.parse().map_err(|error| Error::invalid(format!("ref={text}: {error}")))?;
-    Ok(name.with_default_tag())
+    Ok((name.with_default_tag(), insecure))
 }
 
 fn unknown(kind: &str, known: &[&str]) -> Error {
@@ -256,7 +301,15 @@ mod tests {
             ("registry", &[], "needs ref=NAME"),
             ("registry", &[("ref", "a"), ("mod", "max")], "did you mean mode?"),
             ("registry", &[("ref", "a"), ("mode", "all")], "expected min or max"),
-            ("registry", &[("ref", "a"), ("registry.insecure", "true")], "registries.toml"),
+            ("registry", &[("ref", "a"), ("registry.insecure", "perhaps")], "registry.insecure"),
+            ("s3", &[("bucket", "b"), ("region", "r")], "access_key_id"),
+            (
+                "s3",
+                &[("bucket", "b"), ("region", "r"), ("access_key_id", "a"), ("secret_access_key", "s"), ("naem", "x")],
+                "did you mean name?",
+            ),
+            ("gha", &[("token", "t")], "ACTIONS_RESULTS_URL"),
+            ("gha", &[("token", "t"), ("url", "http://x")], "version 2"),
             ("registry", &[("ref", "a"), ("oci-mediatypes", "false"), ("image-manifest", "true")], "oci-mediatypes"),
             ("registry", &[("ref", "UPPER")], "ref=UPPER"),
             ("inline", &[("mode", "max")], "use type=registry"),

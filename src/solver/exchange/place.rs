@@ -3,14 +3,15 @@
 use std::io::{Cursor, Read, Seek as _, SeekFrom};
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use kiln_graph::Reference;
 use kiln_graph::oci::Descriptor;
 use tokio::sync::mpsc;
 
+use super::objects::Objects;
 use crate::error::{Error, Kind, Result};
 use crate::filesync::content::CHUNK;
-use crate::registry::{Client, Progress};
+use crate::registry::{Client, Progress, Pushed};
 use crate::solver::content::ContentStore;
 use crate::store::Blob;
 use crate::task::{self, Owned};
@@ -27,6 +28,8 @@ pub(super) enum Place {
     },
     /// A directory of the client, which names the manifest itself.
     Client(ContentStore),
+    /// Objects, without a manifest.
+    Objects(Objects),
 }
 
 /// A blob's content.
@@ -80,9 +83,10 @@ impl Content {
                 }
             }
         }));
-        Box::pin(stream::unfold((receiver, reading), async |(mut receiver, reading)| {
+        let pieces = stream::unfold((receiver, reading), async |(mut receiver, reading)| {
             receiver.recv().await.map(|piece| (piece, (receiver, reading)))
-        }))
+        });
+        Box::pin(pieces.fuse())
     }
 }
 
@@ -102,20 +106,24 @@ impl Place {
                 }
             }
             Self::Client(store) => Ok(store.size(&descriptor.digest).await?.is_some()),
+            Self::Objects(objects) => objects.has(&descriptor.digest).await,
         }
     }
 
-    /// Sees to it that a blob is there.
+    /// Sees to it that a blob is there; says whether it had to be sent.
     ///
     /// # Errors
     /// When the place does not answer or refuses.
-    pub(super) async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<()> {
+    pub(super) async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<bool> {
         match self {
             Self::Registry { client, name, mounts } => {
                 let open = move |offset| content.open(offset);
-                client.push_blob(name, descriptor, open, mounts, &Progress::new()).await.map(drop)
+                let pushed = client.push_blob(name, descriptor, open, mounts, &Progress::new()).await?;
+                Ok(pushed == Pushed::Uploaded)
             }
-            Self::Client(store) => store.write(descriptor, content.pieces()).await,
+            Self::Client(_) | Self::Objects(_) if self.has(descriptor).await? => Ok(false),
+            Self::Client(store) => store.write(descriptor, content.pieces()).await.map(|()| true),
+            Self::Objects(objects) => objects.put(descriptor, content.pieces()).await.map(|()| true),
         }
     }
 
@@ -129,6 +137,7 @@ impl Place {
                 client.push_manifest(name, &manifest.media_type, content).await.map(drop)
             }
             Self::Client(store) => store.write(manifest, Content::Bytes(content).pieces()).await,
+            Self::Objects(_) => Err(Error::internal("objects have no manifest")),
         }
     }
 }

@@ -50,6 +50,8 @@ pub(in crate::solver) struct Wanted {
     pub(in crate::solver) sharing: Sharing,
     /// Its initial content: a directory.
     pub(in crate::solver) seed: Option<Arc<OwnedFd>>,
+    /// Whether a new one gets what an imported cache has of it.
+    pub(in crate::solver) restore: bool,
 }
 
 impl Job {
@@ -58,6 +60,9 @@ impl Job {
     /// # Errors
     /// `Exhausted` on a full disk.
     pub(in crate::solver) async fn cache_mount(self: &Arc<Self>, wanted: Wanted) -> Result<CacheMount> {
+        if wanted.restore {
+            self.restore(&wanted.name).await?;
+        }
         let mut number = 0;
         loop {
             let (job, ask) = (Arc::clone(self), wanted.clone());
@@ -77,7 +82,7 @@ impl Job {
     /// # Errors
     /// `Exhausted` on a full disk.
     pub(in crate::solver) async fn kept_by_source(self: &Arc<Self>, name: &str) -> Result<CacheMount> {
-        let wanted = Wanted { name: name.to_owned(), sharing: Sharing::Locked, seed: None };
+        let wanted = Wanted { name: name.to_owned(), sharing: Sharing::Locked, seed: None, restore: false };
         loop {
             let (job, ask) = (Arc::clone(self), wanted.clone());
             if let Some(taken) = task::blocking(move || job.try_cache_mount(&ask, OF_SOURCE)).await? {
@@ -94,6 +99,31 @@ impl Job {
     pub(super) async fn forget_cache_mounts(&self, name: &str) -> Result<()> {
         let (store, name) = (self.solver.deps().store.clone(), name.to_owned());
         task::blocking(move || store.root().db().write(|tx| cache::forget_mounts_of(tx, &name))).await
+    }
+
+    /// Makes a directory of what an imported cache has of it, unless it is here. That it cannot be had is reported only.
+    async fn restore(self: &Arc<Self>, name: &str) -> Result<()> {
+        let (job, known) = (Arc::clone(self), name.to_owned());
+        if task::blocking(move || job.known(&known, 0)).await?.is_some() {
+            return Ok(());
+        }
+        let job = Arc::clone(self);
+        let active = task::blocking(move || job.solver.deps().store.prepare(&job.lease, None)).await?;
+        let restored = self.restore_mount(name, active.dir().to_owned()).await.unwrap_or(false);
+        let (job, name) = (Arc::clone(self), name.to_owned());
+        task::blocking(move || {
+            let deps = job.solver.deps();
+            let path = lock_path(job.solver.cache_mounts(), &name, 0);
+            let _turn = FileLock::acquire(&path.with_extension("new"), LockMode::Exclusive)?;
+            // Somebody else may have made it meanwhile; what is not kept is removed.
+            if restored && job.known(&name, 0)?.is_none() {
+                let now = deps.clock.now_ns();
+                deps.store.root().db().write(|tx| cache::record_mount(tx, &name, 0, active.id(), now))?;
+                let _ = active.keep();
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// `None` when somebody has it. Blocking.

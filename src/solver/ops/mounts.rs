@@ -163,11 +163,14 @@ impl Job {
                     self.forget_cache_mounts(name).await?;
                 }
                 let wanted = match input {
-                    None => Wanted { name: name.clone(), sharing: *sharing, seed: None },
+                    None => {
+                        let restore = !self.graph.vertex(id).meta.no_cache;
+                        Wanted { name: name.clone(), sharing: *sharing, seed: None, restore }
+                    }
                     Some(input) => {
                         let (seed, known_by) = self.seed(id, (*input, selector), number).await?;
                         let name = format!("{name} from {known_by}{selector}");
-                        Wanted { name, sharing: *sharing, seed: Some(Arc::new(seed)) }
+                        Wanted { name, sharing: *sharing, seed: Some(Arc::new(seed)), restore: false }
                     }
                 };
                 What::Cache(self.cache_mount(wanted).await?)
