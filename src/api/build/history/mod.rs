@@ -4,6 +4,7 @@ mod filter;
 
 use std::collections::HashMap;
 use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -56,7 +57,7 @@ pub(super) fn record(
     }
     let build = NewBuild {
         reference: reference.to_owned(),
-        name: name(request),
+        name: name(request, engine.root().path()),
         frontend: request.frontend.clone(),
         attrs: request.attrs.iter().map(|(key, value)| (key.clone(), without_password(value))).collect(),
         exporters: request.exporters.clone(),
@@ -83,10 +84,12 @@ pub(super) async fn end(recording: Option<Recording>, built: Result<&Built, &Sta
     let _ = recording.end(outcome).await;
 }
 
-/// What to show for a build: where its context is, with the target; else its image.
-fn name(request: &BuildRequest) -> String {
+/// What to show for a build: where its context is, with the target; else its image. A context that was received lies in the
+/// root directory, which says nothing of where it is from.
+fn name(request: &BuildRequest, root: &Path) -> String {
     let attr = |key: &str| request.attrs.get(key).filter(|value| !value.is_empty());
-    let local = request.locals.get("context").map(|path| path.display().to_string());
+    let local = request.locals.get("context").filter(|path| !path.starts_with(root));
+    let local = local.map(|path| path.display().to_string());
     let fetched = || attr("context").or_else(|| attr("vcs:localdir:context")).map(|text| without_password(text));
     let image = || {
         let names = request.exporters.iter().find_map(|exporter| exporter.attrs.get("name"));
@@ -436,13 +439,16 @@ mod tests {
             }],
             ..BuildRequest::default()
         };
-        assert_eq!(name(&request(&[])), "docker.io/library/app:latest");
+        let named = |request: &BuildRequest| name(request, Path::new("/root"));
+        assert_eq!(named(&request(&[])), "docker.io/library/app:latest");
         assert_eq!(
-            name(&request(&[("context", "https://example.com/a.git"), ("target", "t")])),
+            named(&request(&[("context", "https://example.com/a.git"), ("target", "t")])),
             "https://example.com/a.git (t)"
         );
         let mut local = request(&[]);
+        local.locals.insert("context".to_owned(), "/root/snapshots/1/fs".into());
+        assert_eq!(named(&local), "docker.io/library/app:latest");
         local.locals.insert("context".to_owned(), "/srv/app".into());
-        assert_eq!(name(&local), "/srv/app");
+        assert_eq!(named(&local), "/srv/app");
     }
 }
