@@ -6,7 +6,7 @@ mod host;
 mod upkeep;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -46,6 +46,18 @@ const KEEP_PARTIAL: Duration = Duration::from_hours(24);
 /// Everything an API handler needs. Cloning gives another handle.
 #[derive(Clone, Debug)]
 pub struct Engine(Arc<Inner>);
+
+/// A handle that does not keep the engine.
+#[derive(Clone, Debug)]
+pub struct WeakEngine(Weak<Inner>);
+
+impl WeakEngine {
+    /// Returns the engine, while somebody keeps it.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Engine> {
+        self.0.upgrade().map(Engine)
+    }
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -112,6 +124,12 @@ impl Engine {
             history,
             containers,
         })))
+    }
+
+    /// Returns a handle that does not keep the engine: for what the engine itself holds.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakEngine {
+        WeakEngine(Arc::downgrade(&self.0))
     }
 
     /// Returns the settings.

@@ -17,19 +17,22 @@ use super::contexts::Locals;
 use super::definition::{plain_config, refused};
 use super::exchange::{Ahead, CacheExport, Scope};
 use super::export::{Export, Product, Variant};
-use super::failure::Failure;
+use super::failure::{Failure, Place};
 use super::gateway::container::{self, Container, ContainerRequest};
-use super::gateway::{Containers, View};
+use super::gateway::{self, Containers, View};
 use super::job::{Begun, Job};
 use super::progress::{Event, Progress, Warning};
 use super::remote::{FileAnswer, GitAnswer};
-use super::request::{BuildRequest, Built};
+use super::request::{BuildRequest, Built, Inputs};
 use super::value::{FileSystem, Value};
-use super::workshop::{Draft, Workshop};
+use super::workshop::{Draft, Made, Summons, Workshop};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::filesync::Entry;
 use crate::image::Policy;
 use crate::task;
+
+/// How many frontends may call for another, one for the next.
+const MAX_DEPTH: usize = 8;
 
 /// How many results a frontend may ask for.
 const MAX_REFS: usize = 10_000;
@@ -50,7 +53,10 @@ pub struct Bridge {
     refs: Mutex<HashMap<String, Part>>,
     answer: Mutex<Option<oneshot::Sender<Outcome>>>,
     containers: Containers,
-    _given_up: task::CancelOnDrop,
+    /// How many frontends have called for this one.
+    depth: usize,
+    /// `None` for a frontend that another has called for: the build goes on without it.
+    _given_up: Option<task::CancelOnDrop>,
 }
 
 /// What the frontend says the build comes to.
@@ -155,14 +161,28 @@ impl Solver {
         let mut shop = Workshop::open(self, request, progress, None).await?;
         shop.shared.ahead = Ahead::of(&caches, &shop.shared);
         let (sender, outcome) = oneshot::channel();
-        let given_up = shop.give_up_on_drop();
-        let answer = Mutex::new(Some(sender));
-        let (refs, containers) = (Mutex::default(), Containers::new());
-        Ok((Bridge { shop, exports, caches, refs, answer, containers, _given_up: given_up }, outcome))
+        Ok((Bridge::of(shop, (exports, caches), Some(sender)), outcome))
     }
 }
 
 impl Bridge {
+    /// `sender` gets what the frontend returns.
+    fn of(
+        shop: Workshop,
+        (exports, caches): (Vec<Export>, Vec<CacheExport>),
+        sender: Option<oneshot::Sender<Outcome>>,
+    ) -> Self {
+        let (refs, containers) = (Mutex::default(), Containers::new());
+        let given_up = Some(shop.give_up_on_drop());
+        Self { shop, exports, caches, refs, answer: Mutex::new(sender), containers, depth: 0, _given_up: given_up }
+    }
+
+    /// Returns the solver.
+    #[must_use]
+    pub fn solver(&self) -> &Solver {
+        &self.shop.shared.solver
+    }
+
     fn refs(&self) -> MutexGuard<'_, HashMap<String, Part>> {
         self.refs.lock().expect("no panic happens while the lock is held")
     }
@@ -183,7 +203,7 @@ impl Bridge {
         Ok(name)
     }
 
-    /// Lets a frontend of this engine make results, or answer a question about them.
+    /// Lets a frontend make results, or answer a question about them: one of this engine, or an image.
     ///
     /// # Errors
     /// As for [`Solver::build`], as far as the frontend.
@@ -191,15 +211,93 @@ impl Bridge {
         &self,
         frontend: &str,
         attrs: &BTreeMap<String, String>,
-        inputs: BTreeMap<String, Arc<kiln_llb::pb::Definition>>,
+        inputs: Inputs,
     ) -> Result<Findings, Failure> {
         let shop = self.shop.with_inputs(inputs);
-        if let Some(answer) = Box::pin(shop.answer(frontend, attrs)).await? {
-            let metadata = answer.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
-            return Ok(Findings { refs: Refs::None, metadata });
+        match Box::pin(shop.make(frontend, attrs)).await? {
+            Made::Draft(draft) => Ok(self.findings(*draft)?),
+            Made::Answer(answer) => {
+                let metadata = answer.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
+                Ok(Findings { refs: Refs::None, metadata })
+            }
+            Made::Elsewhere(summons) => Box::pin(self.summon(&shop, summons)).await,
         }
-        let draft = Box::pin(shop.frontend(frontend, attrs)).await?;
-        Ok(self.findings(draft)?)
+    }
+
+    /// Runs a frontend's image until it has returned. Its results become results of this frontend.
+    async fn summon(&self, shop: &Workshop, summons: Summons) -> Result<Findings, Failure> {
+        if self.depth >= MAX_DEPTH {
+            return Err(Error::invalid(format!("frontends call each other more than {MAX_DEPTH} levels deep")).into());
+        }
+        let (sender, outcome) = oneshot::channel();
+        let (refs, containers) = (Mutex::default(), Containers::new());
+        let (exports, caches) = (Vec::new(), Vec::new());
+        let (shop, answer, depth) = (shop.clone(), Mutex::new(Some(sender)), self.depth + 1);
+        let inner = Arc::new(Self { shop, exports, caches, refs, answer, containers, depth, _given_up: None });
+        let returned = Box::pin(gateway::run(&inner.shop.shared, &summons, &inner, outcome)).await;
+        // What goes on of it is waited for as if this frontend had asked for it.
+        let parts = std::mem::take(&mut *inner.refs());
+        inner.containers.release_all().await?;
+        let outcome = returned.map_err(|failure| at(failure, summons.place));
+        self.adopt(outcome?, parts)
+    }
+
+    /// Takes over what another frontend has asked for and returned.
+    fn adopt(&self, outcome: Outcome, parts: HashMap<String, Part>) -> Result<Findings, Failure> {
+        let mut names = HashMap::new();
+        for (name, part) in parts {
+            names.insert(name, self.add(part)?);
+        }
+        let Findings { refs, metadata } = match outcome {
+            Outcome::Result(findings) => findings,
+            Outcome::Failed(status) => return Err(status.into()),
+        };
+        let own = |name: String| match names.get(&name) {
+            _ if name.is_empty() => Ok(name),
+            Some(own) => Ok(own.clone()),
+            None => Err(Error::invalid(format!("the frontend returned {name:?}, which is none of its results"))),
+        };
+        let refs = match refs {
+            Refs::None => Refs::None,
+            Refs::One(name) => Refs::One(own(name)?),
+            Refs::ByPlatform(refs) => {
+                let refs = refs.into_iter().map(|(platform, name)| Ok((platform, own(name)?)));
+                Refs::ByPlatform(refs.collect::<Result<_>>()?)
+            }
+        };
+        Ok(Findings { refs, metadata })
+    }
+
+    /// Builds what a frontend's image makes.
+    ///
+    /// # Errors
+    /// As for [`Solver::build`].
+    pub(super) async fn build(
+        shop: Workshop,
+        exports: (Vec<Export>, Vec<CacheExport>),
+        summons: Summons,
+    ) -> Result<Built, Failure> {
+        if shop.shared.witness.is_some() {
+            let text = format!("comparing two builds (--verify) by the frontend {}", summons.image);
+            return Err(Error::unsupported(text).into());
+        }
+        let bridge = Self::of(shop, exports, None);
+        let exported = async {
+            let findings = Box::pin(bridge.summon(&bridge.shop, summons)).await?;
+            let mut built = Box::pin(bridge.export(&findings)).await?;
+            if findings.refs == Refs::None {
+                // It has answered a question.
+                let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+                built.response.extend(findings.metadata.into_iter().map(|(name, value)| (name, text(value))));
+            }
+            Ok(built)
+        };
+        let exported: Result<Built, Failure> = exported.await;
+        let finished = bridge.finish().await;
+        bridge.shop.clone().close(bridge).await?;
+        let built = exported?;
+        finished?;
+        Ok(built)
     }
 
     /// Makes a result of a definition; nothing runs before somebody looks at it.
@@ -231,7 +329,7 @@ impl Bridge {
 
     /// Returns what the frontend is given besides its attributes, by name.
     #[must_use]
-    pub fn inputs(&self) -> &BTreeMap<String, Arc<kiln_llb::pb::Definition>> {
+    pub fn inputs(&self) -> &Inputs {
         &self.shop.request.inputs
     }
 
@@ -336,7 +434,8 @@ impl Bridge {
             values.push(Box::pin(self.value(name)).await?);
         }
         let made = Container::new(&self.shop.shared, id, request, values).await?;
-        Ok(self.containers.keep(made, &self.shop.shared.solver.deps().tasks).await?)
+        self.containers.keep(made, &self.shop.shared.solver.deps().tasks).await?;
+        Ok(())
     }
 
     /// Finds a container.
@@ -570,6 +669,14 @@ impl Batch {
         let missing: Vec<VertexId> = roots.into_iter().filter(|root| job.is_open(*root)).collect();
         if missing.is_empty() { Ok(()) } else { job.carry_out(missing).await }
     }
+}
+
+/// Says where a frontend is named that has failed, when it did not say where it failed itself.
+fn at(mut failure: Failure, place: Option<Place>) -> Failure {
+    if failure.reported.is_none() && failure.places.is_empty() {
+        failure.places.extend(place);
+    }
+    failure
 }
 
 /// Writes an entry as it is sent to frontends.

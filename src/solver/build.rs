@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kiln_graph::{Digest, Edge, VertexId};
 
 use super::Solver;
+use super::bridge::Bridge;
 use super::cache;
 use super::exchange::{Ahead, CacheExport};
 use super::export::Export;
@@ -15,7 +16,7 @@ use super::progress::{Event, Progress, Warning};
 use super::request::{BuildRequest, Built};
 use super::value::{FileSystem, Value};
 use super::verify::Witness;
-use super::workshop::{Draft, Workshop};
+use super::workshop::{Draft, Made, Workshop};
 use crate::error::{Error, Result};
 use crate::store::SnapshotId;
 use crate::task;
@@ -62,12 +63,14 @@ impl Solver {
             let draft = Box::pin(shop.definition(&definition, &shop.request.attrs)).await?;
             return Self::finish(shop, draft, &exports, &caches).await;
         }
-        if let Some(response) = Box::pin(shop.answer(&shop.request.frontend, &shop.request.attrs)).await? {
-            shop.close(()).await?;
-            return Ok(Built { response, ..Built::default() });
+        match Box::pin(shop.make(&shop.request.frontend, &shop.request.attrs)).await? {
+            Made::Draft(draft) => Self::finish(shop, *draft, &exports, &caches).await,
+            Made::Answer(response) => {
+                shop.close(()).await?;
+                Ok(Built { response, ..Built::default() })
+            }
+            Made::Elsewhere(summons) => Box::pin(Bridge::build(shop, (exports, caches), summons)).await,
         }
-        let draft = Box::pin(shop.frontend(&shop.request.frontend, &shop.request.attrs)).await?;
-        Self::finish(shop, draft, &exports, &caches).await
     }
 
     async fn finish(

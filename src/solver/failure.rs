@@ -3,7 +3,7 @@
 use kiln_graph::graph::Location;
 use kiln_graph::{Diagnostic, Digest, Graph, SourceFile};
 
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// A failed build.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Failure {
     pub places: Vec<Place>,
     /// The id under which the step is kept as it stood, when that was asked for; see [`super::Solver::failed_step`].
     pub kept: Option<Box<str>>,
+    /// The failure as a frontend that is no part of Kiln reported it, with whatever else it said.
+    pub reported: Option<Box<tonic::Status>>,
 }
 
 /// A place in a source file.
@@ -37,7 +39,7 @@ impl Failure {
     #[must_use]
     pub fn of_step(error: Error, graph: &Graph, vertex: &kiln_graph::Vertex) -> Self {
         let places = vertex.meta.location.and_then(|location| place(graph, location)).into_iter().collect();
-        Self { error, vertex: Some(vertex.digest()), places, kept: None }
+        Self { error, vertex: Some(vertex.digest()), places, kept: None, reported: None }
     }
 
     /// Makes a failure of a source file that cannot be built from.
@@ -56,13 +58,21 @@ impl Failure {
             let lines = file.lines(span);
             Some(Place { file: file.clone(), lines, columns, finding: Some(diagnostic) })
         });
-        Self { error: Error::invalid(summary), vertex: None, places: places.collect(), kept: None }
+        Self { error: Error::invalid(summary), vertex: None, places: places.collect(), kept: None, reported: None }
+    }
+}
+
+impl From<tonic::Status> for Failure {
+    /// The failure that a frontend reports.
+    fn from(status: tonic::Status) -> Self {
+        let error = Error::new(Kind::from_grpc(status.code().into()), status.message());
+        Self { reported: Some(Box::new(status)), ..error.into() }
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, vertex: None, places: Vec::new(), kept: None }
+        Self { error, vertex: None, places: Vec::new(), kept: None, reported: None }
     }
 }
 

@@ -10,8 +10,8 @@ use futures_util::future::try_join_all;
 use kiln_dockerfile::call::{self, Asked, Call};
 use kiln_dockerfile::check::Rule;
 use kiln_dockerfile::{
-    Definition, Files, Given, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Refused, Request,
-    ResolvedImage, asks_for_context_time, include,
+    Definition, Files, Foreign, Given, Ignore, ImageKey, ImageName, Lowered, NamedContext, Need, Outcome, Refused,
+    Request, ResolvedImage, asks_for_context_time, foreign, include,
 };
 use kiln_graph::oci::ImageConfig;
 use kiln_graph::op::ResolveMode;
@@ -54,6 +54,14 @@ pub(super) struct Frontend {
     pub(super) images: HashMap<Digest, Arc<Resolved>>,
     /// The rules of the main context.
     pub(super) ignore: Arc<Ignore>,
+}
+
+/// What reading a file led to.
+pub(super) enum Read<T> {
+    /// What was asked for.
+    Done(T),
+    /// The file is for another frontend, as it says at this place.
+    Foreign(Foreign, Option<Place>),
 }
 
 /// What is made for one platform.
@@ -116,8 +124,11 @@ impl<'a> Surroundings<'a> {
     ///
     /// # Errors
     /// With the places in the file: what makes no sense there, images that do not exist.
-    pub(super) async fn lower(&self, request: &BuildRequest, options: &Options) -> Result<Frontend, Failure> {
+    pub(super) async fn lower(&self, request: &BuildRequest, options: &Options) -> Result<Read<Frontend>, Failure> {
         let (source, inputs) = self.read(request, options).await?;
+        if let Some((foreign, place)) = elsewhere(&inputs.file, options) {
+            return Ok(Read::Foreign(foreign, place));
+        }
         let mut found = Found::default();
         let (mut graph, mut targets, mut epoch_s) = (Graph::new(), Vec::new(), None);
         // Without a platform asked for there is one, which the Dockerfile and its base decide.
@@ -138,7 +149,7 @@ impl<'a> Surroundings<'a> {
             targets.push(Target { platform, root, config, scan: scan.collect(), base_layers });
             epoch_s = lowered.epoch_s;
         }
-        Ok(Frontend { graph, targets, epoch_s, images: found.images, ignore: Arc::new(inputs.ignore) })
+        Ok(Read::Done(Frontend { graph, targets, epoch_s, images: found.images, ignore: Arc::new(inputs.ignore) }))
     }
 
     /// Lowers for one platform.
@@ -174,8 +185,11 @@ impl<'a> Surroundings<'a> {
         call: Call,
         request: &BuildRequest,
         options: &Options,
-    ) -> Result<BTreeMap<String, String>, Failure> {
+    ) -> Result<Read<BTreeMap<String, String>>, Failure> {
         let (_, inputs) = self.read(request, options).await?;
+        if let Some((foreign, place)) = elsewhere(&inputs.file, options) {
+            return Ok(Read::Foreign(foreign, place));
+        }
         let (file, platform) = (&inputs.file, options.platforms.first());
         let asked = Request { target_platform: platform.cloned(), ..lowering_request(options, &inputs) };
         let mut found = Found::default();
@@ -185,7 +199,8 @@ impl<'a> Surroundings<'a> {
                 Asked::Need(needs) => self.look_up(&needs, platform, options, &inputs, &mut found).await?,
                 Asked::Done(answer) => {
                     let metadata = answer.metadata(call).into_iter().map(|(name, value)| (name.to_owned(), value));
-                    return Ok(metadata.chain(answer.error.map(|error| (CALL_ERROR.to_owned(), error))).collect());
+                    let error = answer.error.map(|error| (CALL_ERROR.to_owned(), error));
+                    return Ok(Read::Done(metadata.chain(error).collect()));
                 }
             }
         }
@@ -474,7 +489,17 @@ fn unresolved(error: Error, need: &Need, file: &SourceFile) -> Failure {
     };
     let (file, span) = file.origin(need.span);
     let place = Place { file: file.clone(), lines: file.lines(span), columns: None, finding: None };
-    Failure { error, vertex: None, places: vec![place], kept: None }
+    Failure { places: vec![place], ..error.into() }
+}
+
+/// Returns the frontend that a file is for, when it is another one and nobody has decided that yet.
+fn elsewhere(file: &SourceFile, options: &Options) -> Option<(Foreign, Option<Place>)> {
+    let found = if options.any_syntax { None } else { foreign(file, &options.build_args) }?;
+    let place = found.span.map(|span| {
+        let (file, span) = file.origin(span);
+        Place { file: file.clone(), lines: file.lines(span), columns: None, finding: None }
+    });
+    Some((found, place))
 }
 
 fn lowering_request<'a>(options: &'a Options, inputs: &'a Inputs) -> Request<'a> {
@@ -508,6 +533,7 @@ fn lowering_request<'a>(options: &'a Options, inputs: &'a Inputs) -> Request<'a>
         ulimits: options.ulimits.clone(),
         cgroup_parent: options.cgroup_parent.clone(),
         context_time_s: inputs.context_time_s,
+        any_syntax: options.any_syntax,
         ..Request::new(file)
     }
 }

@@ -52,7 +52,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use kiln_graph::{Digest, Platform};
 use rusqlite::Connection;
@@ -143,6 +143,8 @@ struct Inner {
     failed: FailedSteps,
     /// Limits how many layers are hashed at a time.
     digests: Arc<Semaphore>,
+    /// Serves the gateway to frontends that are images.
+    gateway: OnceLock<gateway::Serve>,
 }
 
 impl Solver {
@@ -168,7 +170,18 @@ impl Solver {
             settling: Mutex::default(),
             failed: Mutex::default(),
             digests: Arc::new(Semaphore::new(cores)),
+            gateway: OnceLock::new(),
         })))
+    }
+
+    /// Says who serves the gateway to frontends that are images. The first one who does is taken.
+    pub fn serve_gateway(&self, serve: gateway::Serve) {
+        // Whoever comes later serves the same.
+        let _ = self.0.gateway.set(serve);
+    }
+
+    fn gateway(&self) -> Option<&gateway::Serve> {
+        self.0.gateway.get()
     }
 
     /// Adds what the build cache needs to the roots of a collection, in its transaction.

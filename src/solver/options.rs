@@ -60,6 +60,8 @@ pub(super) struct Options {
     /// The names of the local directories that hold the context and the Dockerfile.
     pub(super) context: String,
     pub(super) dockerfile: String,
+    /// Whether it was decided which frontend the file is for, whatever it says itself.
+    pub(super) any_syntax: bool,
 }
 
 /// What a named context is.
@@ -105,6 +107,7 @@ impl Default for Options {
             call: None,
             input_configs: BTreeMap::new(),
             dockerfile: "dockerfile".to_owned(),
+            any_syntax: false,
         }
     }
 }
@@ -161,10 +164,10 @@ impl Options {
             "requestid" if !value.is_empty() => {
                 self.call = Some(Call::from_request_id(value).map_err(Error::unsupported)?);
             }
+            "cmdline" => self.any_syntax = true,
             "frontend.caps" => check_capabilities(value)?,
             // What says nothing, or names the frontend that is built in.
-            "filename" | "shm-size" | "requestid" | "contextkey" | "dockerfilekey" | "context" | "source"
-            | "cmdline" => {}
+            "filename" | "shm-size" | "requestid" | "contextkey" | "dockerfilekey" | "context" | "source" => {}
             _ => return Err(Error::unsupported(format!("the build option {key}={value} is not supported yet"))),
         }
         Ok(())

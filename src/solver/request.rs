@@ -9,6 +9,9 @@ use bytes::Bytes;
 use super::ProvenanceMode;
 use crate::registry::Credentials;
 
+/// What a frontend is given besides its attributes, by name: LLB.
+pub type Inputs = BTreeMap<String, Arc<kiln_llb::pb::Definition>>;
+
 /// One build.
 #[derive(Clone, Debug, Default)]
 pub struct BuildRequest {
@@ -17,7 +20,7 @@ pub struct BuildRequest {
     /// What is built in the place of what a frontend makes: LLB.
     pub definition: Option<Arc<kiln_llb::pb::Definition>>,
     /// What the frontend is given besides, by name: LLB.
-    pub inputs: BTreeMap<String, Arc<kiln_llb::pb::Definition>>,
+    pub inputs: Inputs,
     /// The frontend's attributes, as BuildKit's `FrontendAttrs`: `target`, `filename`, `build-arg:NAME`, `label:NAME`, ...
     pub attrs: BTreeMap<String, String>,
     /// The session of the client: where secrets and credentials come from.

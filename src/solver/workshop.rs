@@ -6,19 +6,19 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::try_join_all;
-use kiln_dockerfile::NoCache;
+use kiln_dockerfile::{Foreign, NoCache, is_built_in};
 use kiln_graph::VertexId;
 
 use super::attest::{Attest, Facts, Survey};
 use super::contexts::Locals;
 use super::exchange::{self, CacheImport, Imports, Scope};
 use super::export::{Export, Product, Variant};
-use super::failure::Failure;
-use super::frontend::{Frontend, Surroundings, Target};
+use super::failure::{Failure, Place};
+use super::frontend::{Frontend, Read, Surroundings, Target};
 use super::job::{ClientSession, Entitlements, Job, Shared};
 use super::options::Options;
 use super::progress::Progress;
-use super::request::{BuildRequest, Built, CacheSpec, Document};
+use super::request::{BuildRequest, Built, CacheSpec, Document, Inputs};
 use super::verify::Witness;
 use super::{ProvenanceMode, Solver};
 use crate::error::{Error, Result};
@@ -32,8 +32,8 @@ const FRONTEND: &str = "dockerfile.v0";
 /// The frontend that runs others, by their images.
 const GATEWAY: &str = "gateway.v0";
 
-/// The image that is the built-in frontend.
-const FRONTEND_IMAGE: &str = "docker/dockerfile";
+/// The attribute that asks for a frontend which is a result itself.
+const DEVELOPMENT: &str = "gateway-devel";
 
 /// The key of the answer that says how two builds differ: JSON in base64.
 const VERIFIED: &str = "kiln.verify";
@@ -49,6 +49,35 @@ pub(super) struct Workshop {
     pub(super) cancel: Cancel,
     /// The caches that were read, by what was asked for.
     imported: Arc<tokio::sync::Mutex<BTreeMap<CacheSpec, Imports>>>,
+}
+
+/// What a frontend made.
+#[derive(Debug)]
+pub(super) enum Made {
+    /// A draft of results.
+    Draft(Box<Draft>),
+    /// The answer to a question about what would be built: BuildKit's metadata, by name.
+    Answer(BTreeMap<String, String>),
+    /// Nothing: another frontend is to be asked, which is an image.
+    Elsewhere(Summons),
+}
+
+/// A frontend that is an image, and what it is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Summons {
+    /// The image.
+    pub(super) image: String,
+    /// The attributes, with those that name the image.
+    pub(super) attrs: BTreeMap<String, String>,
+    /// Where the source names the image.
+    pub(super) place: Option<Place>,
+}
+
+/// Which frontend is asked, and what.
+enum Asked {
+    /// The one that is built in: its options, and the attributes without those that name it.
+    Here(Box<Options>, BTreeMap<String, String>),
+    Elsewhere(Summons),
 }
 
 /// A result that is known and not made yet.
@@ -103,7 +132,7 @@ impl Workshop {
     }
 
     /// Returns the same workshop for a frontend that is given other inputs.
-    pub(super) fn with_inputs(&self, inputs: BTreeMap<String, Arc<kiln_llb::pb::Definition>>) -> Self {
+    pub(super) fn with_inputs(&self, inputs: Inputs) -> Self {
         let request = Arc::new(BuildRequest { inputs, ..(*self.request).clone() });
         Self { request, ..self.clone() }
     }
@@ -153,56 +182,86 @@ impl Workshop {
         Ok(Imports::all(read))
     }
 
-    /// Reads what a frontend is asked, and for what it is asked: the attributes without those that name it.
-    fn asked(&self, name: &str, attrs: &BTreeMap<String, String>) -> Result<(Options, BTreeMap<String, String>)> {
+    /// Reads what a frontend is asked.
+    fn asked(&self, name: &str, attrs: &BTreeMap<String, String>) -> Result<Asked> {
         let mut attrs = attrs.clone();
-        let image = attrs.remove("source").unwrap_or_default();
-        exchange::IMPORT_ATTRIBUTES.iter().for_each(|key| drop(attrs.remove(*key)));
+        let image = attrs.get("source").cloned().unwrap_or_default();
         match name {
             FRONTEND => {}
-            // The built-in one is meant, of whatever version.
-            GATEWAY if is_built_in(&image) => drop(attrs.remove("cmdline")),
+            GATEWAY if attrs.contains_key(DEVELOPMENT) => {
+                return Err(Error::unsupported("running a frontend that is a result of the build (gateway-devel)"));
+            }
+            GATEWAY if image.is_empty() => {
+                return Err(Error::invalid(format!("the frontend {GATEWAY} needs an image (source)")));
+            }
             GATEWAY => {
-                let text = format!("the frontend image {image} cannot be run yet: only {FRONTEND_IMAGE} is built in");
-                return Err(Error::unsupported(text));
+                let prefix = "build-arg:";
+                let args =
+                    attrs.iter().filter_map(|(key, value)| Some((key.strip_prefix(prefix)?.into(), value.clone())));
+                if !is_built_in(&image, &args.collect()) {
+                    return Ok(Asked::Elsewhere(Summons { image, attrs, place: None }));
+                }
+                // It was chosen, whatever the file says.
+                attrs.entry("cmdline".to_owned()).or_insert(image);
             }
             _ => return Err(Error::unsupported(format!("the frontend {name:?} is not built in; {FRONTEND} is"))),
         }
+        exchange::IMPORT_ATTRIBUTES.iter().for_each(|key| drop(attrs.remove(*key)));
         let mut options = Options::parse(&attrs)?;
         if self.shared.witness.is_some() {
             options.no_cache = NoCache::All;
         }
-        Ok((options, attrs))
+        for naming in ["source", "cmdline"] {
+            attrs.remove(naming);
+        }
+        Ok(Asked::Here(Box::new(options), attrs))
     }
 
-    /// Answers a question about what would be built: BuildKit's metadata, by name. `None` when a build is asked for.
+    /// Lets a frontend make a draft, or answer a question about what would be built.
     ///
     /// # Errors
-    /// As for [`Workshop::frontend`].
-    pub(super) async fn answer(
-        &self,
-        name: &str,
-        attrs: &BTreeMap<String, String>,
-    ) -> Result<Option<BTreeMap<String, String>>, Failure> {
-        let (options, _) = self.asked(name, attrs)?;
-        let Some(call) = options.call else { return Ok(None) };
-        let answer = Surroundings::of(&self.shared).answer(call, &self.request, &options).await?;
-        Ok(Some(answer))
-    }
-
-    /// Lets a frontend make a draft.
-    ///
-    /// # Errors
-    /// `Unsupported` for other frontends than the one that is built in; what it finds wrong, with the place in the source.
-    pub(super) async fn frontend(&self, name: &str, given: &BTreeMap<String, String>) -> Result<Draft, Failure> {
-        let (options, attrs) = self.asked(name, given)?;
+    /// `Unsupported` for a name that is no frontend's; what it finds wrong, with the place in the source.
+    pub(super) async fn make(&self, name: &str, given: &BTreeMap<String, String>) -> Result<Made, Failure> {
+        let (options, asked) = match self.asked(name, given)? {
+            Asked::Here(options, asked) => (*options, asked),
+            Asked::Elsewhere(summons) => return Ok(Made::Elsewhere(summons)),
+        };
+        let elsewhere = |foreign: Foreign, place| {
+            let named = [("source", foreign.image.clone()), ("cmdline", foreign.command)];
+            let attrs = given.clone().into_iter().chain(named.map(|(key, value)| (key.to_owned(), value))).collect();
+            Made::Elsewhere(Summons { image: foreign.image, attrs, place })
+        };
+        if let Some(call) = options.call {
+            let answer = Surroundings::of(&self.shared).answer(call, &self.request, &options).await?;
+            return Ok(match answer {
+                Read::Done(answer) => Made::Answer(answer),
+                Read::Foreign(foreign, place) => elsewhere(foreign, place),
+            });
+        }
         let imports = if self.shared.witness.is_some() { Imports::default() } else { self.imports(given).await? };
         let shared = Shared { request_limits: options.limits.clone(), imports, ..self.shared.clone() };
         let around = Surroundings::of(&shared);
-        let Frontend { mut graph, targets, epoch_s, mut images, ignore } =
-            Box::pin(around.lower(&self.request, &options)).await?;
-        let (surveys, scanner) =
-            around.surveys(options.attest.sbom.as_ref(), options.resolve, &mut graph, &targets).await?;
+        match Box::pin(around.lower(&self.request, &options)).await? {
+            Read::Done(frontend) => {
+                let draft = Box::pin(self.draft(&shared, name, options, asked, frontend)).await?;
+                Ok(Made::Draft(Box::new(draft)))
+            }
+            Read::Foreign(foreign, place) => Ok(elsewhere(foreign, place)),
+        }
+    }
+
+    async fn draft(
+        &self,
+        shared: &Shared,
+        name: &str,
+        options: Options,
+        attrs: BTreeMap<String, String>,
+        frontend: Frontend,
+    ) -> Result<Draft, Failure> {
+        let Frontend { mut graph, targets, epoch_s, mut images, ignore } = frontend;
+        let (surveys, scanner) = Surroundings::of(shared)
+            .surveys(options.attest.sbom.as_ref(), options.resolve, &mut graph, &targets)
+            .await?;
         images.extend(scanner.map(|image| (image.id, image)));
         let started_ns = shared.progress.now_ns();
         let facts = Facts {
@@ -217,7 +276,7 @@ impl Workshop {
         let none = Locals::none(shared.solver.memos(), started_ns);
         let locals = Locals { paths, context: options.context, ignore, ..none };
         Ok(Draft {
-            job: Job::of(&shared, graph, images, locals, self.cancel.clone()),
+            job: Job::of(shared, graph, images, locals, self.cancel.clone()),
             targets: targets.into_iter().zip(surveys).collect(),
             attest: options.attest,
             facts,
@@ -322,14 +381,6 @@ impl Draft {
     }
 }
 
-/// Says whether an image is the built-in frontend. Its experimental channel has instructions that are not.
-fn is_built_in(image: &str) -> bool {
-    let name = image.split_once('@').map_or(image, |(name, _)| name);
-    let name = name.strip_prefix("docker.io/").unwrap_or(name);
-    let (name, tag) = name.split_once(':').unwrap_or((name, ""));
-    name == FRONTEND_IMAGE && !tag.contains("labs")
-}
-
 /// Refuses what clients may not allow their steps.
 fn permit(permitted: Option<&[String]>, asked: &[String]) -> Result<()> {
     let Some(permitted) = permitted else { return Ok(()) };
@@ -363,19 +414,4 @@ fn registry(solver: &Solver, session: &ClientSession, given: BTreeMap<String, Cr
         }
     });
     solver.deps().registry.session(provider, Notes::none())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn images_of_the_built_in_frontend_are_known_by_name() {
-        for image in ["docker/dockerfile", "docker/dockerfile:1", "docker.io/docker/dockerfile:1.7@sha256:00"] {
-            assert!(is_built_in(image), "{image}");
-        }
-        for image in ["", "docker/dockerfile:1-labs", "docker/dockerfile-upstream", "example.com/docker/dockerfile"] {
-            assert!(!is_built_in(image), "{image}");
-        }
-    }
 }

@@ -21,6 +21,7 @@ mod split;
 
 pub use check::Refused;
 pub use directive::Directives;
+pub use frontend::{Foreign, foreign, is_built_in};
 pub use heredoc::Heredoc;
 pub use ignore::Ignore;
 pub use include::{IncludeError, include};

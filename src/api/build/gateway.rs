@@ -5,19 +5,25 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use axum::Router;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use kiln_graph::{Digest, Platform};
 use tonic::{Request, Response, Status};
 
+use super::super::serve::Executor;
 use super::running::Builds;
 use super::{capabilities, container, control, convert, exec};
-use crate::engine::Engine;
+use crate::engine::{Engine, WeakEngine};
 use crate::error::{Error, Result as Outcomes};
 use crate::image::Policy;
 use crate::solver::bridge::{Bridge, Findings, ImageAnswer, Outcome, Refs, SourceAnswer};
+use crate::solver::gateway::Line;
 use crate::solver::progress::Warning;
 use crate::solver::{FileAnswer, GitAnswer};
-use crate::task;
-use crate::types::build::frontend::llb_bridge_server::LlbBridge;
+use crate::task::{self, Tasks};
+use crate::types::build::MAX_MESSAGE_BYTES;
+use crate::types::build::frontend::llb_bridge_server::{LlbBridge, LlbBridgeServer};
 use crate::types::build::frontend::{
     CacheOptionsEntry, EvaluateRequest, EvaluateResponse, ExecMessage, FileRange, InputsRequest, InputsResponse,
     NewContainerRequest, NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse,
@@ -35,24 +41,53 @@ const CACHE_IMPORTS: &str = "cache-imports";
 /// Names the build of a call.
 const BUILD: &str = "buildkit-controlapi-buildid";
 
-/// The service. It finds the builds of its engine.
-#[derive(Debug)]
+/// The service.
+#[derive(Clone, Debug)]
 pub(super) struct Gateway {
-    engine: Engine,
-    builds: Builds,
+    whose: Whose,
+    /// Not held, for the engine holds this.
+    engine: WeakEngine,
+    tasks: Tasks,
+}
+
+/// Whose calls are served.
+#[derive(Clone, Debug)]
+enum Whose {
+    /// Those of frontends at clients, which name their builds.
+    Clients(Builds),
+    /// Those of one frontend.
+    Frontend(Arc<Bridge>),
 }
 
 impl Gateway {
-    pub(super) fn new(engine: Engine, builds: Builds) -> Self {
-        Self { engine, builds }
+    /// Makes the service for frontends at clients.
+    pub(super) fn new(engine: &Engine, builds: Builds) -> Self {
+        Self { whose: Whose::Clients(builds), engine: engine.downgrade(), tasks: engine.tasks().clone() }
+    }
+
+    /// Serves one frontend that runs here, until it hangs up.
+    pub(super) async fn serve(self, bridge: Arc<Bridge>, line: Line) {
+        let tasks = self.tasks.clone();
+        let own = Self { whose: Whose::Frontend(bridge), ..self };
+        let service = LlbBridgeServer::new(own).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let router: Router<()> = Router::new()
+            .route_service("/moby.buildkit.v1.frontend.LLBBridge/{method}", service)
+            .fallback(super::unknown);
+        let builder = hyper::server::conn::http2::Builder::new(Executor::new(tasks));
+        // How the line ends is the frontend's business.
+        let _ = builder.serve_connection(TokioIo::new(line), TowerToHyperService::new(router)).await;
     }
 
     /// Finds the build of a call.
     async fn bridge<T>(&self, request: &Request<T>) -> Result<Arc<Bridge>, Status> {
+        let builds = match &self.whose {
+            Whose::Clients(builds) => builds,
+            Whose::Frontend(bridge) => return Ok(Arc::clone(bridge)),
+        };
         let reference = request.metadata().get(BUILD).and_then(|value| value.to_str().ok());
         let reference =
             reference.ok_or_else(|| Status::invalid_argument(format!("the call names no build ({BUILD})")))?;
-        self.builds.bridge(reference).await.map_err(|error| convert::refusal(&error))
+        builds.bridge(reference).await.map_err(|error| convert::refusal(&error))
     }
 }
 
@@ -189,7 +224,7 @@ impl LlbBridge for Gateway {
 
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PongResponse>, Status> {
         self.bridge(&request).await?;
-        let engine = self.engine.clone();
+        let engine = self.engine.upgrade().ok_or_else(|| Status::unavailable("the engine has stopped"))?;
         let worker = task::blocking(move || Ok(control::worker(&engine))).await;
         let workers = vec![worker.map_err(|error| convert::refusal(&error))?];
         let (frontend_api_caps, llb_caps) = (capabilities::of_frontends(), capabilities::of_llb());
@@ -382,7 +417,7 @@ impl LlbBridge for Gateway {
         request: Request<tonic::Streaming<ExecMessage>>,
     ) -> Result<Response<Self::ExecProcessStream>, Status> {
         let bridge = Arc::downgrade(&self.bridge(&request).await?);
-        Ok(Response::new(exec::serve(bridge, request.into_inner(), self.engine.tasks())))
+        Ok(Response::new(exec::serve(bridge, request.into_inner(), &self.tasks)))
     }
 
     async fn read_file_container(

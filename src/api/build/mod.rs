@@ -34,6 +34,7 @@ use super::Answer;
 use super::serve::{Executor, Peer};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::solver::gateway::Serve;
 use crate::types::build::MAX_MESSAGE_BYTES;
 use crate::types::build::control_server::ControlServer;
 use crate::types::build::frontend::llb_bridge_server::LlbBridgeServer;
@@ -61,8 +62,10 @@ pub(super) fn routes(engine: &Engine) -> Router<Engine> {
 fn services(engine: &Engine, builds: Builds) -> Router<Engine> {
     let control = Control::new(engine.clone(), builds.clone());
     let control = ControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let gateway =
-        LlbBridgeServer::new(Gateway::new(engine.clone(), builds)).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let gateway = Gateway::new(engine, builds);
+    let for_frontends = gateway.clone();
+    engine.solver().serve_gateway(Serve::of(move |bridge, line| for_frontends.clone().serve(bridge, line)));
+    let gateway = LlbBridgeServer::new(gateway).max_decoding_message_size(MAX_MESSAGE_BYTES);
     Router::new()
         .route_service("/moby.buildkit.v1.Control/{method}", control)
         .route_service("/moby.buildkit.v1.frontend.LLBBridge/{method}", gateway)

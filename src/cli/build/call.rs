@@ -154,6 +154,10 @@ pub(in crate::cli) fn alone(args: &BuildArgs) -> Result<Option<ExitCode>> {
     };
     let ignore = ignore(context.as_deref(), beside.as_deref(), &name)?;
     let asked_for = asked_for(&file, &attrs, ignore)?;
+    if kiln_dockerfile::foreign(&file, &asked_for.build_args).is_some() {
+        // Only an engine can run what answers.
+        return Ok(None);
+    }
     match answer_alone(asked.call, &asked_for) {
         Ok(answer) => {
             write_metadata(args, answer.metadata(asked.call))?;

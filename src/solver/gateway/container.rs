@@ -145,12 +145,12 @@ impl Containers {
     ///
     /// # Errors
     /// `Conflict` when there is one of its id, `Exhausted` when there are too many; the container is released then.
-    pub(in crate::solver) async fn keep(&self, container: Container, tasks: &Tasks) -> Result<()> {
+    pub(in crate::solver) async fn keep(&self, container: Container, tasks: &Tasks) -> Result<Arc<Container>> {
         let container = Arc::new(container);
         if let Err(refused) = self.add(&container) {
             return Err(refused.and_cleanup(container.release().await));
         }
-        let (closing, stopping) = (self.closing.clone(), tasks.stopping());
+        let (closing, stopping, kept) = (self.closing.clone(), tasks.stopping(), Arc::clone(&container));
         tasks.spawn(async move {
             tokio::select! {
                 () = container.released.cancelled() => {}
@@ -165,7 +165,7 @@ impl Containers {
             })
             .await;
         });
-        Ok(())
+        Ok(kept)
     }
 
     fn add(&self, container: &Arc<Container>) -> Result<()> {

@@ -59,6 +59,8 @@ pub struct Request<'a> {
     /// Whether images are made up ([`ResolvedImage::assumed`]): then a variable that usual images set is not reported as
     /// undefined.
     pub assume_images: bool,
+    /// Whether the file is lowered whatever frontend it says it is for: somebody has decided that.
+    pub any_syntax: bool,
 }
 
 impl<'a> Request<'a> {
@@ -88,6 +90,7 @@ impl<'a> Request<'a> {
             context_time_s: None,
             all_stages: false,
             assume_images: false,
+            any_syntax: false,
         }
     }
 
