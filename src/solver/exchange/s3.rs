@@ -3,6 +3,7 @@
 //! Objects have BuildKit's names: `PREFIX manifests/NAME` is a configuration, `PREFIX blobs/DIGEST` a layer.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -52,7 +53,7 @@ pub(in crate::solver) struct S3Options {
 pub(super) struct S3 {
     client: Client,
     clock: Clock,
-    options: S3Options,
+    options: Arc<S3Options>,
     pub(super) uploads: usize,
 }
 
@@ -233,7 +234,7 @@ fn sign(options: &S3Options, request: &mut ObjectRequest, now_s: i64) -> Result<
 impl S3 {
     pub(super) fn new(client: Client, clock: Clock, options: S3Options) -> Self {
         let uploads = options.uploads;
-        Self { client, clock, options, uploads }
+        Self { client, clock, options: Arc::new(options), uploads }
     }
 
     async fn send(
