@@ -189,7 +189,7 @@ impl StreamingService<WriteContentRequest> for ContentDirs {
                     Err(status) => return Some((Err(status), (messages, None))),
                 };
                 // In whole steps on the blocking pool: hashing and writing.
-                match blocking(move || writing.step(message)).await {
+                match blocking(move || writing.step(&message)).await {
                     Ok(Ok((answer, writing))) => Some((Ok(answer), (messages, writing))),
                     Ok(Err(status)) => Some((Err(status), (messages, None))),
                     Err(error) => Some((Err(refusal(&error)), (messages, None))),
@@ -223,10 +223,10 @@ type Stepped = Result<(WriteContentResponse, Option<Writing>), Status>;
 
 impl Writing {
     /// Does what a message says. Blocking.
-    fn step(self, message: WriteContentRequest) -> Result<Stepped> {
+    fn step(self, message: &WriteContentRequest) -> Result<Stepped> {
         let mut partial = match self {
             Self::Open(partial) => partial,
-            Self::Nothing(dir) => match Partial::open(dir, &message)? {
+            Self::Nothing(dir) => match Partial::open(dir, message)? {
                 Ok(partial) => Box::new(partial),
                 Err(status) => return Ok(Err(status)),
             },
@@ -247,7 +247,7 @@ impl Writing {
         if action != WriteAction::Commit {
             return Ok(Ok((answer, Some(Self::Open(partial)))));
         }
-        match partial.commit(&message)? {
+        match partial.commit(message)? {
             Ok(digest) => {
                 answer.digest = digest.to_string();
                 Ok(Ok((answer, None)))

@@ -485,11 +485,10 @@ impl Job {
         let layers = cached.layers.as_ref();
         let layers = layers.ok_or_else(|| Error::internal("a result that has no layers was asked for"))?;
         let layers: Vec<ChainLayer> = layers.iter().map(|layer| layer.layer.clone()).collect();
-        let begun = self.begin(cached.vertex);
+        // It was reported as found, and stays so: what is fetched of it is parts of its work.
         let report = layer_report(&self.progress, cached.vertex);
         let images = &self.solver.deps().images;
         let brought = images.unpack(&self.lease, &layers, (cached.source.as_ref(), Wanted::Missing), &report).await;
-        begun.end(brought.as_ref().err());
         if brought.as_ref().is_err_and(|error| error.kind() != Kind::Cancelled) {
             self.broken.store(true, Ordering::Relaxed);
         }

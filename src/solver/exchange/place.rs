@@ -67,7 +67,11 @@ impl Content {
         let reading = Owned::spawn(task::blocking(move || {
             let mut content = match self.open(0) {
                 Ok(content) => content,
-                Err(error) => return Ok(drop(sender.blocking_send(Err(error)))),
+                Err(error) => {
+                    // Nobody may want it.
+                    let _ = sender.blocking_send(Err(error));
+                    return Ok(());
+                }
             };
             loop {
                 let mut piece = Vec::with_capacity(CHUNK);

@@ -84,7 +84,7 @@ impl S3Options {
             region,
             access_key,
             secret_key: Secret::new(secret_key),
-            session_token: attrs.text("session_token").map(|token| Secret::new(token)),
+            session_token: attrs.text("session_token").map(Secret::new),
             names: names.map(str::to_owned).collect(),
             endpoint: attrs.text("endpoint_url").map(|url| url.trim_end_matches('/').to_owned()),
             path_style: attrs.flag("use_path_style")? == Some(true),
