@@ -206,7 +206,7 @@ async fn privileged_actions_that_branch_are_several_layers_and_outputs() {
             action(copy(&None, "/one", "/from-one", |_| {}), 2, 1, 0),
         ],
     };
-    let both = llb.add(pb::Op { op: Some(pb::op::Op::File(file)), ..pb::Op::default() });
+    let both = llb.add(&pb::Op { op: Some(pb::op::Op::File(file)), ..pb::Op::default() });
     let second = both.clone().map(|both| pb::Input { index: 1, ..both });
     let first = asking.solve(llb.clone().end(&both)).await.unwrap();
     assert_eq!(asking.list(&first, "/").await, ["common", "from-one", "two"]);
@@ -358,14 +358,14 @@ async fn privileged_a_definition_that_a_step_makes_is_built() {
         op: Some(pb::op::Op::Build(build(filename))),
         ..pb::Op::default()
     };
-    let built = llb.add(op("/def"));
+    let built = llb.add(&op("/def"));
     let on_it = llb.file(&built, vec![mkfile("/outer", 0o644, "outer")]);
     let id = asking.solve(llb.clone().end(&on_it)).await.unwrap();
     assert_eq!(
         (asking.read(&id, "/made").await.unwrap(), asking.read(&id, "/outer").await.unwrap()),
         ("inner\n".into(), "outer".into())
     );
-    let wrong = llb.add(op("/other"));
+    let wrong = llb.add(&op("/other"));
     let error = asking.cat(llb.end(&wrong), "/x").await.unwrap_err();
     assert!(error.message().contains("/other"), "{error}");
     asking.build.abort();

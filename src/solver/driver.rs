@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kiln_graph::VertexId;
+use kiln_graph::op::Op;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -142,7 +143,10 @@ impl Solver {
             Ok(Found::Value(value, record)) => {
                 job.set_value(id, value);
                 record.into_iter().for_each(|record| job.hit(record));
-                job.report_cached(id);
+                // What a definition says was done, and reported, while it was looked up.
+                if !matches!(job.graph.vertex(id).op, Op::Build { .. }) {
+                    job.report_cached(id);
+                }
                 Identity::Hit
             }
             // Steps are looked up here when somebody works on them: a name alone does not help.

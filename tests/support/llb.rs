@@ -39,7 +39,7 @@ impl Bind {
 
 impl Llb {
     /// Adds an operation; returns its first output.
-    pub fn add(&mut self, op: pb::Op) -> Node {
+    pub fn add(&mut self, op: &pb::Op) -> Node {
         let bytes = op.encode_to_vec();
         let digest = Digest::of(&bytes).to_string();
         self.definition.def.push(bytes);
@@ -52,7 +52,7 @@ impl Llb {
         let source = pb::SourceOp { identifier: identifier.to_owned(), attrs };
         let platform =
             Some(pb::Platform { os: "linux".into(), architecture: arch().into(), ..pb::Platform::default() });
-        self.add(pb::Op { op: Some(pb::op::Op::Source(source)), platform, ..pb::Op::default() })
+        self.add(&pb::Op { op: Some(pb::op::Op::Source(source)), platform, ..pb::Op::default() })
     }
 
     /// Adds busybox, which tests have in their stores.
@@ -98,7 +98,7 @@ impl Llb {
         let meta = pb::Meta { args, cwd: "/".into(), ..pb::Meta::default() };
         let mut exec = pb::ExecOp { meta: Some(meta), mounts, ..pb::ExecOp::default() };
         change(&mut exec);
-        let first = self.add(pb::Op { inputs, op: Some(pb::op::Op::Exec(exec)), ..pb::Op::default() });
+        let first = self.add(&pb::Op { inputs, op: Some(pb::op::Op::Exec(exec)), ..pb::Op::default() });
         (0..outputs).map(|output| first.clone().map(|first| pb::Input { index: output, ..first })).collect()
     }
 
@@ -117,7 +117,7 @@ impl Llb {
             action: Some(action),
         });
         let file = pb::FileOp { actions: actions.collect() };
-        self.add(pb::Op { inputs, op: Some(pb::op::Op::File(file)), ..pb::Op::default() })
+        self.add(&pb::Op { inputs, op: Some(pb::op::Op::File(file)), ..pb::Op::default() })
     }
 
     /// Stacks file systems, the last on top.
@@ -125,7 +125,7 @@ impl Llb {
         let mut inputs = Vec::new();
         let stacked = nodes.iter().map(|node| pb::MergeInput { input: index(&mut inputs, node) }).collect();
         let op = Some(pb::op::Op::Merge(pb::MergeOp { inputs: stacked }));
-        self.add(pb::Op { inputs, op, ..pb::Op::default() })
+        self.add(&pb::Op { inputs, op, ..pb::Op::default() })
     }
 
     /// Takes what one file system has over another.
@@ -133,7 +133,7 @@ impl Llb {
         let mut inputs = Vec::new();
         let lower = Some(pb::LowerDiffInput { input: index(&mut inputs, lower) });
         let upper = Some(pb::UpperDiffInput { input: index(&mut inputs, upper) });
-        self.add(pb::Op { inputs, op: Some(pb::op::Op::Diff(pb::DiffOp { lower, upper })), ..pb::Op::default() })
+        self.add(&pb::Op { inputs, op: Some(pb::op::Op::Diff(pb::DiffOp { lower, upper })), ..pb::Op::default() })
     }
 
     /// Changes what is said about an operation.
@@ -145,7 +145,7 @@ impl Llb {
     /// Ends the graph with its result.
     pub fn end(mut self, result: &Node) -> pb::Definition {
         if let Some(result) = result {
-            self.add(pb::Op { inputs: vec![result.clone()], ..pb::Op::default() });
+            self.add(&pb::Op { inputs: vec![result.clone()], ..pb::Op::default() });
         }
         self.definition
     }

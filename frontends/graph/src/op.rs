@@ -23,6 +23,10 @@ pub struct Part {
 
 /// What a vertex does.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a graph has thousands of operations at most, and sources are matched everywhere"
+)]
 pub enum Op {
     /// Brings something in from outside.
     Source(Source),

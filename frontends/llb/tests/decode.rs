@@ -14,7 +14,7 @@ fn host() -> Platform {
 struct Graph(pb::Definition);
 
 impl Graph {
-    fn add(&mut self, op: pb::Op) -> pb::Input {
+    fn add(&mut self, op: &pb::Op) -> pb::Input {
         let bytes = op.encode_to_vec();
         let digest = Digest::of(&bytes).to_string();
         self.0.def.push(bytes);
@@ -23,19 +23,19 @@ impl Graph {
 
     fn source(&mut self, identifier: &str) -> pb::Input {
         let source = pb::SourceOp { identifier: identifier.into(), ..pb::SourceOp::default() };
-        self.add(pb::Op { op: Some(pb::op::Op::Source(source)), ..pb::Op::default() })
+        self.add(&pb::Op { op: Some(pb::op::Op::Source(source)), ..pb::Op::default() })
     }
 
     fn exec(&mut self, inputs: Vec<pb::Input>, exec: pb::ExecOp) -> pb::Input {
-        self.add(pb::Op { inputs, op: Some(pb::op::Op::Exec(exec)), ..pb::Op::default() })
+        self.add(&pb::Op { inputs, op: Some(pb::op::Op::Exec(exec)), ..pb::Op::default() })
     }
 
     fn file(&mut self, inputs: Vec<pb::Input>, actions: Vec<pb::FileAction>) -> pb::Input {
-        self.add(pb::Op { inputs, op: Some(pb::op::Op::File(pb::FileOp { actions })), ..pb::Op::default() })
+        self.add(&pb::Op { inputs, op: Some(pb::op::Op::File(pb::FileOp { actions })), ..pb::Op::default() })
     }
 
     fn end(mut self, result: pb::Input) -> pb::Definition {
-        self.add(pb::Op { inputs: vec![result], ..pb::Op::default() });
+        self.add(&pb::Op { inputs: vec![result], ..pb::Op::default() });
         self.0
     }
 }
@@ -60,7 +60,7 @@ fn mkfile(input: i64, output: i64) -> pb::FileAction {
 }
 
 fn refused(definition: &pb::Definition) -> Refusal {
-    decode(definition, &host()).map(|decoded| format!("{decoded:?}")).unwrap_err()
+    decode(definition, &host()).map(|decoded| format!("{decoded:?}")).expect_err("a bad definition")
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn nothing_stands_for_an_empty_file_system() {
     assert!(decode(&pb::Definition::default(), &host()).unwrap().root.is_none());
     let mut graph = Graph::default();
     let nothing = pb::MergeOp { inputs: vec![pb::MergeInput { input: -1 }] };
-    let nothing = graph.add(pb::Op { op: Some(pb::op::Op::Merge(nothing)), ..pb::Op::default() });
+    let nothing = graph.add(&pb::Op { op: Some(pb::op::Op::Merge(nothing)), ..pb::Op::default() });
     assert!(decode(&graph.end(nothing), &host()).unwrap().root.is_none());
 }
 
@@ -193,16 +193,16 @@ fn what_makes_no_sense_is_refused_with_the_operation_and_the_field() {
         }),
         ("diff.lower", "missing", |graph| {
             let op = Some(pb::op::Op::Diff(pb::DiffOp::default()));
-            graph.add(pb::Op { op, ..pb::Op::default() })
+            graph.add(&pb::Op { op, ..pb::Op::default() })
         }),
         ("build.builder", "LLB", |graph| {
             let op = Some(pb::op::Op::Build(pb::BuildOp::default()));
-            graph.add(pb::Op { op, ..pb::Op::default() })
+            graph.add(&pb::Op { op, ..pb::Op::default() })
         }),
         ("inputs", "no inputs", |graph| {
             let image = graph.source("docker-image://a");
             let source = pb::SourceOp { identifier: "docker-image://b".into(), ..pb::SourceOp::default() };
-            graph.add(pb::Op { inputs: vec![image], op: Some(pb::op::Op::Source(source)), ..pb::Op::default() })
+            graph.add(&pb::Op { inputs: vec![image], op: Some(pb::op::Op::Source(source)), ..pb::Op::default() })
         }),
         ("inputs[0].index", "no number 4", |graph| {
             let image = graph.source("docker-image://a");
@@ -220,7 +220,7 @@ fn what_makes_no_sense_is_refused_with_the_operation_and_the_field() {
             graph.exec(vec![pb::Input { digest: "nonsense".into(), index: 0 }], run(vec![root(0, 0)]))
         }),
         ("op", "does nothing", |graph| {
-            graph.add(pb::Op { platform: Some(pb::Platform::default()), ..pb::Op::default() })
+            graph.add(&pb::Op { platform: Some(pb::Platform::default()), ..pb::Op::default() })
         }),
     ];
     for (field, word, make) in cases {
@@ -238,13 +238,13 @@ fn the_last_operation_must_point_to_the_result() {
     let mut graph = Graph::default();
     let image = graph.source("docker-image://a");
     assert!(refused(&graph.0).reason.contains("point to the result"));
-    graph.add(pb::Op { inputs: vec![image.clone(), image.clone()], ..pb::Op::default() });
+    graph.add(&pb::Op { inputs: vec![image.clone(), image.clone()], ..pb::Op::default() });
     assert!(refused(&graph.0).reason.contains("2 inputs"));
     let mut graph = Graph::default();
-    graph.add(pb::Op::default());
+    graph.add(&pb::Op::default());
     assert!(refused(&graph.0).reason.contains("0 inputs"));
     let mut graph = Graph::default();
-    graph.add(pb::Op { inputs: vec![image], ..pb::Op::default() });
+    graph.add(&pb::Op { inputs: vec![image], ..pb::Op::default() });
     assert!(refused(&graph.0).reason.contains("has no operation"));
 }
 
@@ -299,7 +299,7 @@ fn a_graph_that_is_written_down_is_read_as_it_was() {
     let diff =
         pb::DiffOp { lower: Some(pb::LowerDiffInput { input: 0 }), upper: Some(pb::UpperDiffInput { input: 1 }) };
     let inputs = vec![image, pb::Input { index: 1, ..step }];
-    let diff = graph.add(pb::Op { inputs, op: Some(pb::op::Op::Diff(diff)), ..pb::Op::default() });
+    let diff = graph.add(&pb::Op { inputs, op: Some(pb::op::Op::Diff(diff)), ..pb::Op::default() });
     let first = decode(&graph.end(diff), &host()).unwrap();
     let written = encode(&first.graph, first.root, "the-session");
     let again = decode(&written, &host()).unwrap();

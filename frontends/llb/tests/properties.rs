@@ -114,7 +114,7 @@ proptest! {
 fn graph(ops: Vec<(pb::op::Op, Vec<usize>, i64)>) -> pb::Definition {
     let mut definition = pb::Definition::default();
     let mut digests: Vec<String> = Vec::new();
-    let mut add = |op: pb::Op, digests: &mut Vec<String>| {
+    let mut add = |op: &pb::Op, digests: &mut Vec<String>| {
         let bytes = op.encode_to_vec();
         digests.push(Digest::of(&bytes).to_string());
         definition.def.push(bytes);
@@ -122,9 +122,9 @@ fn graph(ops: Vec<(pb::op::Op, Vec<usize>, i64)>) -> pb::Definition {
     for (op, inputs, output) in ops {
         let inputs = inputs.into_iter().filter_map(|at| digests.get(at).cloned());
         let inputs = inputs.map(|digest| pb::Input { digest, index: output % 2 }).collect();
-        add(pb::Op { inputs, op: Some(op), ..pb::Op::default() }, &mut digests);
+        add(&pb::Op { inputs, op: Some(op), ..pb::Op::default() }, &mut digests);
     }
     let result = pb::Input { digest: digests.last().cloned().unwrap_or_default(), index: 0 };
-    add(pb::Op { inputs: vec![result], ..pb::Op::default() }, &mut digests);
+    add(&pb::Op { inputs: vec![result], ..pb::Op::default() }, &mut digests);
     definition
 }

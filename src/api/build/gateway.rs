@@ -41,6 +41,10 @@ const CACHE_IMPORTS: &str = "cache-imports";
 /// Names the build of a call.
 const BUILD: &str = "buildkit-controlapi-buildid";
 
+/// Where `ResolveImageConfig` looks for an image: BuildKit's numbers.
+const REGISTRY: i32 = 0;
+const OCI_LAYOUT: i32 = 1;
+
 /// The service.
 #[derive(Clone, Debug)]
 pub(super) struct Gateway {
@@ -237,13 +241,24 @@ impl LlbBridge for Gateway {
     ) -> Result<Response<ResolveImageConfigResponse>, Status> {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
-        if request.resolver_type != 0 {
-            return unsupported("resolving an image of an OCI layout");
-        }
         let policy = refuse(policy(&request.resolve_mode))?;
         let platform = platform(request.platform);
-        let answer = bridge.resolve_image(&request.r#ref, platform.as_ref(), policy, &request.log_name).await;
-        let answer = refuse(answer)?;
+        let answer = match request.resolver_type {
+            REGISTRY => {
+                refuse(bridge.resolve_image(&request.r#ref, platform.as_ref(), policy, &request.log_name).await)?
+            }
+            OCI_LAYOUT => {
+                let store = (!request.store_id.is_empty()).then(|| ("oci.store".to_owned(), request.store_id));
+                let identifier = format!("oci-layout://{}", request.r#ref);
+                let source = pb::SourceOp { identifier, attrs: store.into_iter().collect() };
+                let answer = Box::pin(bridge.resolve_source(&source, platform.as_ref(), policy, &request.log_name));
+                match answer.await.map_err(|failure| convert::failure_of_part(&failure))? {
+                    SourceAnswer::Image(answer) => answer,
+                    _ => return Err(Status::internal("a layout gave no image")),
+                }
+            }
+            other => return unsupported(&format!("the resolver {other} of images")),
+        };
         Ok(Response::new(ResolveImageConfigResponse {
             digest: answer.digest.to_string(),
             config: refuse(config_json(&answer))?,

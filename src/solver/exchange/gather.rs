@@ -97,6 +97,10 @@ impl Gathering {
         for id in job.graph.reachable(scope.roots.iter().copied()) {
             let vertex = job.graph.vertex(id);
             let Some(value) = job.value(id) else { continue };
+            // Whoever wrote the graph wants its result to be made anew elsewhere.
+            if vertex.meta.export_cache == Some(false) {
+                continue;
+            }
             let (op, inputs) = match &vertex.op {
                 Op::Source(Source::Image(_) | Source::OciLayout(_) | Source::Local(_)) | Op::Build { .. } => continue,
                 Op::Source(source) => (job.source_key(source), Some(Vec::new())),
