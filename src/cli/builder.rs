@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::args::Context;
 use super::confirm::confirm;
 use super::format::{duration, size, table};
-use super::{print, value};
+use super::{print, system, value};
 use crate::config;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::types::build::google::protobuf::Timestamp;
@@ -20,6 +20,8 @@ pub(super) enum Grouped {
     Build(Box<super::build::BuildArgs>),
     /// Show what the build cache takes
     Du(DuArgs),
+    /// Bring the build cache within its limits and remove what nobody needs; or say why things stay
+    Gc(system::GcArgs),
     /// Remove the build cache
     Prune(PruneArgs),
 }
@@ -29,6 +31,7 @@ impl Grouped {
         match self {
             Self::Build(args) => super::build::Flat::Build(args).run(context).await,
             Self::Du(args) => du(context, &args).await,
+            Self::Gc(args) => system::gc(context, &args).await,
             Self::Prune(args) => prune(context, &args).await,
         }
     }

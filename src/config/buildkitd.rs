@@ -256,6 +256,7 @@ fn settings(mut table: Table<'_>, builder: &mut Builder) -> Result<Gc> {
                 policies.into_iter().flatten().collect()
             }
         },
+        hard_cap: None,
     };
     const OWN: &str = "snapshots, sandboxes and networks are Kiln's own";
     for key in

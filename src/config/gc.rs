@@ -58,6 +58,8 @@ pub struct Gc {
     pub limits: GcLimits,
     /// Policies instead of the usual ones.
     pub policies: Vec<GcPolicy>,
+    /// More than this the root directory never takes, whatever it holds.
+    pub hard_cap: Option<Space>,
 }
 
 impl Gc {
@@ -65,6 +67,7 @@ impl Gc {
         let gc = Self {
             enabled: table.take("enabled").map(|v| v.bool()).transpose()?,
             limits: GcLimits::read(&mut table)?,
+            hard_cap: table.take("hard-cap").map(|v| space(&v)).transpose()?,
             policies: match table.take("policy") {
                 None => Vec::new(),
                 Some(list) => list.list()?.into_iter().map(|v| GcPolicy::read(v.table()?)).collect::<Result<_>>()?,
@@ -80,6 +83,7 @@ impl Gc {
         self.limits.reserved = over.limits.reserved.or(self.limits.reserved);
         self.limits.max_used = over.limits.max_used.or(self.limits.max_used);
         self.limits.min_free = over.limits.min_free.or(self.limits.min_free);
+        self.hard_cap = over.hard_cap.or(self.hard_cap);
         super::registries::replace(&mut self.policies, over.policies);
     }
 }

@@ -35,6 +35,7 @@
 //! reserved-space = "10%"                   # so much always stays
 //! max-used-space = "100gb"
 //! min-free-space = "20%"                   # of the disk
+//! hard-cap = "200gb"                       # more than this the root never takes
 //! [[gc.policy]]                            # instead of the usual policies, with buildkitd.toml's meaning
 //! filters = ["type==exec.cachemount"]
 //! keep-duration = "48h"

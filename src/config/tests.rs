@@ -58,6 +58,7 @@ fn every_key_reaches_the_configuration() {
         limits: GcLimits { min_free: Some(Space::Bytes(7)), ..GcLimits::default() },
     };
     assert_eq!(config.gc.policies, [policy]);
+    assert_eq!(config.gc.hard_cap, Some(Space::Bytes(200_000_000_000)));
     let builder = Builder {
         max_parallelism: Some(4),
         entitlements: Some(vec!["network.host".to_owned()]),

@@ -286,6 +286,21 @@ pub fn add_roots(connection: &Connection, roots: &mut Roots) -> Result<()> {
     Ok(())
 }
 
+/// Returns each container, by its name, with what it needs.
+///
+/// # Errors
+/// When the database fails.
+pub fn holders(connection: &Connection) -> Result<Vec<(String, Roots)>> {
+    let mut statement = connection.prepare_cached("SELECT name, layer, image_id FROM containers")?;
+    let mut holders = Vec::new();
+    for row in statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get::<_, String>(2)?)))? {
+        let (name, layer, image) = row?;
+        let blobs = image.parse::<Digest>().into_iter().collect();
+        holders.push((format!("container {name}"), Roots { actives: vec![layer], blobs, ..Roots::default() }));
+    }
+    Ok(holders)
+}
+
 /// Stores what a container is doing now.
 ///
 /// # Errors

@@ -26,7 +26,7 @@ use crate::solver::history::History;
 use crate::solver::session::Sessions;
 use crate::solver::{DEVICE_DIRECTORIES, Deps, PruneFilter, Solver};
 use crate::state::{self, Root, Schema};
-use crate::store::{Freed, Roots, Store};
+use crate::store::{Freed, Kept, Roots, Store};
 use crate::task::{Clock, Tasks};
 use crate::{container, image, solver, store};
 
@@ -110,7 +110,7 @@ impl Engine {
         })?;
         let history = History::new(root.clone(), clock, tasks.clone(), upkeep::history_limits(&config.history));
         let containers = Containers::open(images.clone(), network.clone(), clock, tasks.clone())?;
-        Ok(Self(Arc::new(Inner {
+        let engine = Self(Arc::new(Inner {
             config,
             root,
             tasks,
@@ -123,7 +123,9 @@ impl Engine {
             policies,
             history,
             containers,
-        })))
+        }));
+        engine.cap()?;
+        Ok(engine)
     }
 
     /// Returns a handle that does not keep the engine: for what the engine itself holds.
@@ -239,6 +241,18 @@ impl Engine {
         solver::cache::add_roots(connection, &mut roots)?;
         container::record::add_roots(connection, &mut roots)?;
         Ok(roots)
+    }
+
+    /// Says of everything in the store who needs it. Blocking.
+    ///
+    /// # Errors
+    /// When the database or the file system fails.
+    pub fn why(&self) -> Result<Vec<Kept>> {
+        self.store().why(|connection| {
+            let images = self.images().holders(connection)?.into_iter();
+            let containers = container::record::holders(connection)?;
+            Ok(images.chain(containers).chain(solver::cache::holders(connection)?).collect())
+        })
     }
 
     /// Cancels what is running and waits for it, at most `grace`.

@@ -1,5 +1,6 @@
 //! What an engine does by itself, now and then: bringing things to the disk, and keeping the build cache within its limits.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Engine;
@@ -7,7 +8,7 @@ use crate::config::{self, Gc, GcLimits, Space};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::solver::gc::{Disk, Limits, default_policies};
 use crate::solver::history;
-use crate::solver::{CacheKind, PruneFilter};
+use crate::solver::{CacheKind, CacheRecord, PruneFilter};
 use crate::{image, solver, state, store, task};
 
 /// How old something is before it is brought to the disk on purpose; also how often an engine looks after its store.
@@ -35,6 +36,33 @@ impl Engine {
                 }
             }
         });
+    }
+
+    /// Sees to it that the root never takes more than is configured.
+    pub(super) fn cap(&self) -> Result<()> {
+        let Some(space) = self.config().gc.hard_cap else { return Ok(()) };
+        let total = Disk::below(self.root().path())?.total;
+        // The store must not keep the engine alive.
+        let engine = Arc::downgrade(&self.0);
+        let relieve = move |bytes| match engine.upgrade() {
+            Some(inner) => Self(inner).relieve(bytes),
+            None => Ok(()),
+        };
+        self.store().cap(space.bytes(total), Arc::new(relieve));
+        Ok(())
+    }
+
+    /// Removes what nobody needs; then so much of the build cache that this many bytes are free again, the least valuable first.
+    fn relieve(&self, bytes: u64) -> Result<()> {
+        let freed = self.collect()?.bytes;
+        let Some(left) = bytes.checked_sub(freed).filter(|left| *left > 0) else { return Ok(()) };
+        let own: u64 = self.solver().usage()?.iter().map(CacheRecord::own_bytes).sum();
+        // 0 would be no limit.
+        let limits = Limits { max_used: own.saturating_sub(left).max(1), ..Limits::default() };
+        if !self.solver().prune(&PruneFilter { limits, ..PruneFilter::default() })?.is_empty() {
+            self.collect()?;
+        }
+        Ok(())
     }
 
     fn make_durable(&self) -> Result<()> {

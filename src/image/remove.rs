@@ -76,36 +76,58 @@ impl Images {
     /// # Errors
     /// When the database fails. A damaged image keeps what can still be read of it.
     pub fn add_roots(&self, connection: &Connection, roots: &mut Roots) -> Result<()> {
-        for record in record::all(connection)? {
-            roots.blobs.push(record.id);
-            if let Some(bytes) = self.peek(connection, &record.id)?
-                && let Ok(config) = parse_config(&bytes)
-            {
-                if let Some(chain) = config.rootfs.chain_ids().pop()
-                    && let Some(snapshot) = self.store.snapshot_of_chain(connection, &chain)?
-                {
-                    roots.snapshots.push(snapshot);
-                }
-                // An image that was built on one that is gone can still be pushed.
-                for diff_id in &config.rootfs.diff_ids {
-                    roots.blobs.extend(self.store.foreign_layer_blobs(connection, diff_id)?);
-                }
-            }
-            let indexes = record.repository_digests.iter().filter_map(kiln_graph::Reference::digest);
-            roots.blobs.extend(indexes);
-            if let Some(manifest) = record.manifest {
-                self.add_manifest(connection, manifest, roots)?;
-            }
-        }
-        for index in record::indexes(connection)? {
-            roots.blobs.push(index);
-            let Some(bytes) = self.peek(connection, &index)? else { continue };
-            let Ok(index) = serde_json::from_slice::<Index>(&bytes) else { continue };
-            for manifest in index.manifests {
-                self.add_manifest(connection, manifest.digest, roots)?;
-            }
+        for (_, held) in self.holders(connection)? {
+            roots.blobs.extend(held.blobs);
+            roots.snapshots.extend(held.snapshots);
         }
         Ok(())
+    }
+
+    /// Returns each image, by a name of it, with what it needs.
+    ///
+    /// # Errors
+    /// As [`Self::add_roots`].
+    pub fn holders(&self, connection: &Connection) -> Result<Vec<(String, Roots)>> {
+        let mut holders = Vec::new();
+        for record in record::all(connection)? {
+            let name = record.names.first().map_or_else(|| record.id.short(), kiln_graph::Reference::familiar);
+            holders.push((format!("image {name}"), self.needs_of(connection, &record)?));
+        }
+        for index in record::indexes(connection)? {
+            let mut roots = Roots { blobs: vec![index], ..Roots::default() };
+            if let Some(bytes) = self.peek(connection, &index)?
+                && let Ok(index) = serde_json::from_slice::<Index>(&bytes)
+            {
+                for manifest in index.manifests {
+                    self.add_manifest(connection, manifest.digest, &mut roots)?;
+                }
+            }
+            holders.push((format!("image index {}", index.short()), roots));
+        }
+        Ok(holders)
+    }
+
+    fn needs_of(&self, connection: &Connection, record: &Record) -> Result<Roots> {
+        let mut roots = Roots { blobs: vec![record.id], ..Roots::default() };
+        if let Some(bytes) = self.peek(connection, &record.id)?
+            && let Ok(config) = parse_config(&bytes)
+        {
+            if let Some(chain) = config.rootfs.chain_ids().pop()
+                && let Some(snapshot) = self.store.snapshot_of_chain(connection, &chain)?
+            {
+                roots.snapshots.push(snapshot);
+            }
+            // An image that was built on one that is gone can still be pushed.
+            for diff_id in &config.rootfs.diff_ids {
+                roots.blobs.extend(self.store.foreign_layer_blobs(connection, diff_id)?);
+            }
+        }
+        let indexes = record.repository_digests.iter().filter_map(kiln_graph::Reference::digest);
+        roots.blobs.extend(indexes);
+        if let Some(manifest) = record.manifest {
+            self.add_manifest(connection, manifest, &mut roots)?;
+        }
+        Ok(roots)
     }
 
     /// Adds a manifest and what it lists.

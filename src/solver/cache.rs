@@ -342,6 +342,22 @@ pub fn add_roots(connection: &Connection, roots: &mut Roots) -> Result<()> {
     Ok(())
 }
 
+/// Returns each record of the build cache, by its id and name, with what it needs.
+///
+/// # Errors
+/// When the database fails.
+pub fn holders(connection: &Connection) -> Result<Vec<(String, Roots)>> {
+    let steps = all(connection)?.into_iter().map(|step| {
+        let roots = Roots { snapshots: vec![step.snapshot], ..Roots::default() };
+        (format!("build cache step{} {}", step.id, step.name), roots)
+    });
+    let mounts = all_mounts(connection)?.into_iter().map(|mount| {
+        let roots = Roots { actives: vec![mount.active], ..Roots::default() };
+        (format!("build cache mount{}", mount.id), roots)
+    });
+    Ok(steps.chain(mounts).collect())
+}
+
 /// Finds the content hash of a selection of paths of a file system.
 ///
 /// # Errors

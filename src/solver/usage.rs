@@ -128,37 +128,39 @@ impl Solver {
         let mut free = Disk::below(self.deps().store.root().path())?.free;
         let mut found = self.records()?;
         let mut all = Vec::new();
+        let now_ns = self.deps().clock.now_ns();
         for policy in policies {
-            let forgotten = self.forget(&mut found, policy, free)?;
-            // It is as good as free: the collection comes next.
-            free += own_bytes(&forgotten);
-            all.extend(forgotten);
+            for one in choose(&mut found, policy, free, now_ns) {
+                self.deps().store.root().db().write(|tx| match one.record.kind {
+                    CacheKind::Regular => cache::forget(tx, one.row),
+                    CacheKind::CacheMount | CacheKind::Git | CacheKind::Local => cache::forget_mount(tx, one.row),
+                })?;
+                // It is as good as free: the collection comes next.
+                free += one.record.own_bytes();
+                all.push(one.record);
+            }
         }
         Ok(all)
     }
 
-    /// Forgets those of `found` that a filter takes, the least valuable first, and removes them from `found`.
-    fn forget(&self, found: &mut Vec<Found>, filter: &PruneFilter, free: u64) -> Result<Vec<CacheRecord>> {
+    /// Says of each record what would become of it if policies were applied now: the number of the policy that would forget it, or
+    /// `None` for what stays. Blocking.
+    ///
+    /// # Errors
+    /// As [`Self::enforce`].
+    pub fn foresee(&self, policies: &[PruneFilter]) -> Result<Vec<(CacheRecord, Option<usize>)>> {
+        let mut free = Disk::below(self.deps().store.root().path())?.free;
+        let mut found = self.records()?;
         let now_ns = self.deps().clock.now_ns();
-        gc::least_valuable_first(found);
-        let mut total: u64 = found.iter().map(|found| found.record.own_bytes()).sum();
-        let keep = filter.limits.keep_bytes(total, free);
-        let (mut kept, mut forgotten) = (Vec::new(), Vec::new());
-        for one in found.drain(..) {
-            let enough = keep.is_some_and(|keep| total <= keep);
-            if enough || !filter.takes(&one.record, now_ns) {
-                kept.push(one);
-                continue;
+        let mut all = Vec::new();
+        for (number, policy) in policies.iter().enumerate() {
+            for one in choose(&mut found, policy, free, now_ns) {
+                free += one.record.own_bytes();
+                all.push((one.record, Some(number)));
             }
-            total -= one.record.own_bytes();
-            self.deps().store.root().db().write(|tx| match one.record.kind {
-                CacheKind::Regular => cache::forget(tx, one.row),
-                CacheKind::CacheMount | CacheKind::Git | CacheKind::Local => cache::forget_mount(tx, one.row),
-            })?;
-            forgotten.push(one.record);
         }
-        *found = kept;
-        Ok(forgotten)
+        all.extend(found.into_iter().map(|one| (one.record, None)));
+        Ok(all)
     }
 
     fn records(&self) -> Result<Vec<Found>> {
@@ -225,8 +227,23 @@ impl Solver {
     }
 }
 
-fn own_bytes(records: &[CacheRecord]) -> u64 {
-    records.iter().map(CacheRecord::own_bytes).sum()
+/// Takes those out of `found` that a filter forgets, the least valuable first.
+fn choose(found: &mut Vec<Found>, filter: &PruneFilter, free: u64, now_ns: i64) -> Vec<Found> {
+    gc::least_valuable_first(found);
+    let mut total: u64 = found.iter().map(|found| found.record.own_bytes()).sum();
+    let keep = filter.limits.keep_bytes(total, free);
+    let (mut kept, mut chosen) = (Vec::new(), Vec::new());
+    for one in found.drain(..) {
+        let enough = keep.is_some_and(|keep| total <= keep);
+        if enough || !filter.takes(&one.record, now_ns) {
+            kept.push(one);
+            continue;
+        }
+        total -= one.record.own_bytes();
+        chosen.push(one);
+    }
+    *found = kept;
+    chosen
 }
 
 impl PruneFilter {

@@ -223,6 +223,7 @@ impl BlobWriter {
 
 impl Write for BlobWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.store.make_room(data.len() as u64)?;
         let written = self.file.write(data).map_err(|error| named(error, "of a new digest"))?;
         self.hasher.update(&data[..written]);
         self.size += written as u64;

@@ -200,6 +200,11 @@ impl Write for Ingest {
             let why = format!("blob {}: more bytes arrive than the {size} that its descriptor says", self.digest);
             return Err(Error::corrupt(why).into());
         }
+        if let Err(full) = self.store.make_room(data.len() as u64) {
+            // What has arrived would be in the way of everything else, as on a full disk.
+            let _ = self.restart();
+            return Err(full.into());
+        }
         let written = self.file.write_at(data, at).map_err(|error| {
             // On a full disk nothing else could be done either, not even collecting garbage.
             if error.kind() == io::ErrorKind::StorageFull {

@@ -14,6 +14,7 @@
 //! What the content means (images, build caches, containers) is told by other modules, which name the roots of a collection.
 
 mod blob;
+mod cap;
 pub mod compression;
 mod gc;
 mod ingest;
@@ -24,12 +25,14 @@ mod snapshot;
 pub mod tree;
 mod unpack;
 mod usage;
+mod why;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 pub use blob::{Blob, BlobWriter};
+pub use cap::Relieve;
 pub use gc::{Freed, Roots};
 pub use ingest::{Follow, Ingest, IngestState};
 pub use layer::{ContentHash, LayerDigests, PathChange, PathChangeKind};
@@ -38,6 +41,7 @@ pub use rootfs::{Access, Driver, Rootfs};
 pub use snapshot::{Active, ActiveId, CompressedLayer, LayerBlob, Sameness, Snapshot, SnapshotId};
 pub use unpack::Unpacker;
 pub use usage::Usage;
+pub use why::{Kept, What};
 
 use crate::error::{Error, Result};
 use crate::state::{Root, Schema, recover};
@@ -73,6 +77,8 @@ struct Inner {
     snapshots: PathBuf,
     /// Distinguishes names this process makes under one lease.
     serial: AtomicU64,
+    /// The most it may take, if that is limited.
+    cap: OnceLock<cap::Cap>,
 }
 
 impl Store {
@@ -92,7 +98,8 @@ impl Store {
         recover(&root, DURABLE_TABLES)?;
         let driver = rootfs::choose_driver(&root, &snapshots, driver)?;
         let serial = AtomicU64::new(0);
-        Ok(Self(Arc::new(Inner { root, clock, driver, blobs, ingest, leases, snapshots, serial })))
+        let cap = OnceLock::new();
+        Ok(Self(Arc::new(Inner { root, clock, driver, blobs, ingest, leases, snapshots, serial, cap })))
     }
 
     /// Returns the root directory.

@@ -120,6 +120,7 @@ impl Unpacker {
         let context = || format!("unpack layer {}", layer.diff_id);
         let active = self.store.start_active(&self.lease, None)?;
         let into = tree::open_root(active.dir())?;
+        let input = self.store.metered(input);
         let unpacked = layer::unpack(input, into, self.store.driver().marks(), cancel).context(context)?;
         if unpacked.diff_id != layer.diff_id {
             let why = format!("its content has the digest {}", unpacked.diff_id);

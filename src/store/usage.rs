@@ -109,19 +109,11 @@ impl Store {
     /// # Errors
     /// When the file system or the database fails.
     pub fn usage(&self) -> Result<Usage> {
-        let trees = |state: i64, unmeasured: bool| -> Result<Vec<i64>> {
-            let sql = "SELECT id FROM trees WHERE state = ?1 AND (NOT ?2 OR allocated IS NULL)";
-            self.root().db().read(|connection| {
-                let mut select = connection.prepare_cached(sql)?;
-                let ids = select.query_map((state, unmeasured), |row| row.get(0))?;
-                Ok(ids.collect::<rusqlite::Result<_>>()?)
-            })
-        };
-        for tree in trees(COMMITTED, true)? {
+        for tree in self.unmeasured()? {
             self.measure(tree)?;
         }
         let mut actives = 0;
-        for tree in trees(ACTIVE, false)? {
+        for tree in self.trees(ACTIVE, false)? {
             // One that was removed meanwhile takes nothing.
             actives += Tally::of(&self.tree_dir(tree)).map_or(0, |tally| tally.own());
         }
@@ -171,6 +163,20 @@ impl Store {
     /// When it cannot be read.
     pub fn active_usage(&self, active: &super::Active) -> Result<u64> {
         Ok(Tally::of(&self.tree_dir(active.id().0))?.own())
+    }
+
+    /// The committed trees that nobody has measured.
+    pub(super) fn unmeasured(&self) -> Result<Vec<i64>> {
+        self.trees(COMMITTED, true)
+    }
+
+    fn trees(&self, state: i64, unmeasured: bool) -> Result<Vec<i64>> {
+        let sql = "SELECT id FROM trees WHERE state = ?1 AND (NOT ?2 OR allocated IS NULL)";
+        self.root().db().read(|connection| {
+            let mut select = connection.prepare_cached(sql)?;
+            let ids = select.query_map((state, unmeasured), |row| row.get(0))?;
+            Ok(ids.collect::<rusqlite::Result<_>>()?)
+        })
     }
 
     /// Makes sure that a committed tree is measured.

@@ -1,6 +1,7 @@
 //! `/_ping`, `/version`, and what concerns the engine as a whole.
 
 mod df;
+mod gc;
 mod info;
 mod prune;
 
@@ -22,6 +23,7 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/info", get(info::info))
         .route("/system/df", get(df::df))
         .route("/build/prune", post(prune::build_prune))
+        .route("/gc", get(gc::why).post(gc::collect))
 }
 
 /// `GET` and `HEAD /_ping`. `Builder-Version: 2` tells the docker CLI to build with BuildKit.

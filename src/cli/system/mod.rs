@@ -1,12 +1,15 @@
 //! Commands on Kiln as a whole.
 
 mod df;
+mod gc;
 mod prune;
 mod version;
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
+
+pub(super) use gc::{GcArgs, gc};
 
 use super::args::Context;
 use crate::error::Result;
@@ -25,6 +28,8 @@ pub(super) enum Grouped {
 /// Those without the noun.
 #[derive(Debug, Subcommand)]
 pub(super) enum Flat {
+    /// Bring the build cache within its limits and remove what nobody needs; or say why things stay
+    Gc(GcArgs),
     /// Show the engine, its host and how it is reached
     Info(version::FormatArgs),
     /// Show the versions of the command and of the engine
@@ -44,6 +49,7 @@ impl Grouped {
 impl Flat {
     pub(super) async fn run(self, context: &Context) -> Result<ExitCode> {
         match self {
+            Self::Gc(args) => gc(context, &args).await,
             Self::Info(args) => version::info(context, &args).await,
             Self::Version(args) => version::version(context, &args).await,
         }

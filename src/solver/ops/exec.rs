@@ -18,6 +18,7 @@ use crate::solver::job::{Entitlement, Job, Stop, cancelled};
 use crate::solver::reporter::Reporter;
 use crate::solver::settle::Made;
 use crate::solver::value::{Failed, FileSystem};
+use crate::store::Store;
 use crate::task;
 
 impl Job {
@@ -182,7 +183,8 @@ async fn attempt(step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, 
         (step, Err(error)) => return Ok((step, Err(error.into()))),
     };
     let timeout = step.exec.timeout_ns.map(Duration::from_nanos);
-    let ended = follow(&mut sandbox, timeout, reporter, stop).await;
+    let store = step.store().clone();
+    let ended = follow(&mut sandbox, timeout, reporter, stop, full(store)).await;
     let end = move || {
         let left = step.leave(sandbox);
         Ok((step, left))
@@ -195,8 +197,31 @@ async fn attempt(step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, 
     Ok((step, outcome))
 }
 
-/// Passes on what a sandbox prints until it ends; kills it when it takes too long, or is to stop.
-async fn follow(sandbox: &mut Sandbox, timeout: Option<Duration>, reporter: &Reporter, stop: &Stop) -> Result<Ended> {
+/// How often a step that runs is asked whether there is room for what it writes.
+const ROOM_CHECK: Duration = Duration::from_millis(500);
+
+/// Waits until there is no room for what is written; for ever without a cap.
+async fn full(store: Store) -> Error {
+    if !store.is_capped() {
+        return std::future::pending().await;
+    }
+    loop {
+        tokio::time::sleep(ROOM_CHECK).await;
+        let store = store.clone();
+        if let Err(error) = task::blocking(move || store.make_room(0)).await {
+            return error;
+        }
+    }
+}
+
+/// Passes on what a sandbox prints until it ends; kills it when it takes too long, is to stop, or fills the store.
+async fn follow(
+    sandbox: &mut Sandbox,
+    timeout: Option<Duration>,
+    reporter: &Reporter,
+    stop: &Stop,
+    full: impl Future<Output = Error>,
+) -> Result<Ended> {
     sandbox.warnings().iter().for_each(|warning| reporter.note(warning));
     let streams = sandbox.take_streams();
     let sandbox = &*sandbox;
@@ -221,6 +246,10 @@ async fn follow(sandbox: &mut Sandbox, timeout: Option<Duration>, reporter: &Rep
         () = stop.stopped() => {
             sandbox.signal(Signal::KILL)?;
             sandbox.wait().await.and(Err(cancelled()))
+        }
+        error = full => {
+            sandbox.signal(Signal::KILL)?;
+            ended.await.and(Err(error))
         }
     }
 }

@@ -127,6 +127,11 @@ impl Step {
         (tree, outputs)
     }
 
+    /// Returns the store that its files are in.
+    pub(in crate::solver) fn store(&self) -> &store::Store {
+        &self.job.solver.deps().store
+    }
+
     /// Returns the tree with what was changed.
     pub(in crate::solver) fn tree(&self) -> &Active {
         &self.tree

@@ -41,8 +41,9 @@ impl Store {
     /// The root takes the metadata of the parent's; on nothing, it is 0755 and root's.
     ///
     /// # Errors
-    /// `NotFound` when there is no such snapshot; `Exhausted` on a full disk.
+    /// `NotFound` when there is no such snapshot; `Exhausted` on a full disk, or when the hard cap leaves no room.
     pub fn prepare(&self, lease: &Lease, base: Option<SnapshotId>) -> Result<Active> {
+        self.make_room(0)?;
         let active = self.start_active(lease, base)?;
         if let (false, Some(base)) = (self.driver().is_overlay(), base) {
             let below = self.top_dir(base)?;
@@ -224,6 +225,10 @@ impl Active {
 
     pub(in crate::store) fn commit_as(mut self, new: impl FnOnce(i64) -> NewSnapshot) -> Result<SnapshotId> {
         tree::remove_tree(&self.work())?;
+        // What was written is not kept beyond the cap. Measuring it costs a look at each file.
+        if self.store.is_capped() {
+            self.store.keep_room(self.store.active_usage(&self)?)?;
+        }
         let snapshot = self.store.root().db().write(|tx| {
             let snapshot = self.store.insert_snapshot(tx, &new(self.id.0))?;
             tx.prepare_cached("UPDATE trees SET state = ?2, base = NULL WHERE id = ?1")?

@@ -3,6 +3,7 @@
 //! What every driver must do is in `drivers`, which runs on all of them and compares what they say.
 
 mod blobs;
+mod cap;
 mod collection;
 mod combine;
 mod crash;
