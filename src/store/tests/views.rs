@@ -168,7 +168,10 @@ fn add(root: &Path, path: &Path, lines: &mut Vec<String>, first: &mut HashMap<u6
     }
     if !kind.is_dir() && meta.nlink() > 1 {
         let leader = first.entry(meta.ino()).or_insert_with(|| path.to_owned());
-        line += &format!(" ={}", leader.display());
+        // Other trees may have names for it, too: only those in this one are told.
+        if leader != path {
+            line += &format!(" ={}", leader.display());
+        }
     }
     lines.push(line);
     if kind.is_dir() {
