@@ -61,9 +61,12 @@ async fn line() -> LlbBridgeClient<Channel> {
 async fn play(options: &BTreeMap<String, String>) {
     let option = |name: &str| options.get(&format!("build-arg:{name}")).cloned().unwrap_or_default();
     let mut bridge = line().await;
-    let pong = bridge.ping(PingRequest {}).await.unwrap().into_inner();
-    assert!(pong.workers.len() == 1 && std::env::var("BUILDKIT_WORKERS").unwrap().contains("linux"));
-    assert_eq!(std::env::var("BUILDKIT_EXPORTEDPRODUCT").unwrap(), "");
+    let pong = bridge.ping(PingRequest {}).await.expect("the engine does its part").into_inner();
+    assert!(
+        pong.workers.len() == 1
+            && std::env::var("BUILDKIT_WORKERS").expect("the engine does its part").contains("linux")
+    );
+    assert_eq!(std::env::var("BUILDKIT_EXPORTEDPRODUCT").expect("the engine does its part"), "");
     match option("PLAY").as_str() {
         "exit" => {
             eprintln!("there is nothing to cook");
@@ -72,7 +75,10 @@ async fn play(options: &BTreeMap<String, String>) {
         "hang" => tokio::time::sleep(Duration::from_secs(3600)).await,
         "fail" => {
             let error = google::rpc::Status { code: 9, message: "there is no salt".into(), details: Vec::new() };
-            bridge.r#return(ReturnRequest { result: None, error: Some(error) }).await.unwrap();
+            bridge
+                .r#return(ReturnRequest { result: None, error: Some(error) })
+                .await
+                .expect("the engine does its part");
         }
         "steal" => {
             let other = option("STOLEN");
@@ -82,16 +88,23 @@ async fn play(options: &BTreeMap<String, String>) {
             give(&mut bridge, &other, HashMap::new()).await;
         }
         "network" => {
-            let interfaces = std::fs::read_to_string("/proc/net/dev").unwrap();
+            let interfaces = std::fs::read_to_string("/proc/net/dev").expect("the engine does its part");
             let error = google::rpc::Status { code: 9, message: interfaces, details: Vec::new() };
-            bridge.r#return(ReturnRequest { result: None, error: Some(error) }).await.unwrap();
+            bridge
+                .r#return(ReturnRequest { result: None, error: Some(error) })
+                .await
+                .expect("the engine does its part");
         }
         "again" => {
             let solved = solve(&mut bridge, "gateway.v0", options.clone()).await;
-            bridge.r#return(ReturnRequest { result: Some(solved), error: None }).await.unwrap();
+            bridge
+                .r#return(ReturnRequest { result: Some(solved), error: None })
+                .await
+                .expect("the engine does its part");
         }
         "inputs" => {
-            let inputs = bridge.inputs(InputsRequest {}).await.unwrap().into_inner().definitions;
+            let inputs =
+                bridge.inputs(InputsRequest {}).await.expect("the engine does its part").into_inner().definitions;
             let id = build(&mut bridge, inputs["dish"].clone()).await;
             give(&mut bridge, &id, HashMap::new()).await;
         }
@@ -109,7 +122,10 @@ async fn play(options: &BTreeMap<String, String>) {
             let mut options = options.clone();
             options.insert("build-arg:BY".to_owned(), "cook".to_owned());
             let solved = solve(&mut bridge, "dockerfile.v0", options).await;
-            bridge.r#return(ReturnRequest { result: Some(solved), error: None }).await.unwrap();
+            bridge
+                .r#return(ReturnRequest { result: Some(solved), error: None })
+                .await
+                .expect("the engine does its part");
         }
     }
 }
@@ -125,7 +141,10 @@ async fn solve(
         Ok(solved) => solved.into_inner().result.unwrap_or_default(),
         Err(status) => {
             let error = google::rpc::Status { code: 2, message: status.message().into(), details: Vec::new() };
-            bridge.r#return(ReturnRequest { result: None, error: Some(error) }).await.unwrap();
+            bridge
+                .r#return(ReturnRequest { result: None, error: Some(error) })
+                .await
+                .expect("the engine does its part");
             std::process::exit(1);
         }
     }
@@ -133,27 +152,35 @@ async fn solve(
 
 async fn build(bridge: &mut LlbBridgeClient<Channel>, definition: pb::Definition) -> String {
     let request = frontend::SolveRequest { definition: Some(definition), ..Default::default() };
-    reference(&bridge.solve(request).await.unwrap().into_inner().result.unwrap())
+    reference(
+        &bridge
+            .solve(request)
+            .await
+            .expect("the engine does its part")
+            .into_inner()
+            .result
+            .expect("the engine does its part"),
+    )
 }
 
 async fn give(bridge: &mut LlbBridgeClient<Channel>, id: &str, metadata: HashMap<String, Vec<u8>>) {
     let reference = result::Result::Ref(Ref { id: id.to_owned(), def: None });
     let result = FrontendResult { result: Some(reference), metadata, ..Default::default() };
-    bridge.r#return(ReturnRequest { result: Some(result), error: None }).await.unwrap();
+    bridge.r#return(ReturnRequest { result: Some(result), error: None }).await.expect("the engine does its part");
 }
 
 /// Builds the frontend's image under a name, with a label.
 fn make_image(daemon: &Daemon, name: &str, label: &str) {
     let dir: PathBuf = daemon.kiln.scratch().join("frontend");
-    std::fs::create_dir_all(&dir).unwrap();
-    let program = std::env::current_exe().unwrap();
+    std::fs::create_dir_all(&dir).expect("the engine does its part");
+    let program = std::env::current_exe().expect("the engine does its part");
     Run::new("strip").arg("-o").arg(dir.join("cook")).arg(&program).ok();
     let label = if label.is_empty() { String::new() } else { format!("LABEL {label}\n") };
     let dockerfile = format!(
         "FROM busybox\nCOPY cook /cook\n{label}WORKDIR /tmp\nENTRYPOINT [\"sh\", \"-c\", \"exec 3>&1 4<&0 >&2; exec /cook \
          --exact plays_the_frontend --nocapture\"]\n"
     );
-    std::fs::write(dir.join("Dockerfile"), dockerfile).unwrap();
+    std::fs::write(dir.join("Dockerfile"), dockerfile).expect("the engine does its part");
     daemon.command(&["build", "-q", "-t", name, "frontend"]).ok();
 }
 

@@ -67,8 +67,8 @@ impl Processes {
             match message.input.expect("a message says something") {
                 Input::Started(_) => known.started = true,
                 Input::File(FdMessage { fd, eof: true, .. }) => known.ends.push(fd),
-                Input::File(FdMessage { fd: 1, data, .. }) => known.stdout += &String::from_utf8(data).unwrap(),
-                Input::File(FdMessage { data, .. }) => known.stderr += &String::from_utf8(data).unwrap(),
+                Input::File(FdMessage { fd: 1, data, .. }) => known.stdout += &text(&data),
+                Input::File(FdMessage { data, .. }) => known.stderr += &text(&data),
                 Input::Exit(exit) => {
                     known.exit = Some((exit.code, exit.error.map(|error| error.message).unwrap_or_default()));
                 }
@@ -82,6 +82,10 @@ impl Processes {
     async fn done(&mut self, process: &str) -> &Process {
         self.until(process, |process| process.done).await.expect("the stream goes on")
     }
+}
+
+fn text(data: &[u8]) -> String {
+    String::from_utf8_lossy(data).into_owned()
 }
 
 fn shell(container: &str, script: &str) -> InitMessage {

@@ -320,11 +320,16 @@ impl Bridge {
         }
         let part = self.part(name)?;
         let draft = &part.batch.draft;
-        if let Some(definition) = &draft.definition {
-            return Ok(Some(definition.as_ref().clone()));
-        }
-        let session = self.shop.request.session.as_deref().unwrap_or_default();
-        Ok(Some(kiln_llb::encode(&draft.job.graph, part.root(), session)))
+        let mut definition = match &draft.definition {
+            Some(definition) => definition.as_ref().clone(),
+            None => {
+                let session = self.shop.request.session.as_deref().unwrap_or_default();
+                kiln_llb::encode(&draft.job.graph, part.root(), session)
+            }
+        };
+        // Clients read it without asking whether it is there.
+        definition.source.get_or_insert_default();
+        Ok(Some(definition))
     }
 
     /// Returns what the frontend is given besides its attributes, by name.
@@ -673,7 +678,7 @@ impl Batch {
 
 /// Says where a frontend is named that has failed, when it did not say where it failed itself.
 fn at(mut failure: Failure, place: Option<Place>) -> Failure {
-    if failure.reported.is_none() && failure.places.is_empty() {
+    if failure.reported().is_none() && failure.places.is_empty() {
         failure.places.extend(place);
     }
     failure

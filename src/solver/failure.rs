@@ -1,5 +1,7 @@
 //! How a build fails: the error, and the place in the source that it is about.
 
+use std::fmt;
+
 use kiln_graph::graph::Location;
 use kiln_graph::{Diagnostic, Digest, Graph, SourceFile};
 
@@ -16,8 +18,6 @@ pub struct Failure {
     pub places: Vec<Place>,
     /// The id under which the step is kept as it stood, when that was asked for; see [`super::Solver::failed_step`].
     pub kept: Option<Box<str>>,
-    /// The failure as a frontend that is no part of Kiln reported it, with whatever else it said.
-    pub reported: Option<Box<tonic::Status>>,
 }
 
 /// A place in a source file.
@@ -35,11 +35,17 @@ pub struct Place {
 }
 
 impl Failure {
+    /// Returns the failure as a frontend that is no part of Kiln reported it, with whatever else it said.
+    #[must_use]
+    pub fn reported(&self) -> Option<&tonic::Status> {
+        self.error.cause::<Reported>().map(|reported| &reported.0)
+    }
+
     /// Makes a failure of a step.
     #[must_use]
     pub fn of_step(error: Error, graph: &Graph, vertex: &kiln_graph::Vertex) -> Self {
         let places = vertex.meta.location.and_then(|location| place(graph, location)).into_iter().collect();
-        Self { error, vertex: Some(vertex.digest()), places, kept: None, reported: None }
+        Self { error, vertex: Some(vertex.digest()), places, kept: None }
     }
 
     /// Makes a failure of a source file that cannot be built from.
@@ -58,7 +64,7 @@ impl Failure {
             let lines = file.lines(span);
             Some(Place { file: file.clone(), lines, columns, finding: Some(diagnostic) })
         });
-        Self { error: Error::invalid(summary), vertex: None, places: places.collect(), kept: None, reported: None }
+        Self { error: Error::invalid(summary), vertex: None, places: places.collect(), kept: None }
     }
 }
 
@@ -66,13 +72,25 @@ impl From<tonic::Status> for Failure {
     /// The failure that a frontend reports.
     fn from(status: tonic::Status) -> Self {
         let error = Error::new(Kind::from_grpc(status.code().into()), status.message());
-        Self { reported: Some(Box::new(status)), ..error.into() }
+        error.with_source(Reported(status)).into()
     }
 }
 
+/// The cause of a failure that a frontend reported which is no part of Kiln.
+#[derive(Debug)]
+struct Reported(tonic::Status);
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.message())
+    }
+}
+
+impl std::error::Error for Reported {}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, vertex: None, places: Vec::new(), kept: None, reported: None }
+        Self { error, vertex: None, places: Vec::new(), kept: None }
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) enum Read<T> {
     /// What was asked for.
     Done(T),
     /// The file is for another frontend, as it says at this place.
-    Foreign(Foreign, Option<Place>),
+    Foreign(Box<(Foreign, Option<Place>)>),
 }
 
 /// What is made for one platform.
@@ -126,8 +126,8 @@ impl<'a> Surroundings<'a> {
     /// With the places in the file: what makes no sense there, images that do not exist.
     pub(super) async fn lower(&self, request: &BuildRequest, options: &Options) -> Result<Read<Frontend>, Failure> {
         let (source, inputs) = self.read(request, options).await?;
-        if let Some((foreign, place)) = elsewhere(&inputs.file, options) {
-            return Ok(Read::Foreign(foreign, place));
+        if let Some(foreign) = elsewhere(&inputs.file, options) {
+            return Ok(Read::Foreign(Box::new(foreign)));
         }
         let mut found = Found::default();
         let (mut graph, mut targets, mut epoch_s) = (Graph::new(), Vec::new(), None);
@@ -187,8 +187,8 @@ impl<'a> Surroundings<'a> {
         options: &Options,
     ) -> Result<Read<BTreeMap<String, String>>, Failure> {
         let (_, inputs) = self.read(request, options).await?;
-        if let Some((foreign, place)) = elsewhere(&inputs.file, options) {
-            return Ok(Read::Foreign(foreign, place));
+        if let Some(foreign) = elsewhere(&inputs.file, options) {
+            return Ok(Read::Foreign(Box::new(foreign)));
         }
         let (file, platform) = (&inputs.file, options.platforms.first());
         let asked = Request { target_platform: platform.cloned(), ..lowering_request(options, &inputs) };

@@ -226,7 +226,7 @@ impl Workshop {
             Asked::Here(options, asked) => (*options, asked),
             Asked::Elsewhere(summons) => return Ok(Made::Elsewhere(summons)),
         };
-        let elsewhere = |foreign: Foreign, place| {
+        let elsewhere = |(foreign, place): (Foreign, Option<Place>)| {
             let named = [("source", foreign.image.clone()), ("cmdline", foreign.command)];
             let attrs = given.clone().into_iter().chain(named.map(|(key, value)| (key.to_owned(), value))).collect();
             Made::Elsewhere(Summons { image: foreign.image, attrs, place })
@@ -235,7 +235,7 @@ impl Workshop {
             let answer = Surroundings::of(&self.shared).answer(call, &self.request, &options).await?;
             return Ok(match answer {
                 Read::Done(answer) => Made::Answer(answer),
-                Read::Foreign(foreign, place) => elsewhere(foreign, place),
+                Read::Foreign(foreign) => elsewhere(*foreign),
             });
         }
         let imports = if self.shared.witness.is_some() { Imports::default() } else { self.imports(given).await? };
@@ -246,7 +246,7 @@ impl Workshop {
                 let draft = Box::pin(self.draft(&shared, name, options, asked, frontend)).await?;
                 Ok(Made::Draft(Box::new(draft)))
             }
-            Read::Foreign(foreign, place) => Ok(elsewhere(foreign, place)),
+            Read::Foreign(foreign) => Ok(elsewhere(*foreign)),
         }
     }
 

@@ -231,8 +231,8 @@ pub(super) fn failure_of_part(failure: &Failure) -> tonic::Status {
 }
 
 fn failure_as(failure: &Failure, code: tonic::Code) -> tonic::Status {
-    if let Some(reported) = &failure.reported {
-        return (**reported).clone();
+    if let Some(reported) = failure.reported() {
+        return reported.clone();
     }
     let vertex = failure.vertex.map(|digest| Detail::Vertex(VertexDetail { digest: digest.to_string() }));
     let places = failure.places.iter().map(|place| Detail::Source(source(place)));
@@ -366,7 +366,6 @@ mod tests {
             vertex: Some(vertex),
             places: vec![place],
             kept: Some("failed-1".into()),
-            reported: None,
         });
         assert_eq!((status.code(), status.message()), (tonic::Code::InvalidArgument, "exit code: 1"));
         let details = decode_details(status.details());

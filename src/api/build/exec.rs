@@ -323,7 +323,7 @@ async fn feed(stream: Option<impl AsyncWrite + Unpin>, mut stdin: mpsc::Receiver
         }
     }
     drop(stream);
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Does what the client asks for until the process has ended, and says how it ended.
