@@ -71,7 +71,7 @@ impl Failure {
 impl From<tonic::Status> for Failure {
     /// The failure that a frontend reports.
     fn from(status: tonic::Status) -> Self {
-        let error = Error::new(Kind::from_grpc(status.code().into()), status.message());
+        let error = Error::new(Kind::from_grpc(status.code().into()), "the frontend reports");
         error.with_source(Reported(status)).into()
     }
 }
