@@ -65,6 +65,7 @@ fn log(text: &'static str) -> Event {
     Event::Log { vertex: Digest::of(b"b"), stream: 1, data: text.into(), time_ns: 0 }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is an `Encode`")]
 fn encode(events: Vec<Event>) -> Vec<u8> {
     let texts = events.iter().filter_map(|event| match event {
         Event::Log { data, .. } => Some(data.to_vec()),

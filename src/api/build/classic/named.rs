@@ -22,8 +22,11 @@ struct Builds {
     /// What ends each build.
     running: HashMap<String, CancellationToken>,
     /// Where each build, or its upload, waits for the other.
-    meeting: HashMap<String, watch::Sender<Option<Arc<Mutex<Option<Arrival>>>>>>,
+    meeting: HashMap<String, Meeting>,
 }
+
+/// The context, once it has come; who takes it leaves nothing.
+type Meeting = watch::Sender<Option<Arc<Mutex<Option<Arrival>>>>>;
 
 /// A context that is being uploaded.
 #[derive(Debug)]
@@ -81,7 +84,7 @@ impl Named {
         }
     }
 
-    fn meeting(&self, id: &str) -> watch::Sender<Option<Arc<Mutex<Option<Arrival>>>>> {
+    fn meeting(&self, id: &str) -> Meeting {
         self.lock().meeting.entry(id.to_owned()).or_default().clone()
     }
 
