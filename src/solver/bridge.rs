@@ -220,7 +220,7 @@ impl Bridge {
                 let metadata = answer.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
                 Ok(Findings { refs: Refs::None, metadata })
             }
-            Made::Elsewhere(summons) => Box::pin(self.summon(&shop, summons)).await,
+            Made::Elsewhere(summons) => Box::pin(self.summon(&shop, *summons)).await,
         }
     }
 

@@ -69,7 +69,7 @@ impl Solver {
                 shop.close(()).await?;
                 Ok(Built { response, ..Built::default() })
             }
-            Made::Elsewhere(summons) => Box::pin(Bridge::build(shop, (exports, caches), summons)).await,
+            Made::Elsewhere(summons) => Box::pin(Bridge::build(shop, (exports, caches), *summons)).await,
         }
     }
 

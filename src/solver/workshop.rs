@@ -59,7 +59,7 @@ pub(super) enum Made {
     /// The answer to a question about what would be built: BuildKit's metadata, by name.
     Answer(BTreeMap<String, String>),
     /// Nothing: another frontend is to be asked, which is an image.
-    Elsewhere(Summons),
+    Elsewhere(Box<Summons>),
 }
 
 /// A frontend that is an image, and what it is asked.
@@ -224,12 +224,12 @@ impl Workshop {
     pub(super) async fn make(&self, name: &str, given: &BTreeMap<String, String>) -> Result<Made, Failure> {
         let (options, asked) = match self.asked(name, given)? {
             Asked::Here(options, asked) => (*options, asked),
-            Asked::Elsewhere(summons) => return Ok(Made::Elsewhere(summons)),
+            Asked::Elsewhere(summons) => return Ok(Made::Elsewhere(Box::new(summons))),
         };
         let elsewhere = |(foreign, place): (Foreign, Option<Place>)| {
             let named = [("source", foreign.image.clone()), ("cmdline", foreign.command)];
             let attrs = given.clone().into_iter().chain(named.map(|(key, value)| (key.to_owned(), value))).collect();
-            Made::Elsewhere(Summons { image: foreign.image, attrs, place })
+            Made::Elsewhere(Box::new(Summons { image: foreign.image, attrs, place }))
         };
         if let Some(call) = options.call {
             let answer = Surroundings::of(&self.shared).answer(call, &self.request, &options).await?;
