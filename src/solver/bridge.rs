@@ -327,8 +327,10 @@ impl Bridge {
                 kiln_llb::encode(&draft.job.graph, part.root(), session)
             }
         };
-        // Clients read it without asking whether it is there.
-        definition.source.get_or_insert_default();
+        // Clients read it without asking whether it is there. An empty list among it would be written without the list, which
+        // clients in Go take for a null pointer.
+        let source = definition.source.get_or_insert_default();
+        source.locations.retain(|_, places| !places.locations.is_empty());
         Ok(Some(definition))
     }
 
