@@ -247,7 +247,11 @@ impl Job {
     async fn bring(self: &Arc<Self>, id: VertexId, local: &LocalSource) -> Result<()> {
         let session = match local.session.as_str() {
             "" => self.session.get().await?,
-            id => Some(self.session.sessions.get(id).await?),
+            // A definition may be older than this build, and the session it names have ended: then the build's own does.
+            id => match self.session.sessions.get(id).await {
+                Ok(named) => Some(named),
+                Err(gone) => Some(self.session.get().await?.ok_or(gone)?),
+            },
         };
         let Some(session) = session.filter(Session::offers_files) else {
             return Err(Error::invalid(format!("the client offers no local directory {:?}", local.name)));
