@@ -25,9 +25,5 @@ pub mod task;
 pub mod tls;
 pub mod types;
 
-/// Lowering and planning make many small texts: with the C library's allocator they take half as long again.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[cfg(test)]
 mod tidy;

@@ -9,10 +9,6 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use kiln_dockerfile::{Definition, Outcome, Request, ResolvedImage, parse};
 use kiln_graph::SourceFile;
 
-/// The allocator of the kiln binary.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// A file of so many instructions: stages of 20, each with files of its context and of the stage before.
 fn dockerfile(instructions: usize) -> SourceFile {
     let mut text = String::from("# syntax=docker/dockerfile:1\nARG VERSION=1.0\n");
