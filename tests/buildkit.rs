@@ -1,5 +1,4 @@
-//! Clients of BuildKit's API against the daemon: Kiln's own command, a frontend at the client as buildx has it, and docker with
-//! buildx where they are installed.
+//! Clients of BuildKit's API against the daemon: Kiln's own command, and a frontend at the client as buildx has it.
 
 mod support;
 
@@ -8,7 +7,7 @@ use kiln::types::build::frontend::{
 };
 use kiln::types::build::google;
 use support::frontend::{Frontend, reference};
-use support::{Daemon, PATIENCE, Run, eventually, is_installed};
+use support::{Daemon, PATIENCE, eventually};
 
 #[test]
 fn privileged_the_command_builds_with_a_daemon_and_sends_what_changed() {
@@ -150,53 +149,6 @@ async fn privileged_a_client_that_dies_leaves_nothing_running() {
     // The daemon goes on.
     daemon.dockerfile("FROM busybox\nRUN true\n");
     daemon.command(&["build", "-q", "."]).ok();
-}
-
-/// Says whether there is a docker with buildx.
-fn has_buildx() -> bool {
-    let found = is_installed("docker", "docker.io")
-        && std::process::Command::new("docker")
-            .args(["buildx", "version"])
-            .output()
-            .is_ok_and(|run| run.status.success());
-    if !found {
-        eprintln!("skipped: docker buildx is not installed (apt-get install docker-buildx, where there is one)");
-    }
-    found
-}
-
-#[test]
-fn privileged_docker_and_buildx_build_with_both_drivers() {
-    if !has_buildx() {
-        return;
-    }
-    let Some(daemon) = Daemon::start() else { return };
-    daemon.dockerfile("FROM busybox\nCOPY a /a\nRUN cp /a /b\n");
-    daemon.kiln.write("a", "one");
-    let docker = |args: &[&str]| {
-        let run = Run::new("docker").args(args).cwd(daemon.kiln.scratch()).env("DOCKER_HOST", &daemon.host);
-        run.env("HOME", daemon.kiln.home()).without_env("DOCKER_CONFIG").without_env("DOCKER_CONTEXT")
-    };
-    docker(&["build", "--progress=plain", "-t", "app", "."]).ok();
-    assert_eq!(daemon.cat("app", "/b"), "one");
-    docker(&["buildx", "create", "--name", "remote", "--driver", "remote", &daemon.host]).ok();
-    daemon.kiln.write("a", "two");
-    let remote = ["buildx", "build", "--builder", "remote", "--progress=plain", "--output=type=image,name=far", "."];
-    docker(&remote).ok();
-    assert_eq!(daemon.cat("far", "/b"), "two");
-    daemon.kiln.write("docker-bake.json", r#"{"target":{"default":{"context":".","tags":["baked"]}}}"#);
-    docker(&["buildx", "bake", "--progress=plain"]).ok();
-    assert_eq!(daemon.cat("baked", "/b"), "two");
-    daemon.kiln.write("a", "three");
-    let cached = ["buildx", "build", "--builder", "remote", "--progress=plain", "--output=type=cacheonly"];
-    docker(&[&cached[..], &["--cache-to=type=local,dest=kept,mode=max", "."]].concat()).ok();
-    docker(&["builder", "prune", "-a", "-f"]).ok();
-    let again = docker(&[&cached[..], &["--cache-from=type=local,src=kept", "."]].concat()).output().expect_code(0);
-    let found = again.stderr.lines().filter(|line| line.ends_with(" CACHED")).count();
-    assert_eq!(found, 3, "{}", again.report());
-    daemon.dockerfile("FROM busybox\nCOPY missing /a\n");
-    let failed = docker(&["build", "--progress=plain", "."]).fails();
-    assert!(failed.stderr.contains("Dockerfile:2") && failed.stderr.contains("/missing"), "{}", failed.report());
 }
 
 #[test]

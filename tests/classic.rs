@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use support::{Daemon, PATIENCE, Run, eventually, is_installed};
+use support::{Daemon, Docker, PATIENCE, Run, eventually, is_installed};
 
 /// The answer to a request: its status, and its body as a list of JSON documents, one a line.
 struct Answered {
@@ -245,13 +245,11 @@ fn has_python_docker() -> bool {
 
 #[test]
 fn privileged_the_docker_command_builds_without_buildkit() {
-    if !is_installed("docker", "docker.io") {
-        return;
-    }
+    let Some(docker) = Docker::with_buildx() else { return };
     let Some(daemon) = Daemon::start() else { return };
     daemon.dockerfile("FROM busybox\nCOPY a /a\nRUN cp /a /b\n");
     daemon.kiln.write("a", "one");
-    let docker = |args: &[&str]| daemon.docker(args).env("DOCKER_BUILDKIT", "0");
+    let docker = |args: &[&str]| daemon.docker(&docker, args).env("DOCKER_BUILDKIT", "0");
     let said = docker(&["build", "-t", "cli", "--iidfile", "id", "."]).ok();
     assert!(said.contains("Step 3/3 : RUN cp /a /b") && said.contains("Successfully tagged cli:latest"), "{said}");
     let id = std::fs::read_to_string(daemon.kiln.scratch().join("id")).expect("the file with the id");

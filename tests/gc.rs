@@ -6,7 +6,7 @@ use kiln::client::{Client, Dialer};
 use kiln::types::build::control_client::ControlClient;
 use kiln::types::build::{DiskUsageRequest, PruneRequest};
 use serde_json::Value;
-use support::{Daemon, Kiln, is_root};
+use support::{Daemon, Docker, Kiln, is_root};
 
 /// Names, with what each takes on the disk.
 type Sizes = std::collections::BTreeMap<String, i64>;
@@ -107,16 +107,14 @@ async fn privileged_clients_of_both_apis_hear_the_same_of_the_cache() {
     assert_eq!(told, used);
     let listed = daemon.command(&["builder", "du"]).ok();
     assert!(used.keys().all(|id| listed.contains(id.as_str())), "{listed}");
-    if support::is_installed("docker", "docker.io") {
-        let df = daemon.docker(&["system", "df", "-v", "--format", "json"]).output();
+    if let Some(docker) = Docker::with_buildx() {
+        let df = daemon.docker(&docker, &["system", "df", "-v", "--format", "json"]).output();
         let df: Value = serde_json::from_str(&df.stdout).unwrap_or_default();
         let ids = df["BuildCache"].as_array().cloned().unwrap_or_default();
         let of: Vec<&str> = ids.iter().filter_map(|record| record["ID"].as_str()).collect();
         assert!(of.is_empty() || of.len() == used.len(), "{of:?}");
-        if daemon.docker(&["buildx", "version"]).output().code == 0 {
-            let du = daemon.docker(&["buildx", "du"]).ok();
-            assert!(used.keys().all(|id| du.contains(id.as_str())), "{du}");
-        }
+        let du = daemon.docker(&docker, &["buildx", "du"]).ok();
+        assert!(used.keys().all(|id| du.contains(id.as_str())), "{du}");
     }
 
     let pruned = control.prune(PruneRequest { all: true, ..PruneRequest::default() }).await.unwrap();

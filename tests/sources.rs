@@ -4,13 +4,13 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use support::command::shell;
+use support::ssh::{Agent, put_ssh_add};
 use support::web::{Answer, Web};
-use support::{Kiln, Outcome, Run, eventually};
+use support::{Kiln, Outcome, Run};
 
 /// A day in 2001, as HTTP has it.
 const MODIFIED: &str = "Sun, 09 Sep 2001 01:46:40 GMT";
@@ -397,45 +397,15 @@ fn privileged_an_image_of_an_oci_layout_stands_for_a_base() {
         .expect_stderr(&["has the digest"]);
 }
 
-/// An agent of the machine's own; dropping it ends it.
-struct Agent(Child, PathBuf);
-
-impl Agent {
-    fn start(dir: &Path) -> Self {
-        let socket = dir.join("agent.sock");
-        let child = Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn();
-        let agent = Self(child.expect("openssh-client is installed"), socket);
-        eventually("the agent's socket", support::PATIENCE, || agent.1.exists().then_some(()));
-        agent
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Copies `ssh-add` and the libraries it needs to a context.
-fn put_ssh_add(kiln: &Kiln) {
-    shell(
-        &kiln.scratch(),
-        "mkdir -p app/root/usr/bin; cp /usr/bin/ssh-add app/root/usr/bin/
-         for lib in $(ldd /usr/bin/ssh-add | grep -o '/[^ ]*'); do mkdir -p app/root$(dirname $lib); cp -L $lib app/root$lib; done",
-    );
-}
-
 #[test]
 fn privileged_a_step_uses_the_clients_agent_or_its_keys() {
     let Some(kiln) = project() else { return };
-    put_ssh_add(&kiln);
+    put_ssh_add(&kiln, "app/root");
     let script = "ssh-keygen -q -t ed25519 -N '' -C in-agent -f k1; ssh-keygen -q -t ecdsa -N '' -C in-file -f k2
         ssh-keygen -q -t ed25519 -N secret -f locked";
     shell(&kiln.scratch(), script);
     let agent = Agent::start(&kiln.scratch());
-    let add = Run::new("ssh-add").arg("-q").arg(kiln.scratch().join("k1")).env("SSH_AUTH_SOCK", &agent.1);
-    add.output().expect_code(0);
+    agent.add(&kiln.scratch().join("k1"));
     let dockerfile = "FROM busybox\nCOPY root /\n\
         RUN --mount=type=ssh,required ssh-add -L && ssh-add -T /pub && stat -c '%a %u' $SSH_AUTH_SOCK\n";
     let with_key = |key: &str| {
@@ -443,7 +413,7 @@ fn privileged_a_step_uses_the_clients_agent_or_its_keys() {
         kiln.write("app/root/pub", public);
     };
     with_key("k1");
-    let forwarded = build(&kiln, dockerfile, &["--ssh", "default"]).env("SSH_AUTH_SOCK", &agent.1).output();
+    let forwarded = build(&kiln, dockerfile, &["--ssh", "default"]).env("SSH_AUTH_SOCK", &agent.socket).output();
     forwarded.expect_code(0).expect_stderr(&["in-agent", "600 0"]);
     with_key("k2");
     builds(&kiln, dockerfile, &["--ssh", "default=k2"]).expect_stderr(&["in-file"]);

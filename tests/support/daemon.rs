@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{KILN, Kiln, Run, Running, is_root};
+use super::{Docker, KILN, Kiln, Run, Running, is_root};
 
 /// A daemon on a socket of its own, with `busybox:latest` in its store. Dropping it kills it.
 #[derive(Debug)]
@@ -39,9 +39,13 @@ impl Daemon {
     }
 
     /// Prepares a command of docker that speaks to the daemon.
-    pub fn docker(&self, args: &[&str]) -> Run {
-        let run = Run::new("docker").args(args).cwd(self.kiln.scratch()).env("DOCKER_HOST", &self.host);
-        run.env("HOME", self.kiln.home()).without_env("DOCKER_CONFIG").without_env("DOCKER_CONTEXT")
+    pub fn docker(&self, docker: &Docker, args: &[&str]) -> Run {
+        let home = self.kiln.home();
+        let run = Run::new(docker.program(&home)).args(args).cwd(self.kiln.scratch()).env("DOCKER_HOST", &self.host);
+        ["DOCKER_CONFIG", "DOCKER_CONTEXT", "BUILDX_BUILDER", "BUILDX_CONFIG", "SOURCE_DATE_EPOCH"]
+            .into_iter()
+            .fold(run, Run::without_env)
+            .env("HOME", home)
     }
 
     /// Writes the Dockerfile of the scratch directory.

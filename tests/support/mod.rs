@@ -8,12 +8,14 @@
 pub mod base;
 pub mod command;
 pub mod daemon;
+pub mod docker;
 pub mod frontend;
 pub mod llb;
 pub mod meddler;
 #[path = "registry.rs"]
 pub mod registry;
 mod remains;
+pub mod ssh;
 pub mod terminal;
 pub mod web;
 
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 
 pub use command::{Outcome, Run, Running};
 pub use daemon::Daemon;
+pub use docker::Docker;
 
 /// The built binary.
 pub const KILN: &str = env!("CARGO_BIN_EXE_kiln");
