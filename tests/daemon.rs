@@ -5,11 +5,12 @@ mod support;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use support::certificates::Certificates;
 use support::{Kiln, PATIENCE, Run, Running, eventually, is_installed, is_root};
 
 /// A daemon on sockets of its own.
@@ -41,35 +42,6 @@ impl Daemon {
 
 fn run(kiln: &Kiln, args: &[&str]) -> Run {
     Run::new(support::KILN).arg("daemon").arg("--root").arg(kiln.root()).args(args).env("HOME", kiln.home())
-}
-
-/// An authority, and a certificate with its key for the daemon and for clients, as `openssl` makes them.
-struct Certificates(PathBuf);
-
-impl Certificates {
-    fn make(dir: &Path) -> Self {
-        let openssl = |args: &str| {
-            let args = args.replace("DIR", dir.to_str().expect("a path of letters"));
-            Run::new("openssl").args(args.split_whitespace()).ok();
-        };
-        openssl(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=ca -keyout DIR/ca.key -out DIR/ca.pem",
-        );
-        std::fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1").expect("write a file");
-        for name in ["server", "client"] {
-            openssl(&format!(
-                "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout DIR/{name}.key -out DIR/{name}.csr"
-            ));
-            openssl(&format!(
-                "x509 -req -days 2 -in DIR/{name}.csr -CA DIR/ca.pem -CAkey DIR/ca.key -CAcreateserial -extfile DIR/names -out DIR/{name}.pem"
-            ));
-        }
-        Self(dir.to_owned())
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
+use crate::solver::export::KINDS;
 use crate::solver::options::flag;
 use crate::solver::request::{CacheSpec, Exporter};
 
@@ -18,8 +19,19 @@ pub(super) struct Attrs<'a> {
 
 impl<'a> Attrs<'a> {
     /// Takes those of an exporter.
+    ///
+    /// BuildKit skips what it does not know, and so nobody sees what the library bollard writes: `type`, as it stands on a command
+    /// line, and two options with the wrong strokes.
     pub(super) fn new(exporter: &'a Exporter) -> Self {
-        Self::of("exporter", &exporter.kind, &exporter.attrs)
+        let mut attrs = Self::of("exporter", &exporter.kind, &exporter.attrs);
+        attrs.left.retain(|key, value| *key != "type" || !KINDS.contains(value));
+        for (written, meant) in [("dangling_name_prefix", "dangling-name-prefix"), ("name_canonical", "name-canonical")]
+        {
+            if let Some(value) = attrs.left.remove(written) {
+                attrs.left.entry(meant).or_insert(value);
+            }
+        }
+        attrs
     }
 
     /// Takes those of a cache.

@@ -79,7 +79,7 @@ pub struct Announced {
     pub id: String,
     /// Names the directory that is built from, so that what is transferred of it can be kept.
     pub shared_key: String,
-    /// The gRPC methods the client serves, as `/package.Service/Method`.
+    /// The gRPC methods the client serves, as `/package.Service/Method`, in whatever case.
     pub methods: HashSet<String>,
 }
 
@@ -169,7 +169,8 @@ impl Sessions {
 
 impl Session {
     pub(super) fn offers(&self, method: &str) -> bool {
-        self.announced.methods.contains(method)
+        // Clients do not agree on how the names are written, and BuildKit compares them without regard to case.
+        self.announced.methods.iter().any(|announced| announced.eq_ignore_ascii_case(method))
     }
 
     /// Says whether the client sends files.

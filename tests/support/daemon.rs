@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Docker, KILN, Kiln, Run, Running, is_root};
+use super::{Docker, KILN, Kiln, PATIENCE, Run, Running, eventually, is_root};
 
 /// A daemon on a socket of its own, with `busybox:latest` in its store. Dropping it kills it.
 #[derive(Debug)]
@@ -30,6 +30,17 @@ impl Daemon {
         let mut process = run.env("HOME", kiln.home()).within(Duration::from_secs(600)).spawn();
         process.until_it_says("listening on");
         Self { process, host, kiln }
+    }
+
+    /// Returns an address that it listens on besides its socket, by its beginning.
+    pub fn also(&self, scheme: &str) -> String {
+        eventually("the line with the address", PATIENCE, || {
+            let said = self.process.said();
+            let (complete, _) = said.rsplit_once('\n')?;
+            let mut addresses =
+                complete.lines().filter_map(|line| Some(line.split_once("listening on ")?.1.to_owned()));
+            addresses.find(|address| address.starts_with(scheme))
+        })
     }
 
     /// Prepares a command that speaks to the daemon.

@@ -6,6 +6,7 @@
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "each test binary uses a part of it")]
 
 pub mod base;
+pub mod certificates;
 pub mod command;
 pub mod daemon;
 pub mod docker;

@@ -84,7 +84,7 @@ pub(super) enum Export {
 }
 
 /// The exporters there are.
-const KINDS: &[&str] = &["docker", "image", "local", "moby", "oci", "registry", "tar"];
+pub(super) const KINDS: &[&str] = &["docker", "image", "local", "moby", "oci", "registry", "tar"];
 
 impl Export {
     /// Reads what a request asks for.
