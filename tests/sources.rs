@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use support::command::shell;
-use support::ssh::{Agent, put_ssh_add};
+use support::ssh::{Agent, Server, put_ssh_add};
 use support::web::{Answer, Web};
 use support::{Kiln, Outcome, Run};
 
@@ -424,6 +424,37 @@ fn privileged_a_step_uses_the_clients_agent_or_its_keys() {
     builds(&kiln, missing, &[]);
     build(&kiln, missing, &["--ssh", "default=locked"]).fails().expect_stderr(&["encrypted", "ssh-add locked"]);
     build(&kiln, missing, &["--ssh", "default"]).without_env("SSH_AUTH_SOCK").fails().expect_stderr(&["SSH_AUTH_SOCK"]);
+}
+
+#[test]
+fn privileged_a_repository_is_fetched_by_ssh_with_the_clients_agent() {
+    let Some(kiln) = project() else { return };
+    if !Server::is_installed() {
+        return;
+    }
+    let (repos, [_, _, third]) = repository(&kiln);
+    let scratch = kiln.scratch();
+    shell(&scratch, "for key in right wrong; do ssh-keygen -q -t ed25519 -N '' -f $key; done");
+    let server = Server::start(&scratch, &scratch.join("right.pub"));
+    let url = server.url(&repos.join("repo.git"));
+    let agent = Agent::start(&scratch);
+    let dockerfile = format!("FROM busybox\nADD {url}#v1 /v1/\nADD --keep-git-dir {url} /main/\n");
+    build(&kiln, &dockerfile, &[]).fails().expect_stderr(&["no SSH key \"default\" forwarded", "--ssh default"]);
+    let with_agent =
+        |args: &[&str]| build(&kiln, &dockerfile, args).args(["--ssh", "default"]).env("SSH_AUTH_SOCK", &agent.socket);
+    agent.add(&scratch.join("wrong"));
+    with_agent(&[]).fails().expect_stderr(&["Permission denied", "forward an agent that has a key for it"]);
+    agent.add(&scratch.join("right"));
+    with_agent(&[]).ok();
+    assert_eq!(sh(&kiln, "cat /v1/file /main/file /main/.git/HEAD"), format!("first\nthird\n{third}"));
+
+    let named = build(&kiln, "FROM busybox\nCOPY --from=repo deep /\n", &["--ssh", "default"]);
+    named.args(["--build-context", &format!("repo={url}#main:sub/dir")]).env("SSH_AUTH_SOCK", &agent.socket).ok();
+    assert_eq!(sh(&kiln, "cat /deep"), "deep");
+
+    // A server that shows another key than before is not the one it was.
+    server.change_host_key();
+    with_agent(&["--no-cache"]).fails().expect_stderr(&["ost key verification failed"]);
 }
 
 #[test]

@@ -259,7 +259,13 @@ fn is_commit_id(text: &str) -> bool {
 fn refusal(said: &Said) -> Error {
     let lines: Vec<&str> = said.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let telling: Vec<&str> = lines.iter().copied().filter(|line| is_telling(line)).collect();
-    let shown = if telling.is_empty() { &lines[lines.len().saturating_sub(3)..] } else { &telling[..] };
+    let last = |lines: &[&str]| lines[lines.len().saturating_sub(3)..].join("; ");
+    let shown = match lines.iter().position(|line| line.contains("Could not read from remote repository")) {
+        // What ssh said before git gave up.
+        Some(at @ 1..) => last(&lines[..at]),
+        _ if telling.is_empty() => last(&lines),
+        _ => telling.join("; "),
+    };
     let kind = match said.stderr.as_str() {
         text if text.contains("could not read Username") || text.contains("Authentication failed") => {
             Kind::Unauthorized
@@ -273,7 +279,7 @@ fn refusal(said: &Said) -> Error {
         Kind::Forbidden => " (forward an agent that has a key for it with --ssh default)",
         _ => "",
     };
-    Error::new(kind, format!("git: {} ({}){hint}", shown.join("; "), said.ending()))
+    Error::new(kind, format!("git: {shown} ({}){hint}", said.ending()))
 }
 
 fn is_telling(line: &str) -> bool {
