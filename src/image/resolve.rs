@@ -78,6 +78,12 @@ impl Resolved {
         matches!(self.origin, Origin::Remote(_))
     }
 
+    /// Says whether only some of the image's layers are meant.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
     /// Returns the same with the lowest layers only.
     #[must_use]
     pub fn limited(mut self, layers: usize) -> Self {

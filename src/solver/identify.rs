@@ -10,17 +10,23 @@
 use std::sync::Arc;
 
 use kiln_graph::op::{Copy, FileAction, InputIndex, MountKind, Op};
-use kiln_graph::{Vertex, VertexId};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use kiln_graph::oci::Descriptor;
+use kiln_graph::{Digest, Vertex, VertexId};
 use rusqlite::Connection;
 
 use super::cache;
 use super::copy::select;
-use super::exchange::Hit;
+use super::exchange::{Hit, PeerHit};
 use super::job::{Begun, Job, Taken, UseId};
 use super::key::{ContentIdentity, InputIdentity, Key, OUTPUT, Parts};
 use super::ops::Shortcut;
 use super::value::{Cached, FileSystem, Layer, LocalDir, Settled, Value};
 use crate::error::{Error, Result};
+use crate::image::{BlobSource, LayerSink};
+use crate::registry::Progress;
 use crate::task::{self, Cancel};
 
 /// What a step works on.
@@ -30,6 +36,8 @@ pub(super) enum Input {
     FileSystem(FileSystem),
     /// Some paths, by their content.
     Content([u8; 32]),
+    /// Some paths of a file system, by what they were asked for: nobody has read them.
+    Selection([u8; 32]),
 }
 
 /// A step that has to run.
@@ -132,8 +140,17 @@ impl Job {
         }
         let mut inputs = Vec::new();
         for (number, used) in uses(&vertex.op, vertex.inputs.len()).iter().enumerate() {
-            let Some(input) = self.input_now(connection, vertex, (id.index(), number), used)? else { return Ok(None) };
-            inputs.push(input);
+            match self.input_now(connection, vertex, (id.index(), number), used)? {
+                Some(input) => inputs.push(input),
+                None => match self.selection(id, used)? {
+                    Some(input) => inputs.push(input),
+                    None => return Ok(None),
+                },
+            }
+        }
+        if inputs.iter().any(|input| matches!(input, Input::Selection(_))) {
+            let found = self.imported(id, Work::new(vertex, inputs));
+            return Ok(if let Found::Miss(_) = found { None } else { Some(found) });
         }
         let identities: Option<Vec<InputIdentity>> = inputs.iter().map(Input::identity_now).collect();
         let Some(identities) = identities else { return Ok(None) };
@@ -141,27 +158,55 @@ impl Job {
         for output in 0..vertex.op.outputs() {
             match self.look_up(connection, vertex, &Key::of(vertex, output, &identities))? {
                 Some(hit) => found.push(hit),
-                None => return Ok(Some(self.imported(vertex, Work::new(vertex, inputs)))),
+                None => return Ok(Some(self.imported(id, Work::new(vertex, inputs)))),
             }
         }
         Ok(Some(Found::hits(found)))
     }
 
     /// Looks for a result in the caches that were imported. All inputs must be identified.
-    pub(super) fn imported(&self, vertex: &Vertex, work: Work) -> Found {
+    pub(super) fn imported(&self, id: VertexId, work: Work) -> Found {
+        let vertex = self.graph.vertex(id);
         let identities = work.identities_now().filter(|_| !vertex.meta.no_cache);
         let hits = identities.and_then(|inputs| {
             let outputs = 0..vertex.op.outputs();
-            outputs.map(|output| self.imports.find(&work.op, output, &inputs)).collect::<Option<Vec<Hit>>>()
+            let own = outputs.map(|output| self.imports.find(&work.op, output, &inputs)).collect::<Option<Vec<Hit>>>();
+            let own = own.map(|hits| hits.into_iter().map(PeerHit::Found).collect());
+            own.or_else(|| self.peer_hits(id))
         });
         let Some(hits) = hits else { return Found::Miss(Box::new(work)) };
-        let (digest, name) = (vertex.digest(), &vertex.meta.name);
-        let cached = hits.into_iter().zip(0..).map(|(Hit { chain, layers, source }, output)| {
-            let (work, name) = (work.of_output(output), name.clone());
-            FileSystem::Cached(Arc::new(Cached { vertex: digest, chain, layers, source, work, name }))
-        });
-        let value = Value::of_outputs(cached.collect());
+        let cached = hits.into_iter().zip(0..).map(|(hit, output)| self.cached(vertex, hit, work.of_output(output)));
+        let Some(cached) = cached.collect() else { return Found::Miss(Box::new(work)) };
+        let value = Value::of_outputs(cached);
         if value.is_named_only() { Found::Named(value, Box::new(work)) } else { Found::Value(value, Vec::new()) }
+    }
+
+    /// Makes a value of what a cache says. One of which it has the name only is known by how it is made.
+    fn cached(&self, vertex: &Vertex, hit: PeerHit, work: Work) -> Option<FileSystem> {
+        let (hit, by_definition) = match hit {
+            PeerHit::Found(hit) => (hit, false),
+            PeerHit::Named => {
+                let key = work.parts_now()?.key();
+                let made = blake3::Hash::from_bytes(*key.as_bytes()).to_hex();
+                let chain = Digest::of(format!("made by {made}").as_bytes());
+                (Hit { chain, layers: None, source: Arc::new(Nowhere) }, true)
+            }
+        };
+        let Hit { chain, layers, source } = hit;
+        let (vertex, name) = (vertex.digest(), vertex.meta.name.clone());
+        Some(FileSystem::Cached(Arc::new(Cached { vertex, chain, by_definition, layers, source, work, name })))
+    }
+
+    /// Identifies some paths of a file system by what it is and which they are, where a cache may know the step on them.
+    fn selection(&self, id: VertexId, used: &Use) -> Result<Option<Input>> {
+        let Use::Paths(Some(from), copy) = used else { return Ok(None) };
+        if !self.is_peer_known(id) {
+            return Ok(None);
+        }
+        let Value::FileSystem(whole) = self.input(self.graph.vertex(id), *from)? else { return Ok(None) };
+        let Some(Some(chain)) = whole.chain_now() else { return Ok(None) };
+        let text = format!("{chain} {}", selector(copy));
+        Ok(Some(Input::Selection(*blake3::hash(text.as_bytes()).as_bytes())))
     }
 
     pub(super) fn look_up(&self, connection: &Connection, vertex: &Vertex, key: &Key) -> Result<Option<(Layer, i64)>> {
@@ -256,10 +301,13 @@ impl Job {
             }
         }
         let db = self.solver.deps().store.root().clone();
+        self.look_at_peers(id).await?;
         if !work.is_identified() {
             let op = work.op;
             let wait = !vertex.meta.no_cache
-                && (self.imports.knows(&op) || task::blocking(move || db.db().read(|c| cache::knows(c, &op))).await?);
+                && (self.imports.knows(&op)
+                    || self.is_peer_known(id)
+                    || task::blocking(move || db.db().read(|c| cache::knows(c, &op))).await?);
             if !wait {
                 return Ok(self.running_before(vertex, work));
             }
@@ -276,11 +324,21 @@ impl Job {
         if let Some(found) = found.await? {
             return Ok(Found::hits(found));
         }
-        Ok(match self.imported(vertex, work) {
+        Ok(match self.imported(id, work) {
             // What was not asked for in time is not to be had by its name.
             Found::Named(_, work) | Found::Miss(work) => self.running_before(vertex, *work),
             found @ Found::Value(..) => found,
         })
+    }
+
+    /// Looks for a step in the caches of BuildKit, after hashing what they may know it by.
+    async fn look_at_peers(self: &Arc<Self>, id: VertexId) -> Result<()> {
+        if self.graph.vertex(id).meta.no_cache || !self.is_peer_known(id) {
+            return Ok(());
+        }
+        self.hash_for_peers(id).await?;
+        let job = Arc::clone(self);
+        task::blocking(move || job.note_peer_records(id)).await
     }
 
     /// A run that has ended and whose record is about to be written.
@@ -390,7 +448,9 @@ impl Work {
         for input in &inputs {
             match input {
                 Input::FileSystem(file_system) => provisional.add("file system", file_system.provisional()),
-                Input::Content(hash) => provisional.add("content", blake3::Hash::from_bytes(*hash).to_hex().as_str()),
+                Input::Content(hash) | Input::Selection(hash) => {
+                    provisional.add("content", blake3::Hash::from_bytes(*hash).to_hex().as_str())
+                }
             }
         }
         if vertex.meta.no_cache {
@@ -418,6 +478,15 @@ impl Work {
         self.inputs.iter().all(|input| input.identity_now().is_some())
     }
 
+    /// Says whether some inputs are known by how they are made only: then its key is none that a record may have.
+    pub(super) fn is_provisional(&self) -> bool {
+        self.inputs.iter().any(|input| match input {
+            Input::FileSystem(file_system) => file_system.is_by_definition(),
+            Input::Selection(_) => true,
+            Input::Content(_) => false,
+        })
+    }
+
     /// Returns all parts of the key, if all inputs are identified by now.
     pub(super) fn parts_now(&self) -> Option<Parts> {
         Some(self.with(&self.identities_now()?))
@@ -442,7 +511,7 @@ impl Work {
         for input in &self.inputs {
             identities.push(match input {
                 Input::FileSystem(file_system) => InputIdentity::Chain(file_system.chain().await?),
-                Input::Content(hash) => content(*hash),
+                Input::Content(hash) | Input::Selection(hash) => content(*hash),
             });
         }
         Ok(self.with(&identities))
@@ -461,8 +530,23 @@ impl Input {
     fn identity_now(&self) -> Option<InputIdentity> {
         match self {
             Self::FileSystem(file_system) => file_system.chain_now().map(InputIdentity::Chain),
-            Self::Content(hash) => Some(content(*hash)),
+            Self::Content(hash) | Self::Selection(hash) => Some(content(*hash)),
         }
+    }
+}
+
+/// Where nothing is: a cache that knows a step by name only.
+#[derive(Debug)]
+struct Nowhere;
+
+impl BlobSource for Nowhere {
+    fn blob<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        _sink: LayerSink,
+        _progress: &'a Progress,
+    ) -> BoxFuture<'a, Result<LayerSink>> {
+        std::future::ready(Err(Error::not_found(format!("{} is nowhere", descriptor.digest)))).boxed()
     }
 }
 

@@ -14,7 +14,7 @@ use super::content::ContentStore;
 use super::contexts::{self, Locals};
 use super::copy::{Owners, Selection, Tree};
 use super::devices::Allowed;
-use super::exchange::{Ahead, Imports};
+use super::exchange::{Ahead, Imports, Peer};
 use super::progress::{Event, Part, Progress, VertexState};
 use super::remote::Pins;
 use super::session::{Session, Sessions};
@@ -227,6 +227,8 @@ pub(super) struct Job {
     pub(super) witness: Option<Witness>,
     /// Caches of other machines, in which results are looked for.
     pub(super) imports: Imports,
+    /// What BuildKit knows of the steps, for caches.
+    pub(super) peer: Peer,
     /// Set when a layer that an imported cache promised could not be had.
     pub(super) broken: Arc<AtomicBool>,
     /// Where layers are sent while the build runs.
@@ -290,6 +292,7 @@ impl Job {
             keep_failed,
             witness,
             imports,
+            peer: Peer::default(),
             broken,
             ahead,
             taken: Mutex::default(),
@@ -325,6 +328,7 @@ impl Job {
             keep_failed: self.keep_failed,
             witness: self.witness.clone(),
             imports: self.imports.clone(),
+            peer: Peer::default(),
             broken: Arc::clone(&self.broken),
             ahead: self.ahead.clone(),
             taken: Mutex::default(),

@@ -83,9 +83,12 @@ impl Job {
         for id in order {
             self.cancel.check()?;
             let vertex = self.graph.vertex(*id);
+            if !matches!(vertex.op, Op::Source(_)) {
+                self.note_peer_records(*id).map_err(|error| Failure::of_step(error, &self.graph, vertex))?;
+            }
             let found = match &vertex.op {
                 Op::Source(source @ (Source::Git(_) | Source::Http(_))) => {
-                    self.identify_source(connection, vertex, source).map(Some)
+                    self.identify_source(connection, *id, source).map(Some)
                 }
                 Op::Source(source) => self.source(vertex, source).map(|value| Some(Found::Value(value, Vec::new()))),
                 _ if vertex.inputs.iter().any(|edge| self.value(edge.vertex).is_none()) => Ok(None),
@@ -104,10 +107,15 @@ impl Job {
                     self.set_value(*id, value);
                     named.insert(*id, *work);
                 }
+                // What it works on is made before that is known.
+                Some(Found::Miss(work)) if work.is_provisional() => {}
                 Some(Found::Miss(work)) => {
                     misses.insert(*id, *work);
                 }
                 None => {}
+            }
+            if matches!(vertex.op, Op::Source(_)) {
+                self.note_peer_records(*id).map_err(|error| Failure::of_step(error, &self.graph, vertex))?;
             }
         }
         Ok((misses, named))
@@ -124,7 +132,8 @@ impl Job {
             }
             if self.is_open(id) {
                 lock(&self.values)[id.index()] = None;
-                misses.extend(named.remove(&id).map(|work| (id, work)));
+                let work = named.remove(&id).filter(|work| !work.is_provisional());
+                misses.extend(work.map(|work| (id, work)));
             }
             if self.value(id).is_none() {
                 for edge in &self.graph.vertex(id).inputs {

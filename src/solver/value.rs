@@ -87,8 +87,10 @@ pub(super) enum FileSystem {
 pub(super) struct Cached {
     /// The vertex it was found for.
     pub(super) vertex: Digest,
-    /// Its chain ID.
+    /// Its chain ID, or what stands for it.
     pub(super) chain: Digest,
+    /// Whether nobody knows what it is: then `chain` says how it is made.
+    pub(super) by_definition: bool,
     /// Its layers, the lowest first; `None` when the cache names it only, so that it has to be made when somebody needs it.
     pub(super) layers: Option<Vec<RemoteLayer>>,
     /// Where the layers are.
@@ -212,7 +214,7 @@ impl Cached {
             store.remember_layer_blob(&layer.diff_id, &form)?;
         }
         store.note_times(&times)?;
-        let Some(parts) = self.work.parts_now() else { return Ok(()) };
+        let Some(parts) = self.work.parts_now().filter(|_| !self.work.is_provisional()) else { return Ok(()) };
         let stored = parts.stored(&[]);
         let step = NewStep {
             key: parts.key(),
@@ -273,6 +275,11 @@ impl FileSystem {
     /// Says whether it is known by its name only.
     pub(super) fn is_named_only(&self) -> bool {
         matches!(self, Self::Cached(cached) if cached.layers.is_none())
+    }
+
+    /// Says whether it is only known how it is made.
+    pub(super) fn is_by_definition(&self) -> bool {
+        matches!(self, Self::Cached(cached) if cached.by_definition)
     }
 
     /// Names what is there for as long as this engine works on it, whether or not it is identified.

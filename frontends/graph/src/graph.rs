@@ -3,9 +3,10 @@
 //! Vertices are only ever added after their inputs, so a graph cannot have cycles.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::digest::Digest;
-use crate::op::Op;
+use crate::op::{InputIndex, Op};
 use crate::platform::Platform;
 use crate::source::{SourceFile, Span};
 
@@ -85,6 +86,28 @@ pub struct Vertex {
     /// Everything else.
     pub meta: Meta,
     digest: Digest,
+    wording: Wording,
+}
+
+/// In whose words a vertex was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Wording {
+    /// The graph's own: it did not come with a digest.
+    #[default]
+    Own,
+    /// It is what became of an operation that was received, or of a part of one.
+    Part,
+    /// It is an operation as it was received.
+    Received(Arc<Received>),
+}
+
+/// An operation as it was received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Which of the vertex's inputs each of the operation's inputs is; `None` for one that the vertex does not have as it is.
+    pub inputs: Vec<Option<InputIndex>>,
 }
 
 impl Vertex {
@@ -92,6 +115,12 @@ impl Vertex {
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.digest
+    }
+
+    /// Says in whose words it was made.
+    #[must_use]
+    pub fn wording(&self) -> &Wording {
+        &self.wording
     }
 }
 
@@ -123,7 +152,7 @@ impl Graph {
     pub fn add(&mut self, op: Op, inputs: Vec<Edge>, platform: Platform, meta: Meta) -> VertexId {
         assert!(inputs.iter().all(|edge| edge.vertex.index() < self.vertices.len()), "inputs are added first");
         let digest = self.digest_of(&op, &inputs, &platform);
-        self.insert(Vertex { op, inputs, platform, meta, digest })
+        self.insert(Vertex { op, inputs, platform, meta, digest, wording: Wording::Own })
     }
 
     /// Adds a vertex that came with a digest, by which whoever made it knows it; or returns the one of that digest.
@@ -139,7 +168,12 @@ impl Graph {
         digest: Digest,
     ) -> VertexId {
         assert!(inputs.iter().all(|edge| edge.vertex.index() < self.vertices.len()), "inputs are added first");
-        self.insert(Vertex { op, inputs, platform, meta, digest })
+        self.insert(Vertex { op, inputs, platform, meta, digest, wording: Wording::Part })
+    }
+
+    /// Keeps the words in which a vertex came.
+    pub fn keep_wording(&mut self, id: VertexId, wording: Wording) {
+        self.vertices[id.index()].wording = wording;
     }
 
     fn insert(&mut self, vertex: Vertex) -> VertexId {

@@ -63,11 +63,11 @@ fn platform(platform: &Platform) -> pb::Platform {
     pb::Platform { architecture, os, variant, os_version, os_features }
 }
 
-fn index(input: Option<u32>) -> i64 {
+pub(crate) fn index(input: Option<u32>) -> i64 {
     input.map_or(-1, i64::from)
 }
 
-fn operation(vertex: &Vertex, session: &str) -> pb::op::Op {
+pub(crate) fn operation(vertex: &Vertex, session: &str) -> pb::op::Op {
     match &vertex.op {
         Op::Source(source) => pb::op::Op::Source(source_op(source, session)),
         Op::Exec(exec) => pb::op::Op::Exec(exec_op(exec)),
@@ -160,7 +160,7 @@ fn source_op(source: &Source, session: &str) -> pb::SourceOp {
     pb::SourceOp { identifier, attrs: attrs.0 }
 }
 
-fn exec_op(exec: &Exec) -> pb::ExecOp {
+pub(crate) fn exec_op(exec: &Exec) -> pb::ExecOp {
     let proxy = |name: &str| {
         let found = exec.proxy.env.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.clone()).unwrap_or_default()
@@ -285,7 +285,7 @@ fn mount(mount: &Mount) -> pb::Mount {
 }
 
 /// Each action works on what the one before it gave: numbers above those of the inputs are actions.
-fn file_op(file: &FileOp, inputs: usize) -> pb::FileOp {
+pub(crate) fn file_op(file: &FileOp, inputs: usize) -> pb::FileOp {
     let nothing = [FileAction::Mkdir { path: "/".to_owned(), mode: 0o755, parents: true, owner: None, mtime_ns: None }];
     let actions = if file.actions.is_empty() { &nothing[..] } else { &file.actions };
     let last = actions.len() - 1;

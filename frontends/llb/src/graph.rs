@@ -3,8 +3,9 @@
 //! Nothing here recurses: a definition may be as deep as it has operations.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use kiln_graph::graph::Meta;
+use kiln_graph::graph::{Meta, Received, Wording};
 use kiln_graph::op::{Copy, FileAction, FileOp, InputIndex, Op, Source};
 use kiln_graph::{Digest, Edge, Graph, Platform};
 
@@ -20,6 +21,7 @@ pub(crate) struct Reader<'a> {
     definition: &'a pb::Definition,
     host: &'a Platform,
     received: HashMap<Digest, pb::Op>,
+    bytes: HashMap<Digest, &'a [u8]>,
     /// The result: an operation and its output; `None` is an empty file system.
     result: Option<(Digest, u32)>,
     graph: Graph,
@@ -57,11 +59,12 @@ impl<'a> Reader<'a> {
             return Err(Refusal::too_large("def", format!("the operations are larger than {} MiB", MAX_BYTES >> 20)));
         }
         let mut received = HashMap::with_capacity(definition.def.len());
-        let mut last = None;
+        let (mut bytes_of, mut last) = (HashMap::with_capacity(definition.def.len()), None);
         for bytes in &definition.def {
             let digest = Digest::of(bytes);
             let op = parse(bytes).map_err(|refusal| refusal.at(digest))?;
             received.insert(digest, op);
+            bytes_of.insert(digest, bytes.as_slice());
             last = Some(digest);
         }
         let result = match last {
@@ -74,7 +77,7 @@ impl<'a> Reader<'a> {
         let mut graph = Graph::new();
         let places = Places::read(definition.source.as_ref(), &mut graph)?;
         let (outputs, copied) = (HashMap::new(), HashMap::new());
-        Ok(Self { definition, host, received, result, graph, places, outputs, copied })
+        Ok(Self { definition, host, received, bytes: bytes_of, result, graph, places, outputs, copied })
     }
 
     /// Adds what the result needs.
@@ -247,8 +250,13 @@ impl Adding<'_, '_> {
 
     /// Adds the vertex that has the operation's digest, with the inputs that were used.
     pub(crate) fn finish(self, op: Op) -> Edge {
-        let Self { reader, digest, platform, meta, inputs, .. } = self;
-        reader.graph.add_received(op, inputs, platform, meta, digest).into()
+        let Self { reader, digest, received, platform, meta, inputs } = self;
+        let position = |output: &Output| inputs.iter().position(|edge| Some(*edge) == *output);
+        let positions = received.iter().map(|output| position(output).and_then(|at| InputIndex::try_from(at).ok()));
+        let words = Received { bytes: reader.bytes[&digest].to_vec(), inputs: positions.collect() };
+        let id = reader.graph.add_received(op, inputs, platform, meta, digest);
+        reader.graph.keep_wording(id, Wording::Received(Arc::new(words)));
+        id.into()
     }
 
     /// Adds a vertex for a part of the operation, and begins the next one. Its digest comes from the operation's.

@@ -12,6 +12,7 @@ mod encode;
 mod exec;
 mod file;
 mod graph;
+mod key;
 mod meta;
 mod ops;
 mod refusal;
@@ -24,6 +25,7 @@ use kiln_graph::{Edge, Graph, Platform};
 
 pub use caps::CAPABILITIES;
 pub use encode::encode;
+pub use key::{KeyInput, Selected, StepKey, step_keys};
 pub use refusal::{Kind, Refusal};
 
 /// The most operations of a definition.

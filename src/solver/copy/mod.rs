@@ -15,6 +15,7 @@ pub use entry::{Entry, Match, Selection};
 pub use listing::Listing;
 pub use memo::{Memo, Remembered};
 pub use mode::apply_mode;
+pub(in crate::solver) use scan::open_selected;
 pub use select::{Owners, Tree, select};
 pub use write::{Ownership, Target, Writer, is_archive};
 

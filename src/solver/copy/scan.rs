@@ -238,7 +238,7 @@ impl Scan<'_> {
 }
 
 /// Opens a selected file again, to copy it.
-pub(super) fn open_selected(root: &OwnedFd, path: &[u8]) -> rustix::io::Result<OwnedFd> {
+pub(in crate::solver) fn open_selected(root: &OwnedFd, path: &[u8]) -> rustix::io::Result<OwnedFd> {
     super::select::open_beneath(root, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW)
 }
 

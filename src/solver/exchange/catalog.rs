@@ -6,8 +6,9 @@ use std::sync::Arc;
 use kiln_graph::Digest;
 use kiln_graph::oci::{Descriptor, chain_id};
 
-use super::config::{CacheConfig, CacheRecord, ns_of};
+use super::config::{CacheConfig, CacheInput, CacheRecord, ns_of};
 use super::mounts::MountEntry;
+use super::peer::Wanted;
 use super::{chain_name, content_name, parse_content, selector_name, step_name};
 use crate::error::Result;
 use crate::image::{BlobSource, ChainLayer};
@@ -179,6 +180,32 @@ impl Catalog {
                 }
             }
         }
+    }
+
+    /// Returns the positions of the records of a name.
+    pub(super) fn named(&self, name: &str) -> &[usize] {
+        self.by_name.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns the position of the record of a name that follows from nothing.
+    pub(super) fn root(&self, name: &str) -> Option<usize> {
+        self.named(name).iter().rev().copied().find(|at| self.records[*at].inputs.is_empty())
+    }
+
+    /// Says whether a record follows from these inputs.
+    pub(super) fn follows_from(&self, at: usize, inputs: &[Wanted]) -> bool {
+        let links = &self.records[at].inputs;
+        let is_met = |wanted: &Wanted, link: &CacheInput| {
+            usize::try_from(link.link).is_ok_and(|record| wanted.is_met(&link.selector, record))
+        };
+        links.len() == inputs.len()
+            && links.iter().zip(inputs).all(|(links, wanted)| links.iter().any(|link| is_met(wanted, link)))
+    }
+
+    /// Returns the result of a record, if the cache has its layers.
+    pub(super) fn result(&self, at: usize) -> Option<Hit> {
+        let layers = self.layers_of(self.results.get(&at)?)?;
+        Some(Hit { chain: *self.chains.get(&at)?, layers: Some(layers), source: Arc::clone(&self.source) })
     }
 
     /// Says whether an operation is known, on whatever inputs.

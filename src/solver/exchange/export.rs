@@ -44,6 +44,7 @@ impl Shared {
         if exports.iter().any(|export| !export.is_inline()) {
             for scope in scopes {
                 scope.job.settle_all().await;
+                scope.job.hash_for_export(&scope.roots).await?;
             }
         }
         for (number, export) in exports.iter().enumerate().filter(|(_, export)| !export.is_inline()) {

@@ -69,26 +69,40 @@ pub(super) fn gather(scopes: &[Scope], mode: Mode) -> Result<Gathered> {
         Mode::Min => Some(Gathering::in_targets(scopes)?),
     };
     let mut results = Vec::new();
-    for (at, job, value) in gathering.values {
+    for Given { records, job, value } in gathering.values {
         let layers = layers(&job, &value)?;
         let top = layers.last().map(|layer| layer.chain);
         let is_wanted = |chain| wanted.as_ref().is_none_or(|wanted| wanted.contains(&chain));
         if top.is_some_and(is_wanted) {
-            results.push((at, layers));
+            results.extend(records.into_iter().map(|at| (at, layers.clone())));
         }
     }
     Ok(Gathered { records: gathering.records, results })
 }
 
+/// What an input of a record follows from: some paths of a record's result, or all of it.
+pub(super) type Link = (String, usize);
+
 #[derive(Default)]
-struct Gathering {
+pub(super) struct Gathering {
     records: Vec<CacheRecord>,
-    /// File systems and contents by name, and steps by name and inputs.
-    known: HashMap<(String, Vec<usize>), usize>,
-    /// What steps gave, by their records.
-    values: Vec<(usize, Arc<Job>, FileSystem)>,
+    /// File systems and contents by name, and steps by name and what each input may be.
+    known: HashMap<(String, Vec<Vec<Link>>), usize>,
+    /// What steps gave.
+    values: Vec<Given>,
     /// The records that have a value.
     valued: HashSet<usize>,
+    /// The positions of values by the job and the chain ID.
+    by_chain: HashMap<(usize, Digest), usize>,
+    /// The records by which BuildKit knows the outputs of a job's vertices.
+    pub(super) for_peers: HashMap<(usize, Edge), Vec<usize>>,
+}
+
+/// What steps gave, with the records that stand for it.
+struct Given {
+    records: Vec<usize>,
+    job: Arc<Job>,
+    value: FileSystem,
 }
 
 impl Gathering {
@@ -101,6 +115,7 @@ impl Gathering {
             if vertex.meta.export_cache == Some(false) {
                 continue;
             }
+            self.add_for_peers(job, id)?;
             let (op, inputs) = match &vertex.op {
                 Op::Source(Source::Image(_) | Source::OciLayout(_) | Source::Local(_)) | Op::Build { .. } => continue,
                 Op::Source(source) => (job.source_key(source), Some(Vec::new())),
@@ -114,7 +129,7 @@ impl Gathering {
             };
             let (Some(op), Some(inputs)) = (op, inputs) else { continue };
             for (output, value) in (0..).zip(value.file_systems()) {
-                if let Some(chain) = value.chain_now() {
+                if let Some(chain) = value.chain_now().filter(|_| !value.is_by_definition()) {
                     self.result(job, (step_name(&op, output), inputs.clone()), value, chain);
                 }
             }
@@ -133,9 +148,20 @@ impl Gathering {
         let step = self.record(name, inputs);
         let made = self.record(chain_name(chain.as_ref()), Vec::new());
         self.link(made, step, String::new());
-        if self.valued.insert(step) && chain.is_some() {
-            self.values.push((step, Arc::clone(job), value.clone()));
+        self.give(job, step, value);
+    }
+
+    /// Notes that a record stands for what a step gave, if that is known and is not empty.
+    pub(super) fn give(&mut self, job: &Arc<Job>, record: usize, value: &FileSystem) {
+        let Some(Some(chain)) = value.chain_now() else { return };
+        if value.is_by_definition() || !self.valued.insert(record) {
+            return;
         }
+        let at = *self.by_chain.entry((Arc::as_ptr(job) as usize, chain)).or_insert_with(|| {
+            self.values.push(Given { records: Vec::new(), job: Arc::clone(job), value: value.clone() });
+            self.values.len() - 1
+        });
+        self.values[at].records.push(record);
     }
 
     /// Returns the record of what a step works on; `None` when that is not known.
@@ -149,9 +175,9 @@ impl Gathering {
     ) -> Result<Option<usize>> {
         let vertex = job.graph.vertex(id);
         let hash = match job.input_now(connection, vertex, (id.index(), number), used)? {
-            None => return Ok(None),
+            None | Some(Input::Selection(_)) => return Ok(None),
             Some(Input::FileSystem(whole)) => {
-                let chain = whole.chain_now();
+                let chain = whole.chain_now().filter(|_| !whole.is_by_definition());
                 return Ok(chain.map(|chain| self.record(chain_name(chain.as_ref()), Vec::new())));
             }
             Some(Input::Content(hash)) => hash,
@@ -159,7 +185,7 @@ impl Gathering {
         let content = self.record(content_name(&hash), Vec::new());
         if let Use::Paths(Some(from), copy) = used
             && let Value::FileSystem(whole) = job.input(vertex, *from)?
-            && let Some(Some(chain)) = whole.chain_now()
+            && let Some(Some(chain)) = whole.chain_now().filter(|_| !whole.is_by_definition())
         {
             let whole = self.record(chain_name(Some(&chain)), Vec::new());
             self.link(content, whole, selector_name(&selector(copy)));
@@ -168,11 +194,16 @@ impl Gathering {
     }
 
     /// Finds a record, or makes it.
-    fn record(&mut self, name: String, inputs: Vec<usize>) -> usize {
+    pub(super) fn record(&mut self, name: String, inputs: Vec<usize>) -> usize {
+        self.linked(name, inputs.into_iter().map(|at| vec![(String::new(), at)]).collect())
+    }
+
+    /// Finds the record of a name and what each of its inputs may be, or makes it.
+    pub(super) fn linked(&mut self, name: String, inputs: Vec<Vec<Link>>) -> usize {
         let records = &mut self.records;
         *self.known.entry((name, inputs)).or_insert_with_key(|(name, inputs)| {
-            let link = |at: &usize| vec![CacheInput { selector: String::new(), link: number(*at) }];
-            let inputs = inputs.iter().map(link).collect();
+            let link = |(selector, at): &Link| CacheInput { selector: selector.clone(), link: number(*at) };
+            let inputs = inputs.iter().map(|links| links.iter().map(link).collect()).collect();
             records.push(CacheRecord { digest: name.clone(), inputs, ..CacheRecord::default() });
             records.len() - 1
         })

@@ -13,8 +13,8 @@
 //! with `mode=min` has layers for the results that are in the image, and names for all others: those have to be made again
 //! when somebody works on them.
 //!
-//! BuildKit reads this and finds nothing in it, and the other way round, because names of steps differ: BuildKit's are digests
-//! of Go structures in JSON as the version at hand has them.
+//! Beside these are the records by which BuildKit knows the same steps and results ([`peer`]), so that each finds what the other
+//! exported.
 //!
 //! Parts: [`option`] reads attributes, `import` fetches a cache and [`catalog`] finds results in it; `gather` makes records of a
 //! build's graph and `export` writes them and their layers to a `place`. `objects` are the
@@ -32,6 +32,7 @@ mod imports;
 mod mounts;
 mod objects;
 mod option;
+mod peer;
 mod place;
 mod s3;
 
@@ -45,6 +46,7 @@ pub(super) use imports::Imports;
 use imports::Loaded;
 pub use option::take_imports;
 pub(super) use option::{CacheExport, CacheImport, IMPORT_ATTRIBUTES, of_attributes};
+pub(super) use peer::{Peer, PeerHit};
 
 use super::key::Key;
 

@@ -73,6 +73,24 @@ pub(super) fn identity(git: &GitSource, commit: &Commit) -> Parts {
     parts
 }
 
+/// Returns what versions of BuildKit call a checkout: newer ones name the reference where a repository may hold it, and say that
+/// submodules are left out, which older ones cannot do.
+pub(super) fn peer_keys(git: &GitSource, commit: &Commit) -> Vec<String> {
+    if git.commit_mtime {
+        return Vec::new();
+    }
+    let subdir = git.subdir.trim_matches('/');
+    let subdir = if subdir.is_empty() { String::new() } else { format!(":{subdir}") };
+    let (id, git_dir) = (&commit.id, if git.keep_git_dir { ".git" } else { "" });
+    let reference = commit.reference.as_ref().filter(|_| git.keep_git_dir);
+    let reference = reference.map(|reference| format!("#{reference}")).unwrap_or_default();
+    let older = (!git.skip_submodules).then(|| format!("{id}{git_dir}{subdir}"));
+    let skipped = if git.skip_submodules { "(skip-submodules)" } else { "" };
+    let newer = format!("{id}{git_dir}{reference}{subdir}{skipped}");
+    let is_same = older.as_ref() == Some(&newer);
+    older.into_iter().chain((!is_same).then_some(newer)).collect()
+}
+
 pub(super) fn material(git: &GitSource, commit: &Commit) -> Material {
     let reference = commit.reference.as_ref().map(|name| format!("#{name}")).unwrap_or_default();
     let algorithm = if commit.id.len() == 40 { "sha1" } else { "sha256" };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kiln_graph::op::HttpSource;
 use kiln_graph::{Algorithm, Digest, VertexId};
+use serde::Serialize;
 use sha2::Digest as _;
 use tokio::sync::mpsc;
 
@@ -70,6 +71,36 @@ pub(super) fn identity(http: &HttpSource, version: &Version) -> Parts {
 /// What identifies a file whose digest is given, so that no server has to be asked.
 pub(super) fn promised(http: &HttpSource) -> Option<Parts> {
     Some(described(http, &file_name(http, None).ok()?, &http.checksum?))
+}
+
+/// What BuildKit calls a file.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct PeerKey<'a> {
+    filename: &'a str,
+    perm: u32,
+    #[serde(rename = "UID")]
+    uid: u32,
+    #[serde(rename = "GID")]
+    gid: u32,
+    checksum: Digest,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_mod_time: Option<&'a str>,
+}
+
+/// Returns what BuildKit calls a file; of one whose digest is given, no server is asked.
+pub(super) fn peer_key(http: &HttpSource, version: Option<&Version>) -> Option<String> {
+    let promised = file_name(http, None).ok()?;
+    let (filename, checksum, last_mod_time) = match (http.checksum, version) {
+        (Some(checksum), _) => (promised.as_str(), checksum, None),
+        (None, version) => {
+            version.map(|version| (version.name.as_str(), version.digest, version.modified.as_deref()))?
+        }
+    };
+    let last_mod_time = last_mod_time.filter(|time| !time.is_empty());
+    let (perm, uid, gid) = (http.mode.unwrap_or(0), http.uid, http.gid);
+    let key = PeerKey { filename, perm, uid, gid, checksum, last_mod_time };
+    Some(Digest::of(serde_json::to_string(&key).ok()?.as_bytes()).to_string())
 }
 
 fn described(http: &HttpSource, name: &str, digest: &Digest) -> Parts {

@@ -136,7 +136,8 @@ impl Job {
     }
 
     /// Says whether an earlier build fetched what a source is now. Blocking.
-    pub(super) fn identify_source(&self, connection: &Connection, vertex: &Vertex, source: &Source) -> Result<Found> {
+    pub(super) fn identify_source(&self, connection: &Connection, id: VertexId, source: &Source) -> Result<Found> {
+        let vertex = self.graph.vertex(id);
         let parts = self.identity(source);
         if let Some(parts) = &parts
             && let Some((layer, record)) = self.look_up(connection, vertex, &parts.key())?
@@ -145,7 +146,7 @@ impl Job {
         }
         if let Some(parts) = &parts {
             let work = Work::of_source(parts.key(), parts.key(), parts.clone());
-            if let found @ Found::Value(..) = self.imported(vertex, work) {
+            if let found @ Found::Value(..) = self.imported(id, work) {
                 return Ok(found);
             }
         }
@@ -155,6 +156,18 @@ impl Job {
     /// Returns the key of a source's result, if it is known.
     pub(super) fn source_key(&self, source: &Source) -> Option<Key> {
         self.identity(source).map(|parts| parts.key())
+    }
+
+    /// Returns what BuildKit calls a source, as far as it is known what it is.
+    pub(super) fn pinned_keys(&self, source: &Source) -> Vec<String> {
+        match (source, self.pins.get(source)) {
+            (Source::Git(git), Some(Pin::Commit(commit))) => git::peer_keys(git, &commit),
+            (Source::Http(http), Some(Pin::File(version))) => {
+                http::peer_key(http, Some(&version)).into_iter().collect()
+            }
+            (Source::Http(http), None) => http::peer_key(http, None).into_iter().collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// What identifies the result of a source, if that is known.

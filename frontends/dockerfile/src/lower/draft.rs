@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use kiln_graph::graph::{Location, Meta};
+use kiln_graph::graph::{Location, Meta, Wording};
 use kiln_graph::op::{FileAction, FileOp, InputIndex, MountKind, Op, Source};
 use kiln_graph::{Digest, Edge, Graph, Platform, SourceFile, Span};
 
@@ -29,8 +29,8 @@ struct Vertex {
 enum Origin {
     /// It is a step of the Dockerfile.
     Own,
-    /// It came in another graph, under this digest.
-    Received(Digest),
+    /// It came in another graph, under this digest and in these words.
+    Received(Digest, Wording),
     /// It is no step, but this output of its input.
     Output(u32),
 }
@@ -88,8 +88,8 @@ impl Draft {
             if let Some(location) = &mut meta.location {
                 location.file = files[location.file as usize];
             }
-            let (op, platform, origin) =
-                (vertex.op.clone(), vertex.platform.clone(), Origin::Received(vertex.digest()));
+            let (op, platform) = (vertex.op.clone(), vertex.platform.clone());
+            let origin = Origin::Received(vertex.digest(), vertex.wording().clone());
             nodes.push(self.push(Vertex { op, inputs, platform, meta, origin }));
         }
         match given.root {
@@ -140,8 +140,10 @@ impl Draft {
             }
             meta.location = meta.location.map(|place| sources.place(&mut graph, &self.files, place));
             let inputs = inputs.iter().map(|input| edges[input]).collect();
-            if let Origin::Received(digest) = origin {
-                edges.insert(Node(at), graph.add_received(op, inputs, platform, meta, digest).into());
+            if let Origin::Received(digest, wording) = origin {
+                let id = graph.add_received(op, inputs, platform, meta, digest);
+                graph.keep_wording(id, wording);
+                edges.insert(Node(at), id.into());
                 continue;
             }
             if let Op::Source(Source::Local(local)) = &mut op {

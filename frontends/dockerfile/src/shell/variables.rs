@@ -11,7 +11,7 @@ enum Origin {
     Argument,
 }
 
-/// Names and values in the order in which the names first appeared.
+/// Names and values in the order in which they were last set: BuildKit's order, which processes see and caches know.
 #[derive(Clone, Debug, Default)]
 pub struct Variables {
     entries: Vec<(String, String, Origin)>,
@@ -25,7 +25,7 @@ impl Variables {
         Self::default()
     }
 
-    /// Sets a variable as ENV does. A name that is there already keeps its position.
+    /// Sets a variable as ENV does. A name that is there already moves to the end.
     pub fn set(&mut self, name: &str, value: impl Into<String>) {
         self.insert(name, value.into(), Origin::Environment);
     }
@@ -36,13 +36,12 @@ impl Variables {
     }
 
     fn insert(&mut self, name: &str, value: String, origin: Origin) {
-        if let Some(at) = self.by_name.get(name) {
-            let entry = &mut self.entries[*at];
-            (entry.1, entry.2) = (value, origin);
-        } else {
-            self.by_name.insert(name.to_owned(), self.entries.len());
-            self.entries.push((name.to_owned(), value, origin));
+        if let Some(at) = self.by_name.remove(name) {
+            self.entries.remove(at);
+            self.by_name.values_mut().filter(|other| **other > at).for_each(|other| *other -= 1);
         }
+        self.by_name.insert(name.to_owned(), self.entries.len());
+        self.entries.push((name.to_owned(), value, origin));
     }
 
     /// Returns a variable's value.
