@@ -65,6 +65,8 @@ fn privileged_provenance_tells_of_the_base_and_of_no_arguments_unless_asked_for_
     assert!(steps.iter().any(|step| step["op"]["Op"]["exec"]["meta"]["args"].to_string().contains("true")));
     let metadata = &max["metadata"]["https://mobyproject.org/buildkit@v1#metadata"];
     assert_eq!(metadata["source"]["infos"][0]["filename"], "Dockerfile");
+    let loaded = &metadata["source"]["infos"][0]["llbDefinition"][0]["op"]["Op"]["source"];
+    assert_eq!(loaded["identifier"], "local://dockerfile");
     assert!(metadata["layers"].as_object().is_some_and(|layers| !layers.is_empty()));
     assert!(!max.to_string().contains("hunter2"));
 }
@@ -223,7 +225,7 @@ fn documents(archive: &Path) -> std::collections::BTreeMap<String, Value> {
 #[test]
 fn privileged_statements_stand_in_the_index_beside_the_image_they_are_about() {
     let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM busybox\nRUN true\n")]) else { return };
-    kiln.ok(["build", "-t", "team/app:1", "--sbom", "--provenance", "-o", "type=oci,dest=app.tar", "app"]);
+    kiln.ok(["build", "-t", "team/app:1", "--sbom", "--provenance=mode=max", "-o", "type=oci,dest=app.tar", "app"]);
     let documents = documents(&kiln.scratch().join("app.tar"));
     let blob = |descriptor: &Value| {
         let digest = descriptor["digest"].as_str().expect("a digest");
@@ -246,6 +248,10 @@ fn privileged_statements_stand_in_the_index_beside_the_image_they_are_about() {
         let digest = format!("sha256:{}", subject["digest"]["sha256"].as_str().expect("a digest"));
         assert_eq!(image["digest"], digest);
     }
+    let told = blob(&layers[1])["predicate"]["runDetails"]["metadata"]["buildkit_metadata"]["layers"].clone();
+    let steps: Vec<&Value> = told.as_object().expect("layers of steps").values().collect();
+    let held = blob(image)["layers"].clone();
+    assert!(steps.iter().any(|step| step[0] == held), "{held} among {steps:?}");
     // Who wants no attestations, gets an image and no index.
     kiln.ok(["build", "-t", "team/app:1", "--provenance=false", "-o", "type=oci,dest=plain.tar", "app"]);
     let plain = self::documents(&kiln.scratch().join("plain.tar"));

@@ -38,7 +38,13 @@ pub struct Form {
 
 impl Default for Form {
     fn default() -> Self {
-        Self { compression: Compression::GZIP, force_compression: false, docker_types: false, artifacts: true }
+        Self {
+            compression: Compression::GZIP,
+            force_compression: false,
+            docker_types: false,
+            artifacts: true,
+            estargz: false,
+        }
     }
 }
 
@@ -135,7 +141,8 @@ pub struct Assembly {
     pub annotations: BTreeMap<String, String>,
     /// Annotations of whatever points at its manifest.
     pub descriptor_annotations: BTreeMap<String, String>,
-    /// What is said about it: the type of each predicate, and the predicate, a JSON document.
+    /// What is said about it: the type of each predicate, and the predicate, a JSON document. Descriptors of its layers uncompressed
+    /// become those of the layers that the image holds.
     pub predicates: Vec<(String, Bytes)>,
 }
 
@@ -178,7 +185,10 @@ impl Images {
                         "attestations have OCI media types only: leave out oci-mediatypes=false",
                     ));
                 }
-                attached.push(attach(&assembly.predicates, &image, &top.names, form.artifacts)?);
+                let diff_ids = assembly.image.chain.iter().filter_map(|snapshot| snapshot.diff_id);
+                let layers = diff_ids.zip(image.layers.iter().map(|layer| &layer.descriptor)).collect();
+                let predicates = point_at_layers(assembly.predicates, &layers)?;
+                attached.push(attach(&predicates, &image, &top.names, form.artifacts)?);
             }
             images.push(image);
         }
@@ -340,6 +350,39 @@ impl Images {
             Ok(())
         })
     }
+}
+
+/// Has predicates that name layers of the image by what they are uncompressed name what the image holds.
+fn point_at_layers(
+    mut predicates: Vec<(String, Bytes)>,
+    layers: &BTreeMap<Digest, &Descriptor>,
+) -> Result<Vec<(String, Bytes)>> {
+    fn visit(value: &mut serde_json::Value, layers: &BTreeMap<Digest, &Descriptor>) {
+        match value {
+            serde_json::Value::Array(list) => list.iter_mut().for_each(|value| visit(value, layers)),
+            serde_json::Value::Object(object) => {
+                let is_tar = object.get("mediaType").is_some_and(|kind| kind == media_type::OCI_LAYER);
+                let digest = object.get("digest").filter(|_| is_tar).and_then(|digest| digest.as_str()?.parse().ok());
+                match digest.and_then(|digest: Digest| layers.get(&digest)) {
+                    Some(held) => {
+                        object.insert("mediaType".to_owned(), held.media_type.as_str().into());
+                        object.insert("digest".to_owned(), held.digest.to_string().into());
+                        object.insert("size".to_owned(), held.size.into());
+                    }
+                    None => object.values_mut().for_each(|value| visit(value, layers)),
+                }
+            }
+            _ => {}
+        }
+    }
+    for (_, predicate) in &mut predicates {
+        if predicate.windows(media_type::OCI_LAYER.len()).any(|text| text == media_type::OCI_LAYER.as_bytes()) {
+            let mut value = serde_json::from_slice(predicate)?;
+            visit(&mut value, layers);
+            *predicate = serde_json::to_vec_pretty(&value)?.into();
+        }
+    }
+    Ok(predicates)
 }
 
 fn index(manifests: Vec<Descriptor>, top: &Top, docker_types: bool) -> Result<Document> {

@@ -8,9 +8,10 @@ use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use kiln_graph::graph::Meta;
 use kiln_graph::op::{
-    Copy, Exec, FileAction, FileOp, Mode, Mount, MountKind, NetworkMode, Op, Owner, OwnerId, ResolveMode, SecretFile,
-    SecurityMode, Sharing, Source,
+    Copy, Exec, FileAction, FileOp, LocalSource, Mode, Mount, MountKind, NetworkMode, Op, Owner, OwnerId, ResolveMode,
+    SecretFile, SecurityMode, Sharing, Source,
 };
 use kiln_graph::{Edge, Graph, Platform, Vertex, VertexId};
 use serde_json::{Map, Value, json};
@@ -43,8 +44,19 @@ pub(super) fn build_config(graph: &Graph, order: &[VertexId], root: Option<Edge>
     json!({"llbDefinition": steps, "digestMapping": mapping})
 }
 
-/// Writes the sources and the places of steps in them; `None` when no step has a place.
-pub(super) fn source(graph: &Graph, order: &[VertexId], names: &Names) -> Option<Value> {
+/// Writes how the client's own Dockerfile was come by.
+fn loading(filename: &str) -> Value {
+    let follow = [filename, &format!("{filename}.dockerignore"), &filename.to_lowercase()].map(str::to_owned).to_vec();
+    let name = "dockerfile".to_owned();
+    let local = LocalSource { key_hint: name.clone(), name, follow, ..LocalSource::default() };
+    let mut graph = Graph::new();
+    let local = graph.add(Op::Source(Source::Local(local)), Vec::new(), Platform::host(), Meta::default());
+    build_config(&graph, &[local], Some(local.into()), &names(&[local]))
+}
+
+/// Writes the sources and the places of steps in them; `None` when no step has a place. `loaded` is the path of the Dockerfile, if it
+/// was a file of the client.
+pub(super) fn source(graph: &Graph, order: &[VertexId], names: &Names, loaded: Option<&str>) -> Option<Value> {
     let mut locations = Map::new();
     for id in order {
         let Some(location) = graph.vertex(*id).meta.location else { continue };
@@ -57,7 +69,12 @@ pub(super) fn source(graph: &Graph, order: &[VertexId], names: &Names) -> Option
         locations.insert(names[id].clone(), json!({"locations": [place]}));
     }
     let info = |file: &kiln_graph::SourceFile| json!({"filename": file.name(), "language": "Dockerfile", "data": STANDARD.encode(file.text())});
-    let infos: Vec<Value> = graph.sources().iter().map(info).collect();
+    let mut infos: Vec<Value> = graph.sources().iter().map(info).collect();
+    if let (Some(filename), Some(Value::Object(first))) = (loaded, infos.first_mut())
+        && let Value::Object(loading) = loading(filename)
+    {
+        first.extend(loading);
+    }
     (!locations.is_empty()).then(|| json!({"locations": locations, "infos": infos}))
 }
 
@@ -112,7 +129,17 @@ fn operation(vertex: &Vertex) -> Value {
             "attrs": {"llbbuild.filename": filename},
         }}),
     };
-    json!({"Op": op, "platform": platform(&vertex.platform), "constraints": {}})
+    let platform = if has_platform(&vertex.op) { platform(&vertex.platform) } else { Value::Null };
+    Message::default().must("Op", op).set("platform", platform).must("constraints", json!({})).done()
+}
+
+/// Says whether LLB names a platform with an operation: files are the same on all of them.
+fn has_platform(op: &Op) -> bool {
+    match op {
+        Op::Source(source) => matches!(source, Source::Image(_) | Source::OciLayout(_)),
+        Op::Exec(_) | Op::Build { .. } => true,
+        Op::File(_) | Op::Merge | Op::Diff { .. } => false,
+    }
 }
 
 fn platform(platform: &Platform) -> Value {
@@ -137,7 +164,8 @@ fn source_op(source: &Source) -> Value {
             attrs = attrs
                 .set("local.excludepatterns", list(&local.exclude))
                 .set("local.followpaths", list(&local.follow))
-                .set("local.includepattern", list(&local.include));
+                .set("local.includepattern", list(&local.include))
+                .set("local.sharedkeyhint", local.key_hint.as_str());
             format!("local://{}", local.name)
         }
         Source::Git(git) => {
@@ -175,7 +203,8 @@ fn exec_op(exec: &Exec) -> Value {
         .set("user", exec.user.as_str())
         .set("extraHosts", hosts.collect::<Vec<_>>())
         .set("hostname", exec.hostname.as_str())
-        .set("ulimit", ulimits.collect::<Vec<_>>());
+        .set("ulimit", ulimits.collect::<Vec<_>>())
+        .set("removeMountStubsRecursive", true);
     let root = Message::default()
         .must("input", exec.root.input.map_or(-1, i64::from))
         .set("dest", "/")
@@ -211,14 +240,21 @@ fn exec_op(exec: &Exec) -> Value {
 }
 
 fn mount(mount: &Mount) -> Value {
-    let (mut input, mut output, mut selector, mut kind) = (None, None, "", 0);
+    let (mut input, mut output, mut selector, mut kind, mut readonly) = (None, None, "", 0, mount.readonly);
     let mut option = None;
     match &mount.kind {
         MountKind::Bind { input: from, selector: path, output: to } => {
             (input, output, selector) = (*from, *to, path.as_str());
         }
-        MountKind::Secret(secret) => (kind, option) = (1, Some(("secretOpt", file(secret)))),
-        MountKind::Ssh(agent) => (kind, option) = (2, Some(("SSHOpt", file(agent)))),
+        // These have neither input nor output, for which clients write zeros.
+        MountKind::Secret(secret) => {
+            (kind, option) = (1, Some(("secretOpt", file(secret))));
+            (input, output, readonly) = (Some(0), Some(0), false);
+        }
+        MountKind::Ssh(agent) => {
+            (kind, option) = (2, Some(("SSHOpt", file(agent))));
+            (input, output, readonly) = (Some(0), Some(0), false);
+        }
         MountKind::Cache { id, sharing, input: from, selector: path } => {
             let sharing = match sharing {
                 Sharing::Shared => 0,
@@ -238,7 +274,7 @@ fn mount(mount: &Mount) -> Value {
         .set("selector", selector)
         .set("dest", mount.target.as_str())
         .must("output", output.map_or(-1, i64::from))
-        .set("readonly", mount.readonly)
+        .set("readonly", readonly)
         .set("mountType", kind);
     match option {
         Some((key, value)) => message.set(key, value).done(),
@@ -352,8 +388,8 @@ fn owner(owner: &Owner) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use kiln_graph::graph::{Location, Meta};
-    use kiln_graph::op::{LocalSource, Root, SecretEnv};
+    use kiln_graph::graph::Location;
+    use kiln_graph::op::{Root, SecretEnv};
     use kiln_graph::{SourceFile, Span};
 
     use super::*;
@@ -393,11 +429,14 @@ mod tests {
         assert_eq!((&run["network"], &run["secretenv"][0]["ID"]), (&json!(2), &json!("key")));
         assert_eq!(steps[3], json!({"id": "step3", "op": {"Op": null}, "inputs": ["step2:0"]}));
         assert_eq!(config["digestMapping"][graph.vertex(exec).digest().to_string()], "step2");
-        let source = source(&graph, &order, &names).unwrap();
+        let source = source(&graph, &order, &names, Some("Dockerfile")).unwrap();
         assert_eq!(
             source["locations"]["step2"],
             json!({"locations": [{"ranges": [{"start": {"line": 3}, "end": {"line": 3}}]}]})
         );
         assert_eq!(source["infos"][0]["filename"], "Dockerfile");
+        let loading = &source["infos"][0]["llbDefinition"];
+        assert_eq!(loading[0]["op"]["Op"]["source"]["identifier"], "local://dockerfile");
+        assert_eq!(loading[1], json!({"id": "step1", "op": {"Op": null}, "inputs": ["step0:0"]}));
     }
 }

@@ -173,8 +173,9 @@ impl Job {
         let mut statement = self.statement(provenance, facts, &order);
         if provenance.mode == Mode::Max {
             let names = definition::names(&order);
+            let loaded = facts.local_file.then_some(facts.filename.as_str());
             statement.build_config = Some(definition::build_config(&self.graph, &order, target.root, &names));
-            statement.source = definition::source(&self.graph, &order, &names);
+            statement.source = definition::source(&self.graph, &order, &names, loaded);
             statement.layers = self.layers(&order, &names).await?;
         }
         let (predicate_type, predicate) = match provenance.version {
@@ -208,6 +209,10 @@ impl Job {
         }
         if facts.local_file {
             statement.locals.insert("dockerfile".to_owned());
+            // It is asked for what it ignores, at least.
+            if statement.config_uri.is_empty() {
+                statement.locals.insert("context".to_owned());
+            }
         }
         statement.materials.sort();
         statement.materials.dedup();
@@ -278,7 +283,7 @@ impl Job {
     }
 }
 
-/// A layer as the tar archive it is: how an exporter will compress it is its own business.
+/// A layer as the tar archive it is. Who makes an image has it point at what the image holds (`image::Assembly`).
 fn descriptor(snapshot: &Snapshot) -> Option<Json> {
     let digest = snapshot.diff_id?.to_string();
     let mut descriptor = json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest});
