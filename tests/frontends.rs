@@ -257,6 +257,37 @@ async fn privileged_a_frontend_of_a_registry_builds_for_all_clients() {
     assert_eq!(daemon.command(&["run", "--rm", "three", "sh", "-c", "echo $BY"]).ok(), "cook");
 }
 
+#[test]
+fn privileged_builds_of_a_frontend_are_compared_recorded_and_named_by_contexts() {
+    let Some(daemon) = Daemon::start() else { return };
+    make_image(&daemon, "cook", "");
+    daemon.dockerfile("# syntax=cook\nFROM busybox\nARG BY=nobody\nRUN echo $BY > /by\n");
+    let verified = daemon.command(&["build", "--verify", "--metadata-file=told", "-t", "same", "."]);
+    verified.output().expect_code(0).expect_stderr(&["reproducible: "]);
+    assert_eq!(daemon.cat("same", "/by"), "cook");
+    let told = std::fs::read_to_string(daemon.kiln.scratch().join("told")).unwrap();
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let provenance = &told["buildx.build.provenance"];
+    assert!(provenance.to_string().contains("pkg:docker/busybox"), "{told}");
+    // So is what a frontend makes in LLB.
+    let llb = ["--verify", "--build-arg=PLAY=llb", "--build-arg=SALT=some", "-t", "soup", "."];
+    daemon.command(&[&["build"][..], &llb].concat()).output().expect_code(0).expect_stderr(&["reproducible: "]);
+    daemon.dockerfile("# syntax=cook\nFROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /id\n");
+    let differs = daemon.command(&["build", "--verify", "-t", "other", "."]).output().expect_code(1);
+    differs.expect_stderr(&["not reproducible: ", "/id", "content"]);
+    daemon.command(&["image", "inspect", "other"]).fails();
+
+    // A named context stands for the frontend's image, if it is an image.
+    daemon.dockerfile("# syntax=example.com/chef:2\nFROM busybox\nARG BY=nobody\nRUN echo $BY > /by\n");
+    let named = |context: &str| {
+        let context = format!("example.com/chef:2={context}");
+        daemon.command(&["build", "-q", "-t", "named", "--build-context", &context, "."])
+    };
+    named("docker-image://cook").ok();
+    assert_eq!(daemon.cat("named", "/by"), "cook");
+    named(".").fails().expect_stderr(&["example.com/chef:2"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_frontend_that_misbehaves_fails_its_own_build() {
     let Some(daemon) = Daemon::start() else { return };

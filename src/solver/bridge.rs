@@ -12,7 +12,6 @@ use kiln_graph::{Digest, Edge, Graph, Platform, Reference, VertexId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::Solver;
 use super::contexts::Locals;
 use super::definition::{plain_config, refused};
 use super::exchange::{Ahead, CacheExport, Scope};
@@ -26,6 +25,7 @@ use super::remote::{FileAnswer, GitAnswer};
 use super::request::{BuildRequest, Built, Inputs};
 use super::value::{FileSystem, Value};
 use super::workshop::{Draft, Made, Summons, Workshop};
+use super::{ProvenanceMode, Solver};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::filesync::Entry;
 use crate::image::Policy;
@@ -277,10 +277,6 @@ impl Bridge {
         exports: (Vec<Export>, Vec<CacheExport>),
         summons: Summons,
     ) -> Result<Built, Failure> {
-        if shop.shared.witness.is_some() {
-            let text = format!("comparing two builds (--verify) by the frontend {}", summons.image);
-            return Err(Error::unsupported(text).into());
-        }
         let bridge = Self::of(shop, exports, None);
         let exported = async {
             let findings = Box::pin(bridge.summon(&bridge.shop, summons)).await?;
@@ -557,17 +553,40 @@ impl Bridge {
                 built.documents.extend(batch.draft.documents().await?);
             }
         }
-        if !self.exports.is_empty() {
+        if let Some(mode) = self.shop.request.record_provenance {
+            built.response = self.record(findings, mode).await?;
+        }
+        let verifies = self.shop.shared.witness.is_some();
+        if !self.exports.is_empty() || verifies {
             let mut product = self.product(findings).await?;
             if self.caches.iter().any(CacheExport::is_inline) {
                 product.cache.clone_from(&scopes);
             }
             let job = self.refs().values().next().map(|part| Arc::clone(&part.batch.draft.job));
             let job = job.ok_or_else(|| Error::invalid("the frontend returned nothing that could be exported"))?;
-            built.response = job.export(&self.exports, &Arc::new(product)).await?;
+            let product = Arc::new(product);
+            if !job.passes(&product, &mut built.response).await? {
+                return Ok(built);
+            }
+            built.response.extend(job.export(&self.exports, &product).await?);
         }
         built.response.extend(self.shop.shared.export_caches(&self.caches, &scopes).await?);
         Ok(built)
+    }
+
+    /// Writes what buildx's metadata file says about where results are from.
+    async fn record(&self, findings: &Findings, mode: ProvenanceMode) -> Result<BTreeMap<String, String>> {
+        let named: Vec<(Option<&str>, &String)> = match &findings.refs {
+            Refs::None => Vec::new(),
+            Refs::One(name) => vec![(None, name)],
+            Refs::ByPlatform(names) => names.iter().map(|(id, name)| (Some(id.as_str()), name)).collect(),
+        };
+        let mut response = BTreeMap::new();
+        for (platform, name) in named.into_iter().filter(|(_, name)| !name.is_empty()) {
+            let Part { batch, number } = self.part(name)?;
+            response.extend([batch.draft.record(mode, number, platform).await?]);
+        }
+        Ok(response)
     }
 
     /// Returns what caches are told about results.

@@ -75,8 +75,9 @@ impl Workshop {
         let images: HashMap<_, _> = scanner.map(|image| (image.id, image)).into_iter().collect();
         let started_ns = shared.progress.now_ns();
         let facts = Facts {
-            frontend: String::new(),
-            attrs: attrs.clone(),
+            // A definition that a frontend made is there because somebody asked for that frontend.
+            frontend: self.request.frontend.clone(),
+            attrs: self.request.attrs.clone(),
             filename: String::new(),
             local_file: false,
             started_ns,

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use kiln_graph::oci::ImageConfig;
 use serde::Serialize;
 
@@ -17,6 +19,9 @@ use super::lock;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::store::{Lease, Snapshot, SnapshotId, Store};
 use crate::task::{self, Cancel};
+
+/// The key of the answer that says how two builds differ: JSON in base64.
+const VERIFIED: &str = "kiln.verify";
 
 /// So many differences are listed; the rest is counted.
 const MAX_LISTED: usize = 1000;
@@ -79,15 +84,25 @@ impl Comparison {
 }
 
 impl Job {
-    /// Compares a result with that of the build before; `None` when this is the first one.
+    /// Says whether a result is to be exported: always, unless two builds are compared. Then it is the second one's, if it is what
+    /// the first one gave, and the answer gets what differs.
     ///
     /// # Errors
     /// When a layer cannot be read.
-    pub(super) async fn compare(
+    pub(super) async fn passes(
         self: &Arc<Self>,
-        witness: &Witness,
         product: &Arc<Product>,
-    ) -> Result<Option<Comparison>> {
+        response: &mut BTreeMap<String, String>,
+    ) -> Result<bool> {
+        let Some(witness) = &self.witness else { return Ok(true) };
+        let Some(comparison) = self.compare(witness, product).await? else { return Ok(false) };
+        let same = comparison.is_same();
+        response.insert(VERIFIED.to_owned(), STANDARD.encode(String::from(comparison)));
+        Ok(same)
+    }
+
+    /// Compares a result with that of the build before; `None` when this is the first one.
+    async fn compare(self: &Arc<Self>, witness: &Witness, product: &Arc<Product>) -> Result<Option<Comparison>> {
         let Some(before) = lock(&witness.0).take() else {
             *lock(&witness.0) = Some(Seen { product: Arc::clone(product), _lease: self.lease.clone() });
             return Ok(None);

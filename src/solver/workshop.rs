@@ -35,9 +35,6 @@ const GATEWAY: &str = "gateway.v0";
 /// The attribute that asks for a frontend which is a result itself.
 const DEVELOPMENT: &str = "gateway-devel";
 
-/// The key of the answer that says how two builds differ: JSON in base64.
-const VERIFIED: &str = "kiln.verify";
-
 /// Docker Hub has two names: clients' sessions know it by that of its server.
 const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
 
@@ -315,10 +312,13 @@ impl Draft {
         self.job.carry_out(self.roots(&all)).await?;
         let mut built = Built::default();
         if let Some(mode) = record {
-            built.response = self.record(mode).await?;
+            for number in &all {
+                let target = self.targets.get(*number).map(|(target, _)| target).filter(|_| self.multi_platform);
+                let platform = target.map(|target| target.platform.to_string());
+                built.response.extend([self.record(mode, *number, platform.as_deref()).await?]);
+            }
         }
-        let witness = &self.job.witness;
-        if exports.is_empty() && witness.is_none() {
+        if exports.is_empty() && self.job.witness.is_none() {
             return Ok(built);
         }
         let mut variants = Vec::new();
@@ -329,15 +329,9 @@ impl Draft {
         let cache = if inline { vec![self.scope(&all)] } else { Vec::new() };
         let (multi_platform, epoch_ns) = (self.multi_platform, self.facts.epoch_ns);
         let product = Arc::new(Product { variants, multi_platform, epoch_ns, cache });
-        if let Some(witness) = witness {
-            let Some(comparison) = self.job.compare(witness, &product).await? else { return Ok(built) };
-            let same = comparison.is_same();
-            built.response.insert(VERIFIED.to_owned(), STANDARD.encode(String::from(comparison)));
-            if !same {
-                return Ok(built);
-            }
+        if self.job.passes(&product, &mut built.response).await? {
+            built.response.extend(self.job.export(exports, &product).await?);
         }
-        built.response.extend(self.job.export(exports, &product).await?);
         Ok(built)
     }
 
@@ -369,15 +363,20 @@ impl Draft {
         Ok(documents)
     }
 
-    /// Writes what buildx's metadata file says about where the result is from.
-    async fn record(&self, mode: ProvenanceMode) -> Result<BTreeMap<String, String>> {
-        let mut response = BTreeMap::new();
-        for (target, _) in &self.targets {
-            let made = self.job.recorded_provenance(mode, &self.facts, target).await?;
-            let platform = if self.multi_platform { format!("/{}", target.platform) } else { String::new() };
-            response.insert(format!("buildx.build.provenance{platform}"), STANDARD.encode(&made.predicate));
-        }
-        Ok(response)
+    /// Writes what buildx's metadata file says about where a result is from, with its key; of several, each is known by its platform.
+    ///
+    /// # Errors
+    /// As for [`Self::build`].
+    pub(super) async fn record(
+        &self,
+        mode: ProvenanceMode,
+        number: usize,
+        platform: Option<&str>,
+    ) -> Result<(String, String)> {
+        let (target, _) = self.targets.get(number).ok_or_else(|| Error::internal("a result that does not exist"))?;
+        let made = self.job.recorded_provenance(mode, &self.facts, target).await?;
+        let platform = platform.map(|platform| format!("/{platform}")).unwrap_or_default();
+        Ok((format!("buildx.build.provenance{platform}"), STANDARD.encode(&made.predicate)))
     }
 }
 
