@@ -191,6 +191,53 @@ fn privileged_an_image_is_pushed_as_it_is_wanted() {
 }
 
 #[test]
+fn privileged_layers_are_written_in_estargz_form() {
+    let dockerfile =
+        "FROM busybox\nCOPY a /\nRUN mkdir /d && head -c 5000000 /dev/zero >/d/large && ln -s large /d/link\n";
+    let Some(kiln) = Kiln::project(&[("Dockerfile", dockerfile), ("a", "a")]) else { return };
+    if !has_registry() {
+        return;
+    }
+    let registry = Registry::start();
+    let name = format!("{}/lazy", registry.host());
+    let output = |rest: &str| format!("type=image,name={name}:new,push=true,compression=estargz{rest}");
+    build(&kiln, &["-o", &output(""), "--metadata-file=one"]);
+    let table = "containerd.io/snapshot/stargz/toc.digest";
+    let has_table = |manifest: &Value| -> Vec<bool> {
+        let layers = manifest["layers"].as_array().expect("layers");
+        layers.iter().map(|layer| layer["annotations"][table].is_string()).collect()
+    };
+    let manifest = raw(&registry, "lazy:new");
+    assert_eq!(manifest["layers"][1]["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip");
+    assert_eq!(has_table(&manifest), [false, true, true], "the base's layer stays as it is");
+    // The same again, and those of the base when that is asked for.
+    build(&kiln, &["-o", &output(""), "--metadata-file=two"]);
+    assert_eq!(metadata(&kiln, "one")["containerimage.digest"], metadata(&kiln, "two")["containerimage.digest"]);
+    build(&kiln, &["-o", &output(",force-compression=true")]);
+    assert_eq!(has_table(&raw(&registry, "lazy:new")), [true; 3]);
+    // Everybody else sees the files alone, and finds that the layers are what the configuration says.
+    let other = Kiln::new();
+    for kiln in [&kiln, &other] {
+        if kiln.root() == other.root() {
+            kiln.ok(["pull", "-q", &format!("{name}:new")]);
+        }
+        let list = "cat /a; echo; ls -l /d | tail -n +2 | awk '{ print $1, $5, $9 }'; ls / | grep -c stargz";
+        let seen = kiln.command(["run", "--rm", "--network=none", &format!("{name}:new"), "sh", "-c", list]).output();
+        assert_eq!(seen.stdout, "a\n-rw-r--r-- 5000000 large\nlrwxrwxrwx 5 link\n0\n", "{}", seen.report());
+    }
+    command::run(
+        "skopeo",
+        [
+            "copy",
+            "-q",
+            "--src-tls-verify=false",
+            &format!("docker://{name}:new"),
+            &format!("dir:{}", kiln.scratch().join("copy").display()),
+        ],
+    );
+}
+
+#[test]
 fn privileged_a_registry_is_taken_as_it_is_when_that_is_asked_for() {
     let Some(kiln) = Kiln::project(&[("Dockerfile", FILES)]) else { return };
     if !has_registry() {
@@ -415,7 +462,8 @@ fn privileged_what_is_wrong_about_an_output_is_said() {
     let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]) else { return };
     for (args, words) in [
         (&["-o", "type=image,compresion=zstd"][..], "did you mean compression?"),
-        (&["-o", "type=image,compression=estargz"], "estargz is not supported"),
+        (&["-o", "type=image,compression=estargz,oci-mediatypes=false"], "OCI media types only"),
+        (&["-o", "type=image,compression=nydus"], "nydus is not supported"),
         (&["-o", "type=locl,dest=x"], "did you mean local?"),
         (&["-o", "type=local,dest=x,mode=delete"], "buildx.local.delete"),
         (&["--annotation=index:a=b"], "for an index"),

@@ -20,6 +20,11 @@ const IN_TOTO: &str = "application/vnd.in-toto+json";
 /// What a manifest of attestations is, as an artifact.
 const ATTESTATION_MANIFEST: &str = "application/vnd.docker.attestation.manifest.v1+json";
 
+/// The annotations of a layer in eStargz form, by which engines that fetch files when they are read know it: the digest of its table
+/// of contents, and its size uncompressed.
+const ESTARGZ_TABLE: &str = "containerd.io/snapshot/stargz/toc.digest";
+const ESTARGZ_SIZE: &str = "io.containers.estargz.uncompressed-size";
+
 /// The largest attestation; BuildKit's limit, in bytes.
 const MAX_STATEMENT: usize = 40 << 20;
 
@@ -34,6 +39,8 @@ pub struct Form {
     pub docker_types: bool,
     /// Whether attestations are written as OCI artifacts, and not in the shape of an image.
     pub artifacts: bool,
+    /// Whether layers in eStargz form are said to be so, with the digest of their table of contents.
+    pub estargz: bool,
 }
 
 impl Default for Form {
@@ -256,7 +263,14 @@ impl Images {
         if !form.force_compression
             && let Some((blob, suffix)) = self.store.foreign_layer_blob(lease, &diff_id)?
         {
-            let descriptor = Descriptor::new(&typed(&suffix), *blob.digest(), blob.size());
+            let mut descriptor = Descriptor::new(&typed(&suffix), *blob.digest(), blob.size());
+            if form.estargz
+                && let Some(table) = self.store.estargz_table(&blob)?
+            {
+                let size = snapshot.tar_size.unwrap_or_default();
+                descriptor.annotations.insert(ESTARGZ_TABLE.to_owned(), table.to_string());
+                descriptor.annotations.insert(ESTARGZ_SIZE.to_owned(), size.to_string());
+            }
             return Ok(AssembledLayer { descriptor, blob: Some(blob) });
         }
         let made = if form.force_compression {

@@ -2,13 +2,13 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kiln_graph::oci::{History, ImageConfig, RootFs};
+use kiln_graph::oci::{History, ImageConfig, RootFs, chain_id};
 use kiln_graph::{Digest, Reference};
 
 use super::{Images, record};
 use crate::error::{Error, Result};
 use crate::store::layer::{Style, Times};
-use crate::store::{Lease, Snapshot, SnapshotId};
+use crate::store::{Blob, Lease, Snapshot, SnapshotId};
 use crate::task::Cancel;
 
 /// An image to be made.
@@ -90,7 +90,50 @@ impl Images {
             diff_ids.push(self.store.write_layer_as(snapshot.id, &style, &mut writer, cancel)?.diff_id);
             blobs.push(Some(writer.finish()?));
         }
-        let unpacker = self.store.unpacker(lease, &diff_ids)?;
+        self.unpack_again(lease, &diff_ids, &blobs, cancel)
+    }
+
+    /// Makes the layers above the lowest `kept` ones again in eStargz form, and returns the topmost, leased. Blocking.
+    ///
+    /// # Errors
+    /// As for [`Self::clamp_times`]; `InvalidArgument` and `Unsupported` for layers that cannot have the form.
+    pub fn estargz(
+        &self,
+        lease: &Lease,
+        top: Option<SnapshotId>,
+        kept: usize,
+        level: u32,
+        cancel: &Cancel,
+    ) -> Result<Option<SnapshotId>> {
+        let chain = self.chain(lease, top)?;
+        let (mut diff_ids, mut blobs, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        let mut below = None;
+        for (at, snapshot) in chain.iter().enumerate() {
+            let known = snapshot.diff_id.ok_or_else(|| Error::internal("a layer of the image was not identified"))?;
+            let made =
+                if at < kept { None } else { Some(self.store.estargz_layer(lease, snapshot.id, level, cancel)?) };
+            let diff_id = made.as_ref().map_or(known, |made| made.diff_id);
+            let chain = chain_id(below, diff_id);
+            below = Some(chain);
+            times.push((chain, snapshot.as_of.unwrap_or(snapshot.created_at)));
+            diff_ids.push(diff_id);
+            blobs.push(made.map(|made| made.blob));
+        }
+        let top = self.unpack_again(lease, &diff_ids, &blobs, cancel)?;
+        // They are as old as what they were made of.
+        self.store.note_times(&times)?;
+        Ok(top)
+    }
+
+    /// Unpacks layers that were made again; `None` stands for those that are still there.
+    fn unpack_again(
+        &self,
+        lease: &Lease,
+        diff_ids: &[Digest],
+        blobs: &[Option<Blob>],
+        cancel: &Cancel,
+    ) -> Result<Option<SnapshotId>> {
+        let unpacker = self.store.unpacker(lease, diff_ids)?;
         for missing in unpacker.missing() {
             let blob = blobs[missing].as_ref();
             let blob = blob.ok_or_else(|| Error::internal("a layer of the base has gone"))?;

@@ -26,6 +26,8 @@ pub(super) struct Packaging {
     annotations: Annotations,
     epoch_ns: Option<i64>,
     rewrite_timestamp: bool,
+    /// The level at which layers made here are written in eStargz form.
+    estargz: Option<u32>,
     without_attestations: bool,
 }
 
@@ -41,11 +43,14 @@ impl Packaging {
         let artifacts = attrs.flag("oci-artifact")?;
         let annotations = Annotations::take(attrs)?;
         attrs.refuse("prefer-nondist-layers", "layers that may not be distributed are not told apart")?;
+        let estargz =
+            if compression == Some("estargz") { Some(estargz_level(level, oci == Some(false))?) } else { None };
         let form = Form {
-            compression: self::compression(compression, level)?,
+            compression: self::compression(compression.filter(|_| estargz.is_none()), level)?,
             force_compression: force == Some(true),
             docker_types: oci == Some(false),
             artifacts: artifacts != Some(false),
+            estargz: estargz.is_some(),
         };
         Ok(Self {
             names,
@@ -54,6 +59,7 @@ impl Packaging {
             annotations,
             epoch_ns: attrs.epoch_ns()?,
             rewrite_timestamp: attrs.flag("rewrite-timestamp")? == Some(true),
+            estargz,
             without_attestations: attrs.flag("attestation-inline")? == Some(false),
         })
     }
@@ -101,6 +107,14 @@ fn names(value: &str) -> Result<Vec<Reference>> {
         .collect()
 }
 
+/// Reads the level of eStargz, which is gzip's; BuildKit's is the highest, too.
+fn estargz_level(level: Option<i32>, docker_types: bool) -> Result<u32> {
+    if docker_types {
+        return Err(Error::invalid("compression=estargz has OCI media types only: leave out oci-mediatypes=false"));
+    }
+    Ok(level.map_or(9, |level| u32::try_from(level).unwrap_or(u32::MAX)))
+}
+
 /// Reads how layers are compressed.
 ///
 /// # Errors
@@ -114,7 +128,7 @@ pub(in crate::solver) fn compression(name: Option<&str>, level: Option<i32>) -> 
         (Some("uncompressed"), _) => Compression::None,
         (Some(other @ ("estargz" | "nydus")), _) => {
             return Err(Error::unsupported(format!(
-                "compression={other} is not supported: use uncompressed, gzip or zstd"
+                "compression={other} is not supported here: use uncompressed, gzip or zstd"
             )));
         }
         (Some(other), _) => {
@@ -138,6 +152,7 @@ impl Job {
         let (job, product) = (Arc::clone(self), Arc::clone(product));
         let epoch_ns = packaging.epoch_ns.or(product.epoch_ns);
         let rewrite = packaging.rewrite_timestamp;
+        let (estargz, all) = (packaging.estargz, packaging.form.force_compression);
         for scope in &product.cache {
             scope.job.settle_all().await;
         }
@@ -156,6 +171,13 @@ impl Job {
                         images.clamp_times(&job.lease, variant.snapshot, variant.base_layers, latest_s, &cancel)?
                     }
                     None => variant.snapshot,
+                };
+                let snapshot = match estargz {
+                    Some(level) => {
+                        let kept = if all { 0 } else { variant.base_layers };
+                        images.estargz(&job.lease, snapshot, kept, level, &cancel)?
+                    }
+                    None => snapshot,
                 };
                 let new = NewImage { config: variant.config.clone(), snapshot, epoch_ns };
                 images.configure_with(&job.lease, new, inline)
@@ -185,7 +207,9 @@ impl Job {
         };
         let cancel = Cancel::new();
         let _given_up = cancel.on_drop();
-        let (job, form) = (Arc::clone(self), packaging.form.clone());
+        let (job, mut form) = (Arc::clone(self), packaging.form.clone());
+        // Those that were to get the form have it by now.
+        form.force_compression &= !form.estargz;
         let assembled =
             task::blocking(move || job.solver.deps().images.assemble(&job.lease, assemblies, &top, &form, &cancel))
                 .await?;
@@ -247,13 +271,17 @@ mod tests {
         assert_eq!((zstd.form.compression, zstd.form.force_compression), (Compression::Zstd { level: 9 }, true));
         let docker = take(&[("oci-mediatypes", "false"), ("oci-artifact", "false")]).unwrap();
         assert!(docker.special && docker.form.docker_types && !docker.form.artifacts);
+        let estargz = take(&[("compression", "estargz")]).unwrap();
+        assert!(estargz.special && estargz.form.estargz && estargz.estargz == Some(9));
+        assert!(take(&[("compression", "estargz"), ("compression-level", "10")]).is_err());
+        assert!(take(&[("compression", "estargz"), ("oci-mediatypes", "false")]).is_err());
         assert_eq!(take(&[("source-date-epoch", "7")]).unwrap().epoch_ns, Some(7_000_000_000));
     }
 
     #[test]
     fn what_is_not_there_is_refused_by_name() {
         for (key, value, words) in [
-            ("compression", "estargz", "estargz is not supported"),
+            ("compression", "nydus", "nydus is not supported"),
             ("compression", "zst", "did you mean zstd?"),
             ("compression-level", "fast", "compression-level=fast"),
             ("compression-level", "77", "levels 0 to 9"),

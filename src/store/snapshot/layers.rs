@@ -136,6 +136,31 @@ impl Store {
         self.layer_blob(lease, id, compression, cancel)
     }
 
+    /// Makes a layer of eStargz form out of a snapshot's: the same files, in gzip members with a table of contents, and so another diff
+    /// ID. It is leased, and known from now on as layers are that came from elsewhere. Blocking.
+    ///
+    /// # Errors
+    /// As [`Self::layer_blob`]; `InvalidArgument` and `Unsupported` for layers that cannot have the form.
+    pub fn estargz_layer(&self, lease: &Lease, id: SnapshotId, level: u32, cancel: &Cancel) -> Result<CompressedLayer> {
+        let context = || format!("write the layer of snapshot {id} in eStargz form");
+        let tar = self.layer_blob(lease, id, Compression::None, cancel)?.blob;
+        let mut writer = self.blob_writer(lease)?;
+        let tar = Decoder::new(tar.open()?).context(context)?;
+        let diff_id = layer::write_estargz(tar, &mut writer, level, cancel).context(context)?;
+        let blob = writer.finish()?;
+        let media_suffix = Compression::GZIP.media_suffix().to_owned();
+        self.remember_layer_blob(&diff_id, &LayerBlob { digest: *blob.digest(), size: blob.size(), media_suffix })?;
+        Ok(CompressedLayer { blob, diff_id })
+    }
+
+    /// Returns the digest of the table of contents of a layer in eStargz form; `None` for another one. Blocking.
+    ///
+    /// # Errors
+    /// When the blob cannot be read, or is damaged.
+    pub fn estargz_table(&self, blob: &Blob) -> Result<Option<Digest>> {
+        layer::table_digest(blob.open()?).context(|| format!("read blob {}", blob.digest()))
+    }
+
     /// Finds a compressed blob of a layer that came from elsewhere, leased, with what its media type ends in. Blocking.
     ///
     /// # Errors
