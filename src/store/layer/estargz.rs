@@ -351,7 +351,8 @@ mod tests {
         Decoder::new(&*blob).unwrap().read_to_end(&mut all).unwrap();
         assert_eq!(Digest::of(&all), diff_id);
         assert!(all.starts_with(&tar));
-        let table = tar::Archive::new(&all[tar.len()..]).entries().unwrap().next().unwrap().unwrap();
+        let mut behind = tar::Archive::new(&all[tar.len()..]);
+        let table = behind.entries().unwrap().next().unwrap().unwrap();
         assert_eq!(table.path().unwrap().to_str(), Some(TABLE));
         let text = io::read_to_string(table).unwrap();
         assert_eq!(table_digest(io::Cursor::new(&blob)).unwrap(), Some(Digest::of(text.as_bytes())));
