@@ -16,6 +16,8 @@ pub struct MountFlag {
     pub word: Word,
     /// Its fields.
     fields: Vec<Field>,
+    /// What it is, when that depends on nothing that is known later only.
+    settled: Option<Mount>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,9 +166,11 @@ impl MountFlag {
             return Err(wrong.into_iter().filter_map(Result::err).collect());
         }
         let fields = fields.into_iter().filter_map(Result::ok).collect();
-        let flag = Self { word, fields };
+        let mut flag = Self { word, fields, settled: None };
         if !flag.word.text.contains('$') {
-            flag.resolve(&mut |word| Ok(word.text.clone())).map_err(|error| vec![error])?;
+            let mount = flag.resolve(&mut |word| Ok(word.text.clone())).map_err(|error| vec![error])?;
+            // Expansion takes quotes and escapes away, too.
+            flag.settled = (!flag.word.text.contains(['\'', '"', '\\', '`'])).then_some(mount);
         }
         Ok(flag)
     }
@@ -175,8 +179,8 @@ impl MountFlag {
     #[must_use]
     pub fn from(&self) -> Option<&Word> {
         let sourceless = |field: &&Field| {
-            let kind = field.value.as_ref().map(|value| value.text.to_lowercase());
-            field.key == Key::Type && matches!(kind.as_deref(), Some("tmpfs" | "secret" | "ssh"))
+            let is = |kind: &&str| field.value.as_ref().is_some_and(|value| value.text.eq_ignore_ascii_case(kind));
+            field.key == Key::Type && ["tmpfs", "secret", "ssh"].iter().any(is)
         };
         if self.fields.iter().any(|field| sourceless(&field)) {
             return None;
@@ -192,6 +196,9 @@ impl MountFlag {
         &self,
         expand: &mut dyn FnMut(&Word) -> Result<String, Diagnostic>,
     ) -> Result<Mount, Diagnostic> {
+        if let Some(mount) = &self.settled {
+            return Ok(mount.clone());
+        }
         let mut options = Options::default();
         for field in &self.fields {
             let value = match &field.value {
@@ -219,17 +226,16 @@ impl MountFlag {
 
 fn field(word: Word) -> Result<Field, Diagnostic> {
     let length = word.text.find('=').unwrap_or(word.text.len());
-    let name = word.part(0..length);
+    let name = &word.text[..length];
     let value = (length < word.text.len()).then(|| word.part(length + 1..word.text.len()));
-    let lower = name.text.to_ascii_lowercase();
-    let Some((_, key)) = KEYS.iter().find(|(known, _)| *known == lower) else {
-        let error = Diagnostic::error(name.span, format!("mounts have no option {:?}", name.text));
-        return Err(suggest(error, &lower, KEYS.iter().map(|(known, _)| *known)));
+    let Some((_, key)) = KEYS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) else {
+        let error = Diagnostic::error(word.part(0..length).span, format!("mounts have no option {name:?}"));
+        return Err(suggest(error, &name.to_ascii_lowercase(), KEYS.iter().map(|(known, _)| *known)));
     };
     let switch = matches!(key, Key::Readonly | Key::Readwrite | Key::Required);
     match &value {
-        None if !switch => Err(Diagnostic::error(word.span, format!("the mount option {} has no value", name.text))
-            .with_hint(format!("write {}=VALUE", name.text))),
+        None if !switch => Err(Diagnostic::error(word.span, format!("the mount option {name} has no value"))
+            .with_hint(format!("write {name}=VALUE"))),
         Some(value) if *key == Key::From && value.text.contains('$') => {
             Err(Diagnostic::error(value.span, "variables are not expanded in the mount option from")
                 .with_hint("define a stage with FROM and name it here"))
@@ -296,8 +302,8 @@ impl Options {
                 }
             }
             Key::From => self.from = value.filter(|value| !value.text.is_empty()),
-            Key::Source => text.clone_into(&mut self.source),
-            Key::Target => text.clone_into(&mut self.target),
+            Key::Source => self.source = value.map(|value| value.text).unwrap_or_default(),
+            Key::Target => self.target = value.map(|value| value.text).unwrap_or_default(),
             Key::Readonly => self.readonly = Some(switch()?),
             Key::Readwrite => self.readonly = Some(!switch()?),
             Key::Required => self.required = Some((switch()?, field.word.clone())),
@@ -305,7 +311,7 @@ impl Options {
                 let size = scalar::size_bytes(text).ok_or_else(|| invalid("a size such as 64m"))?;
                 self.size_bytes = Some((size, field.word.clone()));
             }
-            Key::Id => text.clone_into(&mut self.id),
+            Key::Id => self.id = value.map(|value| value.text).unwrap_or_default(),
             Key::Sharing => {
                 let sharing = match text.to_ascii_lowercase().as_str() {
                     "shared" => Sharing::Shared,
@@ -358,7 +364,7 @@ impl Options {
     fn mount(self, word: &Word) -> Result<Mount, Diagnostic> {
         self.check()?;
         let required = self.required.as_ref().is_some_and(|(required, _)| *required);
-        let target = Some(self.target.clone()).filter(|target| !target.is_empty());
+        let given = |target: String| Some(target).filter(|target| !target.is_empty());
         Ok(match self.kind {
             Type::Bind => Mount::Bind {
                 from: self.from,
@@ -386,6 +392,7 @@ impl Options {
                 if !self.source.is_empty() && !self.id.is_empty() {
                     return Err(Diagnostic::error(word.span, "a secret mount has either id or source, not both"));
                 }
+                let target = given(self.target);
                 let id = [self.id, self.source].into_iter().find(|id| !id.is_empty());
                 let base = target.as_deref().map(crate::path::base);
                 let Some(id) = id.or(base) else {
@@ -399,7 +406,7 @@ impl Options {
             }
             Type::Ssh => {
                 let id = if self.id.is_empty() { "default".to_owned() } else { self.id };
-                Mount::Ssh { id, target, required, permissions: self.permissions }
+                Mount::Ssh { id, target: given(self.target), required, permissions: self.permissions }
             }
         })
     }

@@ -25,7 +25,7 @@ pub(crate) fn clean(path: &str) -> String {
 }
 
 /// Says whether a path is absolute and has nothing to clean, as most are.
-fn is_clean(path: &str) -> bool {
+pub(crate) fn is_clean(path: &str) -> bool {
     let mut parts = path.split('/');
     parts.next() == Some("") && path.len() > 1 && parts.all(|part| !matches!(part, "" | "." | ".."))
 }
@@ -42,7 +42,13 @@ pub(crate) fn base(path: &str) -> String {
 
 /// Returns `path` as an absolute path, cleaned: as it is, or from `directory` on.
 pub(crate) fn absolute(directory: &str, path: &str) -> String {
-    if path.starts_with('/') { clean(path) } else { clean(&format!("/{directory}/{path}")) }
+    if path.starts_with('/') {
+        clean(path)
+    } else if directory == "/" {
+        clean(&["/", path].concat())
+    } else {
+        clean(&["/", directory, "/", path].concat())
+    }
 }
 
 #[cfg(test)]

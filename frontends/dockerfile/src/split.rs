@@ -90,6 +90,11 @@ pub(crate) fn leading_flags(text: Text<'_>, escape: char) -> (Vec<RawFlag>, Text
 
 /// Reads one flag: its length in the text, and what it is with quotes and escapes resolved.
 fn flag_word(text: &str, escape: char) -> (usize, String) {
+    // Most flags have no quotes and no escapes.
+    let length = text.find(char::is_whitespace).unwrap_or(text.len());
+    if !text[..length].contains(|c| matches!(c, '\'' | '"') || c == escape) {
+        return (length, text[..length].to_owned());
+    }
     let mut resolved = String::new();
     let mut quote = None;
     let mut chars = text.char_indices();

@@ -130,6 +130,8 @@ pub struct Graph {
     vertices: Vec<Vertex>,
     by_digest: HashMap<Digest, VertexId>,
     sources: Vec<SourceFile>,
+    /// What is being hashed; kept, because its size makes an allocation for each vertex costly.
+    framed: Vec<u8>,
 }
 
 impl Graph {
@@ -137,6 +139,12 @@ impl Graph {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Makes an empty graph with room for so many vertices.
+    #[must_use]
+    pub fn with_capacity(vertices: usize) -> Self {
+        Self { vertices: Vec::with_capacity(vertices), by_digest: HashMap::with_capacity(vertices), ..Self::default() }
     }
 
     /// Adds a source file and returns its index for [`Location::file`].
@@ -188,14 +196,17 @@ impl Graph {
         id
     }
 
-    fn digest_of(&self, op: &Op, inputs: &[Edge], platform: &Platform) -> Digest {
+    fn digest_of(&mut self, op: &Op, inputs: &[Edge], platform: &Platform) -> Digest {
         // Hashed at once: many small updates would cost more than the hash does.
-        let mut framed = Vec::with_capacity(1024);
+        let mut framed = std::mem::take(&mut self.framed);
+        framed.clear();
         let mut frame = |bytes: &[u8]| {
             framed.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
             framed.extend_from_slice(bytes);
         };
-        frame(platform.to_string().as_bytes());
+        frame(platform.os.as_bytes());
+        frame(platform.architecture.as_bytes());
+        frame(platform.variant.as_bytes());
         op.each_part(&mut |name, value| {
             frame(name.as_bytes());
             frame(value.as_bytes());
@@ -205,7 +216,9 @@ impl Graph {
             frame(self.vertices[edge.vertex.index()].digest.as_bytes());
             frame(&edge.output.to_le_bytes());
         }
-        Digest::of(&framed)
+        let digest = Digest::of(&framed);
+        self.framed = framed;
+        digest
     }
 
     /// Adds all vertices of another graph and returns what each became, by its position there. Equal ones are one, with the

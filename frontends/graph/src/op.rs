@@ -4,7 +4,7 @@
 //! parts, and a cache miss is explained by comparing them. Values that must not cause a miss (proxies, addresses of extra
 //! hosts, resource limits) are no parts.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::{self, Display, Write as _};
 
 use crate::digest::Digest;
 use crate::reference::Reference;
@@ -538,7 +538,8 @@ pub enum Mode {
     Symbolic(String),
 }
 
-/// Hands parts on, one by one; texts are written into two buffers, so that identifying an operation allocates little.
+/// Hands parts on, one by one; what is not text yet is written into two buffers, so that identifying an operation allocates
+/// little.
 struct Parts<'a> {
     take: &'a mut dyn FnMut(&str, &str),
     name: String,
@@ -552,6 +553,11 @@ impl Parts<'_> {
         write!(self.name, "{name}").expect("a String takes everything");
         write!(self.value, "{value}").expect("a String takes everything");
         (self.take)(&self.name, &self.value);
+    }
+
+    /// Adds what is text already.
+    fn text(&mut self, name: &str, value: &str) {
+        (self.take)(name, value);
     }
 
     fn add_if(&mut self, condition: bool, name: &str, value: impl Display) {
@@ -568,7 +574,7 @@ impl Parts<'_> {
 
     fn list(&mut self, name: &str, values: &[String]) {
         for value in values {
-            self.add(name, value);
+            self.text(name, value);
         }
     }
 }
@@ -598,15 +604,15 @@ impl Op {
             Self::Source(source) => source.collect(parts),
             Self::Exec(exec) => exec.collect(parts),
             Self::File(file) => file.collect(parts),
-            Self::Merge => parts.add("operation", "merge"),
+            Self::Merge => parts.text("operation", "merge"),
             Self::Diff { lower, upper } => {
-                parts.add("operation", "diff");
+                parts.text("operation", "diff");
                 parts.add("lower", format_args!("{lower:?}"));
                 parts.add("upper", format_args!("{upper:?}"));
             }
             Self::Build { filename } => {
-                parts.add("operation", "build");
-                parts.add("definition", filename.as_str());
+                parts.text("operation", "build");
+                parts.text("definition", filename);
             }
         }
     }
@@ -616,7 +622,7 @@ impl Source {
     fn collect(&self, parts: &mut Parts<'_>) {
         match self {
             Self::Image(image) => {
-                parts.add("operation", "image");
+                parts.text("operation", "image");
                 parts.add("reference", image.reference.to_string());
                 parts.add("image", format_args!("{:?}", image.image_id));
                 parts.add("resolve", format_args!("{:?}", image.resolve));
@@ -624,8 +630,8 @@ impl Source {
                 parts.add_if(image.layer_limit.is_some(), "layers", format_args!("{:?}", image.layer_limit));
             }
             Self::Local(local) => {
-                parts.add("operation", "local");
-                parts.add("name", local.name.as_str());
+                parts.text("operation", "local");
+                parts.text("name", &local.name);
                 parts.list("ignore pattern", &local.exclude);
                 parts.list("include pattern", &local.include);
                 parts.list("path", &local.follow);
@@ -633,17 +639,17 @@ impl Source {
                 parts.add_if(!local.key_hint.is_empty(), "key", local.key_hint.as_str());
             }
             Self::Git(git) => {
-                parts.add("operation", "git");
+                parts.text("operation", "git");
                 parts.add("options", format_args!("{:?}", GitSource { access: GitAccess::default(), ..git.clone() }));
             }
             Self::Http(http) => {
-                parts.add("operation", "http");
+                parts.text("operation", "http");
                 let plain = HttpSource { header_secret: String::new(), headers: Vec::new(), ..http.clone() };
                 parts.add("options", format_args!("{plain:?}"));
             }
             Self::OciLayout(layout) => {
-                parts.add("operation", "oci-layout");
-                parts.add("name", layout.name.as_str());
+                parts.text("operation", "oci-layout");
+                parts.text("name", &layout.name);
                 parts.add("digest", layout.digest.to_string());
             }
         }
@@ -652,21 +658,21 @@ impl Source {
 
 impl Exec {
     fn collect(&self, parts: &mut Parts<'_>) {
-        parts.add("operation", "exec");
+        parts.text("operation", "exec");
         parts.list("command", &self.args);
         for entry in &self.env {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
             let kind = if self.build_args.iter().any(|arg| arg == name) { "build argument" } else { "variable" };
             parts.add(format_args!("{kind} {name}"), value);
         }
-        parts.add("working directory", self.cwd.as_str());
+        parts.text("working directory", &self.cwd);
         parts.add_if(!self.user.is_empty(), "user", self.user.as_str());
         parts.add_if(!self.hostname.is_empty(), "host name", self.hostname.as_str());
         parts.add("root", format_args!("{:?}", self.root));
         parts.add_if(self.network != NetworkMode::Sandbox, "network", format_args!("{:?}", self.network));
         parts.add_if(self.security != SecurityMode::Sandbox, "security", format_args!("{:?}", self.security));
         for mount in &self.mounts {
-            parts.add(format_args!("mount {}", mount.target), format_args!("{:?} {}", mount.kind, mount.readonly));
+            mount.collect(parts);
         }
         for secret in &self.secret_env {
             parts.add(
@@ -675,7 +681,7 @@ impl Exec {
             );
         }
         for (host, _) in &self.extra_hosts {
-            parts.add("extra host", host.as_str());
+            parts.text("extra host", host);
         }
         for limit in &self.ulimits {
             parts.add(format_args!("ulimit {}", limit.name), format_args!("{}:{}", limit.soft, limit.hard));
@@ -690,9 +696,39 @@ impl Exec {
     }
 }
 
+impl Mount {
+    /// Texts stand last in a part, or have one of their own, so that none can be taken for what follows.
+    fn collect(&self, parts: &mut Parts<'_>) {
+        let Self { target, readonly, kind } = self;
+        let access = if *readonly { "ro" } else { "rw" };
+        let number = |input: Option<u32>| input.map_or(-1, i64::from);
+        let name = format_args!("mount {target}");
+        match kind {
+            MountKind::Bind { input, selector, output } => {
+                let (input, output) = (number(*input), number(*output));
+                parts.add(name, format_args!("bind {input} {output} {access} {selector}"));
+            }
+            MountKind::Cache { id, sharing, input, selector } => {
+                parts.add(name, format_args!("cache {} {sharing:?} {access} {id}", number(*input)));
+                parts.add_if(!selector.is_empty(), "path of a cache", selector);
+            }
+            MountKind::Tmpfs { size_bytes } => parts.add(name, format_args!("tmpfs {size_bytes:?} {access}")),
+            MountKind::Secret(file) => parts.add(name, format_args!("secret {access} {file}")),
+            MountKind::Ssh(file) => parts.add(name, format_args!("ssh {access} {file}")),
+        }
+    }
+}
+
+impl Display for SecretFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, uid, gid, mode, optional } = self;
+        write!(f, "{uid}:{gid} {mode:o} {optional} {id}")
+    }
+}
+
 impl FileOp {
     fn collect(&self, parts: &mut Parts<'_>) {
-        parts.add("operation", "file");
+        parts.text("operation", "file");
         parts.add("base", format_args!("{:?}", self.base));
         for action in &self.actions {
             action.collect(parts);
@@ -705,26 +741,26 @@ impl FileAction {
         match self {
             Self::Copy(copy) => copy.collect(parts),
             Self::Mkfile { path, data, mode, owner, mtime_ns } => {
-                parts.add("file", path.as_str());
+                parts.text("file", path);
                 parts.add(format_args!("content of {path}"), Digest::of(data).to_string());
                 parts.add(format_args!("mode of {path}"), format_args!("{mode:o}"));
                 parts.add(format_args!("owner of {path}"), format_args!("{owner:?}"));
                 parts.add_time(path, *mtime_ns);
             }
             Self::Mkdir { path, mode, parents, owner, mtime_ns } => {
-                parts.add("directory", path.as_str());
+                parts.text("directory", path);
                 parts.add(format_args!("mode of {path}"), format_args!("{mode:o}"));
                 parts.add(format_args!("owner of {path}"), format_args!("{owner:?} {parents}"));
                 parts.add_time(path, *mtime_ns);
             }
             Self::Symlink { path, target, owner, mtime_ns } => {
-                parts.add("symbolic link", path.as_str());
+                parts.text("symbolic link", path);
                 parts.add(format_args!("target of {path}"), target.as_str());
                 parts.add(format_args!("owner of {path}"), format_args!("{owner:?}"));
                 parts.add_time(path, *mtime_ns);
             }
             Self::Remove { path, allow_missing, wildcard } => {
-                parts.add("removed path", path.as_str());
+                parts.text("removed path", path);
                 parts.add(format_args!("removal of {path}"), format_args!("{allow_missing} {wildcard}"));
             }
         }
@@ -734,8 +770,8 @@ impl FileAction {
 impl Copy {
     fn collect(&self, parts: &mut Parts<'_>) {
         parts.add("copy from", format_args!("{:?}", self.from));
-        parts.add("source", self.source.as_str());
-        parts.add("destination", self.dest.as_str());
+        parts.text("source", &self.source);
+        parts.text("destination", &self.dest);
         parts.add_if(self.owner.is_some(), "--chown", format_args!("{:?}", self.owner));
         parts.add_if(self.mode.is_some(), "--chmod", format_args!("{:?}", self.mode));
         let flags = [

@@ -4,6 +4,7 @@
 //! part of a vertex's identity, so the graph is made from the draft at the end.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Index;
 
 use kiln_graph::graph::{Location, Meta, Wording};
 use kiln_graph::op::{FileAction, FileOp, InputIndex, MountKind, Op, Source};
@@ -33,6 +34,23 @@ enum Origin {
     Received(Digest, Wording),
     /// It is no step, but this output of its input.
     Output(u32),
+}
+
+/// What the steps of a draft became; those that nobody needs, nothing.
+pub(super) struct Edges(Vec<Option<Edge>>);
+
+impl Edges {
+    pub(super) fn get(&self, node: Node) -> Option<Edge> {
+        self.0[node.0]
+    }
+}
+
+impl Index<Node> for Edges {
+    type Output = Edge;
+
+    fn index(&self, node: Node) -> &Edge {
+        self.0[node.0].as_ref().expect("inputs come first, and are needed by whoever is needed")
+    }
 }
 
 /// Steps, inputs before what uses them.
@@ -122,34 +140,42 @@ impl Draft {
     }
 
     /// Makes the graph of what the roots need. Local sources learn which of their paths are read.
-    pub(super) fn finish(mut self, roots: &[Node]) -> (Graph, HashMap<Node, Edge>) {
+    pub(super) fn finish(mut self, roots: &[Node]) -> (Graph, Edges) {
         let needed = self.needed(roots);
         let mut reads = self.reads(&needed);
         // What is wanted as it is is read as a whole.
         roots.iter().for_each(|root| reads.entry(*root).or_default().everything = true);
-        let mut graph = Graph::new();
+        let mut graph = Graph::with_capacity(self.vertices.len());
         let mut sources = Sources::default();
         // The Dockerfile comes first, whether or not a step stands in it.
         sources.place(&mut graph, &self.files, Location { file: 0, span: Span::new(0, 0) });
-        let mut edges: HashMap<Node, Edge> = HashMap::new();
-        for (at, vertex) in self.vertices.drain(..).enumerate().filter(|(at, _)| needed[*at]) {
+        let mut edges = Edges(Vec::with_capacity(self.vertices.len()));
+        for (at, vertex) in self.vertices.drain(..).enumerate() {
+            if !needed[at] {
+                edges.0.push(None);
+                continue;
+            }
             let Vertex { mut op, inputs, platform, mut meta, origin } = vertex;
             if let Origin::Output(output) = origin {
-                edges.insert(Node(at), Edge { output, ..edges[&inputs[0]] });
+                edges.0.push(Some(Edge { output, ..edges[inputs[0]] }));
                 continue;
             }
             meta.location = meta.location.map(|place| sources.place(&mut graph, &self.files, place));
-            let inputs = inputs.iter().map(|input| edges[input]).collect();
-            if let Origin::Received(digest, wording) = origin {
-                let id = graph.add_received(op, inputs, platform, meta, digest);
-                graph.keep_wording(id, wording);
-                edges.insert(Node(at), id.into());
-                continue;
-            }
-            if let Op::Source(Source::Local(local)) = &mut op {
+            let inputs = inputs.iter().map(|input| edges[*input]).collect();
+            if let Op::Source(Source::Local(local)) = &mut op
+                && matches!(origin, Origin::Own)
+            {
                 local.follow = reads.get(&Node(at)).map(Reads::follow).unwrap_or_default();
             }
-            edges.insert(Node(at), graph.add(op, inputs, platform, meta).into());
+            let id = match origin {
+                Origin::Received(digest, wording) => {
+                    let id = graph.add_received(op, inputs, platform, meta, digest);
+                    graph.keep_wording(id, wording);
+                    id
+                }
+                Origin::Own | Origin::Output(_) => graph.add(op, inputs, platform, meta),
+            };
+            edges.0.push(Some(id.into()));
         }
         (graph, edges)
     }

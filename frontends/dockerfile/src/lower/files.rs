@@ -16,7 +16,7 @@ impl Files {
         let mut draft = Draft::new(SourceFile::new("", ""));
         let node = draft.add_files(None, self, &platform.clone().normalized(), None);
         let (graph, edges) = draft.finish(&[node]);
-        let root = edges[&node].vertex;
+        let root = edges[node].vertex;
         (graph, root)
     }
 }

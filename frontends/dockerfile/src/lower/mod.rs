@@ -253,17 +253,17 @@ impl Lowering<'_> {
         let roots: Vec<Node> = root.into_iter().chain(scan.iter().map(|(_, node)| *node)).collect();
         let draft = std::mem::replace(&mut self.draft, Draft::new(self.dockerfile.file.clone()));
         let (graph, edges) = draft.finish(&roots);
-        let context = self.context_nodes.get(&None).and_then(|node| edges.get(node));
+        let context = self.context_nodes.get(&None).and_then(|node| edges.get(*node));
         let context_paths = context.map(|edge| match &graph.vertex(edge.vertex).op {
             Op::Source(Source::Local(local)) => local.follow.clone(),
             _ => Vec::new(),
         });
         Lowered {
-            root: root.map(|node| edges[&node]),
+            root: root.map(|node| edges[node]),
             platform: config.platform(),
             config,
             base,
-            scan: scan.into_iter().map(|(name, node)| (name, edges[&node])).collect(),
+            scan: scan.into_iter().map(|(name, node)| (name, edges[node])).collect(),
             outline: self.outline(),
             epoch_s: self.epoch_s,
             context_paths: context_paths.unwrap_or_default(),

@@ -50,7 +50,7 @@ impl StageLowering<'_, '_> {
             args,
             env,
             build_args: self.state.variables.argument_names().map(str::to_owned).collect(),
-            cwd: self.working_dir(),
+            cwd: self.working_dir().into_owned(),
             user: self.state.image.config.user.clone(),
             hostname: request.or_build_arg(&request.hostname, "BUILDKIT_SANDBOX_HOSTNAME").to_owned(),
             root: Root { input, ..Root::default() },
@@ -138,17 +138,15 @@ impl StageLowering<'_, '_> {
     /// `RUN |2 A=1 B=2 /bin/sh -c make # buildkit`: the declared arguments, then the argument vector.
     fn run_history(&self, args: &[String]) -> String {
         let arguments = &self.state.arguments;
-        let mut parts = vec!["RUN".to_owned()];
-        if !arguments.is_empty() {
-            parts.push(format!("|{}", arguments.len()));
-        }
+        let number = if arguments.is_empty() { String::new() } else { format!(" |{}", arguments.len()) };
+        let mut parts = vec!["RUN", &number];
         for (name, value) in arguments {
             let value = self.state.variables.get(name).or(value.as_deref()).unwrap_or_default();
-            parts.push(format!("{name}={value}"));
+            parts.extend([" ", name, "=", value]);
         }
-        parts.extend(args.iter().cloned());
-        parts.push("# buildkit".to_owned());
-        parts.join(" ")
+        parts.extend(args.iter().flat_map(|argument| [" ", argument]));
+        parts.push(" # buildkit");
+        parts.concat()
     }
 
     /// What progress shows: variables filled in, secrets masked, the first line of a script.
@@ -265,6 +263,9 @@ impl StageLowering<'_, '_> {
 
 /// A path within what is mounted; empty means all of it.
 fn selector(source: &str) -> String {
+    if source.is_empty() {
+        return String::new();
+    }
     let path = path::absolute("/", source);
     if path == "/" { String::new() } else { path }
 }

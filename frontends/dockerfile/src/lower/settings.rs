@@ -1,5 +1,7 @@
 //! The instructions that change the image configuration, or what later instructions see, and WORKDIR.
 
+use std::borrow::Cow;
+
 use kiln_graph::Diagnostic;
 use kiln_graph::oci::{Empty, Healthcheck as HealthConfig};
 use kiln_graph::op::{FileAction, FileOp, Op};
@@ -147,11 +149,13 @@ impl StageLowering<'_, '_> {
     /// Returns the shell with a line to run.
     pub(super) fn shell_call(&self, line: String) -> Vec<String> {
         let shell = &self.state.image.config.shell;
-        let mut call = match (shell.is_empty(), self.state.image.os.as_str()) {
-            (false, _) => shell.clone(),
-            (true, "windows") => ["cmd", "/S", "/C"].map(str::to_owned).to_vec(),
-            (true, _) => ["/bin/sh", "-c"].map(str::to_owned).to_vec(),
-        };
+        let usual: &[&str] = if self.state.image.os == "windows" { &["cmd", "/S", "/C"] } else { &["/bin/sh", "-c"] };
+        let mut call = Vec::with_capacity(shell.len().max(usual.len()) + 1);
+        if shell.is_empty() {
+            call.extend(usual.iter().map(|&word| word.to_owned()));
+        } else {
+            call.extend(shell.iter().cloned());
+        }
         call.push(line);
         call
     }
@@ -206,7 +210,7 @@ impl StageLowering<'_, '_> {
     pub(super) fn expose(&mut self, words: &[Word]) -> Result<(), Diagnostic> {
         let mut ports = Vec::new();
         for word in words {
-            for text in self.expand_with(self.lexer, word)?.words {
+            for text in self.words(word)? {
                 let exposed = ports::parse(&text).map_err(|why| Diagnostic::error(word.span, why))?;
                 if exposed.miscased_protocol {
                     let message = format!("Defined protocol '{text}' in EXPOSE instruction should be lowercase");
@@ -311,8 +315,9 @@ impl StageLowering<'_, '_> {
     }
 
     /// The working directory, always absolute.
-    pub(super) fn working_dir(&self) -> String {
-        path::absolute("/", &self.state.image.config.working_dir)
+    pub(super) fn working_dir(&self) -> Cow<'_, str> {
+        let written = &self.state.image.config.working_dir;
+        if path::is_clean(written) { Cow::Borrowed(written) } else { Cow::Owned(path::absolute("/", written)) }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::check::{self, Rule, Subject};
 use crate::instruction::{Head, Instruction, Kind};
 use crate::line::Word;
 use crate::scalar;
-use crate::shell::{Expansion, Lexer, Variables};
+use crate::shell::{Expansion, ExpansionError, Lexer, Variables};
 
 /// What BuildKit writes into every entry of an image's history.
 const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
@@ -93,6 +93,7 @@ impl<'l, 'a> StageLowering<'l, 'a> {
         let name = planned.stage.name.as_ref().map(|name| name.text.as_str());
         let no_cache = lowering.request.no_cache.covers(name);
         let lexer = Lexer::new(lowering.dockerfile.directives.escape);
+        let steps = planned.stage.instructions.len() + 1;
         let mut stage = Self {
             lowering,
             planned,
@@ -102,9 +103,10 @@ impl<'l, 'a> StageLowering<'l, 'a> {
             trigger: None,
             subject: planned.stage.head.subject(),
             last_seen: HashMap::new(),
-            steps: Vec::new(),
+            steps: Vec::with_capacity(steps),
             state,
         };
+        stage.state.image.history.reserve(steps);
         if let (Some(node), Some(text)) = (stage.state.node, first) {
             stage.number(vec![node], None, text);
         }
@@ -161,9 +163,18 @@ impl<'l, 'a> StageLowering<'l, 'a> {
     }
 
     pub(super) fn expand_with(&mut self, lexer: Lexer, word: &Word) -> Result<Expansion, Diagnostic> {
-        let expansion = lexer
-            .expand(&word.text, &self.state.variables)
-            .map_err(|error| Diagnostic::error(word.span, error.to_string()))?;
+        self.expanded(lexer.expand(&word.text, &self.state.variables), word)
+    }
+
+    /// Expands what may become several words.
+    pub(super) fn words(&mut self, word: &Word) -> Result<Vec<String>, Diagnostic> {
+        let split = self.lexer.split(&word.text, &self.state.variables);
+        self.expanded(split, word).map(|expansion| expansion.words)
+    }
+
+    /// Reports what is not set, or what is wrong.
+    fn expanded(&mut self, expansion: Result<Expansion, ExpansionError>, word: &Word) -> Result<Expansion, Diagnostic> {
+        let expansion = expansion.map_err(|error| Diagnostic::error(word.span, error.to_string()))?;
         for name in &expansion.missing {
             self.report_missing(name, super::place_of(name, word));
         }
@@ -287,19 +298,20 @@ impl<'l, 'a> StageLowering<'l, 'a> {
             let Step { nodes, link, text, platform } = step;
             let prefix = format!("[{platform}{label}{separator}{number:>width$}/{total}]", width = total.len());
             for node in nodes {
-                self.lowering.draft.name(*node, format!("{prefix} {text}"));
+                self.lowering.draft.name(*node, [&prefix, " ", text].concat());
             }
             if let Some(link) = link {
-                self.lowering.draft.name(*link, format!("{prefix} LINK {text}"));
+                self.lowering.draft.name(*link, [&prefix, " LINK ", text].concat());
             }
         }
     }
 
     /// Returns an instruction's text as progress shows it: variables filled in, the keyword in upper case.
     pub(super) fn title(&self, lexer: Lexer, text: &str, variables: &Variables) -> String {
-        let shown = lexer.expand(text, variables).map_or_else(|_| text.to_owned(), |expansion| expansion.text);
+        let mut shown = lexer.expand(text, variables).map_or_else(|_| text.to_owned(), |expansion| expansion.text);
         let end = shown.find(char::is_whitespace).unwrap_or(shown.len());
-        format!("{}{}", shown[..end].to_uppercase(), &shown[end..])
+        shown[..end].make_ascii_uppercase();
+        shown
     }
 
     /// Adds an entry to the history.

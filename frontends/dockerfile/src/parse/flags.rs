@@ -122,12 +122,19 @@ impl Flags {
 
     /// Returns the value of a flag that takes one. An empty value counts as none.
     pub(super) fn value(&self, name: &str) -> Option<Word> {
-        self.values(name).into_iter().next().filter(|word| !word.text.is_empty())
+        let given = self.given.iter().find(|(given, _)| *given == name);
+        given.map(|(_, value)| value).filter(|word| !word.text.is_empty()).cloned()
     }
 
-    /// Returns the values of a flag that may be repeated.
-    pub(super) fn values(&self, name: &str) -> Vec<Word> {
-        self.given.iter().filter(|(given, _)| *given == name).map(|(_, value)| value.clone()).collect()
+    /// Returns where the value of a flag stands, also when it is empty.
+    pub(super) fn span(&self, name: &str) -> Option<Span> {
+        self.given.iter().find(|(given, _)| *given == name).map(|(_, value)| value.span)
+    }
+
+    /// Takes out the values of a flag that may be repeated.
+    pub(super) fn take(&mut self, name: &str) -> Vec<Word> {
+        let values = self.given.iter_mut().filter(|(given, _)| *given == name);
+        values.map(|(_, value)| std::mem::replace(value, Word::new("", value.span))).collect()
     }
 
     /// Returns what a switch is set to, if it is given.

@@ -121,12 +121,13 @@ fn from(parts: Parts<'_>, findings: &mut Findings<'_>) -> Result<Stage, Errors> 
         check_description("FROM", &[name], comments, findings);
     }
     Ok(Stage {
-        head,
+        head: head.clone(),
         base: base.clone(),
         name: stage_name,
         platform: flags.value("platform"),
         description,
-        instructions: Vec::new(),
+        // Most stages fit; instructions are large to move.
+        instructions: Vec::with_capacity(16),
     })
 }
 
@@ -285,17 +286,17 @@ fn onbuild(parts: Parts<'_>) -> Result<Kind, Errors> {
 }
 
 fn run(parts: Parts<'_>, findings: &mut Findings<'_>) -> Result<Kind, Errors> {
-    let flags = Flags::parse("RUN", parts.flags)?;
+    let mut flags = Flags::parse("RUN", parts.flags)?;
     let mut errors = Vec::new();
     let mut mounts = Vec::new();
-    for word in flags.values("mount") {
+    for word in flags.take("mount") {
         match MountFlag::parse(word) {
             Ok(mount) => mounts.push(mount),
             Err(more) => errors.extend(more),
         }
     }
     let mut devices = Vec::new();
-    for word in flags.values("device") {
+    for word in flags.take("device") {
         match device(&word) {
             Ok(device) => devices.push(device),
             Err(more) => errors.extend(more),
@@ -350,8 +351,8 @@ fn trial(flags: &Flags, findings: &mut Findings<'_>) -> Result<Trial, Diagnostic
         trial.nano_cpus = Some(cpus.ok_or_else(|| wrong("cpus", &word, "a number of at least 0.01", "1.5"))?);
     }
     for name in ["retry", "timeout", "memory", "cpus"] {
-        for word in flags.values(name) {
-            findings.add(check::KILN_EXTENSION, word.span, format!("RUN --{name} is understood by Kiln only"));
+        if let Some(span) = flags.span(name) {
+            findings.add(check::KILN_EXTENSION, span, format!("RUN --{name} is understood by Kiln only"));
         }
     }
     Ok(trial)
@@ -411,7 +412,7 @@ fn add(parts: Parts<'_>) -> Result<Kind, Errors> {
 
 fn transfer(parts: Parts<'_>) -> Result<(Flags, Transfer), Errors> {
     let keyword = parts.keyword;
-    let flags = Flags::parse(keyword, parts.flags)?;
+    let mut flags = Flags::parse(keyword, parts.flags)?;
     let json = matches!(split::json(parts.arguments), Ok(Json::Strings(_)));
     let mut words = list(parts.arguments)?;
     let Some(destination) = words.pop().filter(|_| !words.is_empty()) else {
@@ -430,7 +431,7 @@ fn transfer(parts: Parts<'_>) -> Result<(Flags, Transfer), Errors> {
         chown: flags.value("chown"),
         chmod: flags.value("chmod"),
         link: flags.switch("link") == Some(true),
-        exclude: flags.values("exclude"),
+        exclude: flags.take("exclude"),
     };
     Ok((flags, transfer))
 }
@@ -489,8 +490,9 @@ pub(super) fn check_casing(stages: &[Stage], warnings: &mut Vec<Diagnostic>) {
     let heads = || {
         stages.iter().flat_map(|stage| std::iter::once(&stage.head).chain(stage.instructions.iter().map(|i| &i.head)))
     };
-    let is_lower = |text: &str| text == text.to_lowercase();
-    let is_upper = |text: &str| text == text.to_uppercase();
+    // Keywords are ASCII.
+    let is_lower = |text: &str| !text.contains(|c: char| c.is_ascii_uppercase());
+    let is_upper = |text: &str| !text.contains(|c: char| c.is_ascii_lowercase());
     let lower = heads().filter(|head| is_lower(&head.keyword.text)).count();
     let upper = heads().filter(|head| is_upper(&head.keyword.text)).count();
     let (expected, fits): (_, &dyn Fn(&str) -> bool) =

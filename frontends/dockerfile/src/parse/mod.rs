@@ -100,7 +100,7 @@ struct Parser<'s> {
 
 /// An instruction's parts before it is known what they mean.
 struct Parts<'l> {
-    head: Head,
+    head: &'l Head,
     /// The keyword in upper case.
     keyword: &'static str,
     flags: Vec<RawFlag>,
@@ -216,8 +216,9 @@ impl<'s> Parser<'s> {
         let (flags, arguments) = split::leading_flags(rest, self.escape);
         let comments = &line.comments;
         let escape = self.escape;
-        let parts = Parts { head: head.clone(), keyword, flags, arguments, heredocs, comments, escape };
-        Ok((head, instructions::parse(parts, &mut findings)?))
+        let parts = Parts { head: &head, keyword, flags, arguments, heredocs, comments, escape };
+        let parsed = instructions::parse(parts, &mut findings)?;
+        Ok((head, parsed))
     }
 }
 

@@ -53,8 +53,7 @@ pub struct Lexer {
 pub struct Expansion {
     /// The text.
     pub text: String,
-    /// The text split at white space outside quotes, also where the white space came from a variable. Empty words are left
-    /// out.
+    /// Its words, when they were asked for.
     pub words: Vec<String>,
     /// The variables that were used and set, in order, without repetition.
     pub used: Vec<String>,
@@ -100,17 +99,31 @@ impl Lexer {
     /// of more than 4 MiB.
     pub fn expand(&self, text: &str, variables: &Variables) -> Result<Expansion, ExpansionError> {
         if self.is_plain(text) {
-            return Ok(Expansion { text: text.to_owned(), words: vec![text.to_owned()], ..Expansion::default() });
+            return Ok(Expansion { text: text.to_owned(), ..Expansion::default() });
         }
-        let mut run = Run { lexer: self, rest: text, variables, used: Vec::new(), missing: Vec::new(), depth: 0 };
-        let output = run.until(None, Escapes::Resolve)?;
-        Ok(Expansion { text: output.text, words: output.words.finish(), used: run.used, missing: run.missing })
+        self.run(text, variables, None)
     }
 
-    /// Says whether a text is one word without anything special, as most are.
+    /// Expands a text and splits it at white space outside quotes, also where the white space came from a variable. Empty words
+    /// are left out.
+    ///
+    /// # Errors
+    /// As [`Self::expand`].
+    pub fn split(&self, text: &str, variables: &Variables) -> Result<Expansion, ExpansionError> {
+        self.run(text, variables, Some(Words::default()))
+    }
+
+    fn run(&self, text: &str, variables: &Variables, words: Option<Words>) -> Result<Expansion, ExpansionError> {
+        let mut run = Run { lexer: self, rest: text, variables, used: Vec::new(), missing: Vec::new(), depth: 0 };
+        let output = Output { text: String::with_capacity(text.len()), words };
+        let Output { text, words } = run.until(None, Escapes::Resolve, output)?;
+        let words = words.map(Words::finish).unwrap_or_default();
+        Ok(Expansion { text, words, used: run.used, missing: run.missing })
+    }
+
+    /// Says whether a text has nothing special, as most have.
     fn is_plain(&self, text: &str) -> bool {
-        let plain = |c: char| !matches!(c, '$' | '\'' | '"') && c != self.escape && !c.is_whitespace();
-        !text.is_empty() && text.chars().all(plain)
+        !text.contains(|c: char| matches!(c, '$' | '\'' | '"') || c == self.escape)
     }
 }
 
@@ -121,11 +134,11 @@ enum Escapes {
     Keep,
 }
 
-/// The text of an expansion, and the same split into words.
+/// The text of an expansion, and the same split into words if they are wanted.
 #[derive(Default)]
 struct Output {
     text: String,
-    words: Words,
+    words: Option<Words>,
 }
 
 #[derive(Default)]
@@ -151,19 +164,22 @@ impl Output {
     /// Adds text whose white space separates words.
     fn push(&mut self, text: &str) {
         self.text.push_str(text);
+        let Some(words) = &mut self.words else { return };
         let mut rest = text;
         while let Some(end) = rest.find(char::is_whitespace) {
-            self.words.word.push_str(&rest[..end]);
-            self.words.end();
+            words.word.push_str(&rest[..end]);
+            words.end();
             rest = rest[end..].trim_start();
         }
-        self.words.word.push_str(rest);
+        words.word.push_str(rest);
     }
 
     /// Adds text whose white space does not.
     fn push_quoted(&mut self, text: &str) {
         self.text.push_str(text);
-        self.words.word.push_str(text);
+        if let Some(words) = &mut self.words {
+            words.word.push_str(text);
+        }
     }
 }
 
@@ -201,9 +217,8 @@ impl<'a> Run<'a> {
         found
     }
 
-    /// Expands up to `stop`, which is consumed, or to the end.
-    fn until(&mut self, stop: Option<char>, escapes: Escapes) -> Result<Output, ExpansionError> {
-        let mut output = Output::default();
+    /// Expands up to `stop`, which is consumed, or to the end; adds that to `output`.
+    fn until(&mut self, stop: Option<char>, escapes: Escapes, mut output: Output) -> Result<Output, ExpansionError> {
         while let Some(c) = self.peek() {
             if Some(c) == stop {
                 self.next();
@@ -368,7 +383,7 @@ impl<'a> Run<'a> {
             None => return fail("a ${ has no matching }"),
             Some(_) => return fail(format!("the modifier {sign} in ${{{name}{sign}...}} is not supported")),
         };
-        let word = self.until(Some('}'), escapes)?.text;
+        let word = self.until(Some('}'), escapes, Output::default())?.text;
         let provided_for = escapes == Escapes::Resolve;
         let value = if provided_for { self.variables.get(name) } else { self.look_up(name) };
         if provided_for && value.is_some() {
@@ -393,8 +408,8 @@ impl<'a> Run<'a> {
     /// Expands `${name/pattern/replacement}` and, with a second slash, all occurrences.
     fn replacement(&mut self, name: &str) -> Result<String, ExpansionError> {
         let all = self.skip('/');
-        let pattern = self.until(Some('/'), Escapes::Keep)?.text;
-        let replacement = self.until(Some('}'), Escapes::Keep)?.text;
+        let pattern = self.until(Some('/'), Escapes::Keep, Output::default())?.text;
+        let replacement = self.until(Some('}'), Escapes::Keep, Output::default())?.text;
         let Some(value) = self.look_up(name) else {
             let slashes = if all { "//" } else { "/" };
             return Ok(match self.lexer.unset {

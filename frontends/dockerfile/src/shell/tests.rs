@@ -136,7 +136,7 @@ fn another_escape_character_leaves_the_backslash_alone() {
 
 #[test]
 fn words_split_at_white_space_outside_quotes_and_inside_variables() {
-    let words = |text| Lexer::new('\\').expand(text, &variables()).unwrap().words;
+    let words = |text| Lexer::new('\\').split(text, &variables()).unwrap().words;
     assert_eq!(words("x $spaced '$spaced c' \"$spaced\" d\\ e $unset ''"), ["x", "a", "b", "$spaced c", "a b", "d e"]);
     assert_eq!(words("  "), [""; 0]);
 }

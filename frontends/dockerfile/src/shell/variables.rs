@@ -63,7 +63,7 @@ impl Variables {
     /// Returns all variables as `NAME=value`, in order.
     #[must_use]
     pub fn to_environment(&self) -> Vec<String> {
-        self.entries.iter().map(|(name, value, _)| format!("{name}={value}")).collect()
+        self.entries.iter().map(|(name, value, _)| [name, "=", value].concat()).collect()
     }
 }
 
