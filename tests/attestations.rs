@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value;
-use support::{Kiln, base, is_root};
+use support::{Kiln, base, command, is_installed, is_root};
 
 /// Builds `app` with these options and its result in the directory `out`.
 fn build(kiln: &Kiln, args: &[&str]) {
@@ -147,6 +147,40 @@ fn privileged_a_debian_has_the_packages_that_dpkg_tells_of() {
     assert_eq!(packages(&document), told);
     let licences = document["packages"].as_array().into_iter().flatten();
     assert!(licences.filter(|package| package["licenseDeclared"] != "NOASSERTION").count() > 20);
+}
+
+#[test]
+fn privileged_what_rpm_itself_installed_is_listed() {
+    if !is_installed("rpm", "rpm") {
+        return;
+    }
+    let spec = "Name: hello\nVersion: 2.1\nRelease: 3\nEpoch: 1\nSummary: greets\nLicense: MIT\nBuildArch: noarch\n\
+        %description\nGreets.\n%install\nmkdir -p %{buildroot}/usr/share\necho hi >%{buildroot}/usr/share/hello\n\
+        %files\n/usr/share/hello\n";
+    let os = "NAME=Fedora\nID=fedora\nVERSION_ID=40\n";
+    let files = [("Dockerfile", "FROM scratch\nCOPY root /\n"), ("../hello.spec", spec), ("root/etc/os-release", os)];
+    let Some(kiln) = Kiln::project(&files) else { return };
+    let script = "rpmbuild -bb --define \"_topdir $PWD/top\" hello.spec >log 2>&1
+        for place in /var/lib/rpm /usr/lib/sysimage/rpm; do
+            rpm --root $PWD/app/root --define '_db_backend sqlite' --define \"_dbpath $place\" --nodeps -i top/RPMS/noarch/*.rpm >>log 2>&1
+            mv app/root$place $(basename $(dirname $place))
+        done";
+    command::shell(&kiln.scratch(), script);
+    // Newer distributions keep it in the second place.
+    for (place, kept) in [("var/lib/rpm", "lib"), ("usr/lib/sysimage/rpm", "sysimage")] {
+        let to = kiln.scratch().join("app/root").join(place);
+        std::fs::create_dir_all(to.parent().expect("it has one")).expect("make a directory");
+        std::fs::rename(kiln.scratch().join(kept), &to).expect("move a database");
+        build(&kiln, &["--sbom"]);
+        let document = predicate(&kiln, "sbom.spdx.json");
+        assert_eq!(packages(&document), [("hello".to_owned(), "2.1-3".to_owned())].into());
+        let told = document["packages"].to_string();
+        assert!(
+            told.contains("pkg:rpm/fedora/hello@2.1-3?arch=noarch") && told.contains("epoch=1") && told.contains("MIT"),
+            "{told}"
+        );
+        std::fs::remove_dir_all(to).expect("remove a database");
+    }
 }
 
 #[test]
