@@ -275,6 +275,63 @@ fn privileged_a_hostile_cache_gives_no_wrong_result() {
     assert_eq!(other.ok(["run", "--rm", "app", "cat", "/out"]), "hello");
 }
 
+/// Leaves those records of a cache that BuildKit knows: Kiln's own names are no SHA-256.
+fn without_own_records(config: &mut Value) {
+    let records = config["records"].as_array().expect("records").clone();
+    let is_own = |record: &Value| record["digest"].as_str().is_some_and(|name| name.starts_with("blake3:"));
+    let mut positions = BTreeMap::new();
+    for at in (0..records.len()).filter(|at| !is_own(&records[*at])) {
+        positions.insert(at, positions.len());
+    }
+    assert!(positions.len() < records.len(), "there are records of both kinds");
+    let kept = positions.keys().map(|at| {
+        let mut record = records[*at].clone();
+        for links in record["inputs"].as_array_mut().into_iter().flatten() {
+            let links = links.as_array_mut().expect("links");
+            let position = |link: &Value| positions.get(&(link["link"].as_u64().expect("a position") as usize));
+            links.retain(|link| position(link).is_some());
+            links.iter_mut().for_each(|link| link["link"] = json!(position(link)));
+        }
+        record
+    });
+    config["records"] = json!(kept.collect::<Vec<Value>>());
+}
+
+/// As BuildKit would have written it: so nothing of Kiln's own helps.
+#[test]
+fn privileged_what_buildkit_knows_of_a_cache_is_enough_to_find_all_of_it() {
+    if !has_registry() || !is_installed("skopeo", "skopeo") {
+        return;
+    }
+    let registry = Registry::start();
+    let first = machine();
+    let (max, min) = (to(&registry, "max", ",mode=max"), to(&registry, "min", ""));
+    build(&first, &["-t", "app", "--cache-to", &max, "--cache-to", &min]);
+    for cache in ["max", "min"] {
+        let name = meddled(&registry, &first.scratch(), cache, without_own_records);
+        let other = machine();
+        let built = build(&other, &["-t", "app", "--cache-from", &name]);
+        assert_eq!((found(&built), id(&other, "app")), (STEPS, id(&first, "app")), "{}", built.report());
+        // What is only named is made when it is needed, on what is made for it.
+        let changed = machine();
+        changed.write("app/Dockerfile", format!("{STAGES}COPY --from=build /src/when /src/out /\n"));
+        let built = build(&changed, &["-t", "app", "--cache-from", &name]);
+        assert_eq!(changed.ok(["run", "--rm", "app", "cat", "/out"]), "hello", "{}", built.report());
+        // Content decides.
+        let other = machine();
+        other.write("app/a", "changed");
+        let built = build(&other, &["-t", "app", "--cache-from", &name]);
+        let steps = if cache == "max" { 3 } else { 2 };
+        assert_eq!(
+            found(&built),
+            steps,
+            "the first RUN of the last stage, and WORKDIR if it is there: {}",
+            built.report()
+        );
+        assert_eq!(other.ok(["run", "--rm", "app", "cat", "/out"]), "changed");
+    }
+}
+
 #[test]
 fn privileged_a_cache_is_kept_in_a_directory_of_the_client() {
     if !is_root() {
@@ -292,6 +349,17 @@ fn privileged_a_cache_is_kept_in_a_directory_of_the_client() {
     let other = machine();
     let built = build(&other, &["-t", "app", "--cache-from", &local("src", "")]);
     assert_eq!((found(&built), id(&other, "app")), (STEPS, id(&first, "app")), "{}", built.report());
+    // What no name needs any more is removed when that is asked for, and nothing else.
+    let blobs = || fs::read_dir(dir.join("blobs/sha256")).expect("list").count();
+    first.write("app/a", "other");
+    build(&first, &["-t", "later", "--cache-to", &local("dest", ",mode=max")]);
+    let all = blobs();
+    build(&first, &["-t", "later", "--cache-to", &local("dest", ",mode=max,reset=true")]);
+    assert!(blobs() < all, "{all} before");
+    let fresh = machine();
+    fresh.write("app/a", "other");
+    let built = build(&fresh, &["-t", "app", "--cache-from", &local("src", "")]);
+    assert_eq!((found(&built), id(&fresh, "app")), (STEPS, id(&first, "later")), "{}", built.report());
     // Another name beside the first, and a blob that was damaged.
     build(&other, &["-o", "type=cacheonly", "--cache-to", &local("dest", ",tag=other")]);
     assert_eq!(read()["manifests"].as_array().map(Vec::len), Some(2));

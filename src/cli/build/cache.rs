@@ -1,11 +1,11 @@
 //! `--cache-from` and `--cache-to`: caches of other machines, as the engine is told them, and the directories of this machine
 //! that are among them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use kiln_graph::Reference;
-use kiln_graph::oci::{Descriptor, Index, annotation, media_type};
+use kiln_graph::oci::{Descriptor, Index, Manifest, annotation, media_type};
+use kiln_graph::{Digest, Reference};
 
 use super::options::BuildArgs;
 use super::result;
@@ -29,8 +29,19 @@ pub(super) struct Caches {
     pub(super) stores: BTreeMap<String, ContentDir>,
     /// What the user is to know.
     pub(super) warnings: Vec<String>,
-    /// The directories that are written, by the number of the export, with the name of the manifest.
-    written: Vec<(usize, PathBuf, String)>,
+    written: Vec<Written>,
+}
+
+/// A directory that is written.
+#[derive(Debug)]
+struct Written {
+    /// The number of the export.
+    number: usize,
+    dir: PathBuf,
+    /// The name of the manifest.
+    tag: String,
+    /// Whether what no manifest needs is removed.
+    reset: bool,
 }
 
 /// A cache as an option names it.
@@ -69,7 +80,9 @@ impl Caches {
         let Some(dest) = attrs.get("dest").filter(|dest| !dest.is_empty()) else { return };
         self.stores.insert(format!("{STORE}{dest}"), ContentDir { path: dest.into(), writable: true });
         let tag = attrs.get("tag").filter(|tag| !tag.is_empty()).map_or(TAG, String::as_str);
-        self.written.push((number, dest.into(), tag.to_owned()));
+        // What is no switch is the engine's to refuse, too.
+        let reset = attrs.get("reset").is_some_and(|value| matches!(value.as_str(), "true" | "1"));
+        self.written.push(Written { number, dir: dest.into(), tag: tag.to_owned(), reset });
     }
 
     /// Says whether there is a cache; finds the digest of its manifest.
@@ -94,21 +107,56 @@ impl Caches {
         Ok(true)
     }
 
-    /// Gives the manifests of written caches their names. Blocking.
+    /// Gives the manifests of written caches their names, and removes what is not needed any more. Blocking.
     ///
     /// # Errors
-    /// When an index cannot be read or written.
+    /// When an index or a manifest cannot be read, or something cannot be written or removed.
     pub(super) fn name(&self, response: &SolveResponse) -> Result<()> {
-        for (number, dir, tag) in &self.written {
+        let mut done = Vec::new();
+        for written in &self.written {
+            let Written { number, dir, tag, .. } = written;
             let own = response.exporter_response.get(&format!("{CACHE_MANIFEST}.{number}"));
             // Other engines tell of one only. One that may fail is told of when it did not.
             let Some(manifest) = own.or_else(|| response.exporter_response.get(CACHE_MANIFEST)) else { continue };
             let manifest: Descriptor =
                 serde_json::from_str(manifest).context(|| "read what the engine says of the cache")?;
             name(dir, manifest, tag)?;
+            done.push(written);
         }
-        Ok(())
+        // Several may share a directory.
+        done.into_iter().filter(|written| written.reset).try_for_each(|written| remove_unneeded(&written.dir))
     }
+}
+
+/// Removes the blobs of a directory that no manifest in its index needs.
+fn remove_unneeded(dir: &Path) -> Result<()> {
+    let context = || format!("remove what {} does not need any more", dir.display());
+    let index = read_index(dir)?.ok_or_else(|| Error::not_found("there is no index.json")).context(context)?;
+    let (mut needed, mut open) = (BTreeSet::new(), index.manifests);
+    while let Some(blob) = open.pop() {
+        let kind = blob.media_type.as_str();
+        if needed.insert(blob.digest) && (media_type::is_index(kind) || media_type::is_manifest(kind)) {
+            let path = dir.join("blobs").join(blob.digest.to_string().replacen(':', "/", 1));
+            let bytes = std::fs::read(&path).context(|| format!("read {}", path.display())).context(context)?;
+            if media_type::is_index(kind) {
+                let index: Index = serde_json::from_slice(&bytes).context(|| format!("read {}", path.display()))?;
+                open.extend(index.manifests);
+            } else {
+                let manifest: Manifest =
+                    serde_json::from_slice(&bytes).context(|| format!("read {}", path.display()))?;
+                open.extend(manifest.layers.into_iter().chain([manifest.config]));
+            }
+        }
+    }
+    for entry in std::fs::read_dir(dir.join("blobs/sha256")).context(context)? {
+        let entry = entry.context(context)?;
+        // Whatever else lies there is nobody's blob.
+        let digest = entry.file_name().to_str().and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
+        if digest.is_some_and(|digest| !needed.contains(&digest)) {
+            std::fs::remove_file(entry.path()).context(context)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_named(entry: &Descriptor, tag: &str) -> bool {
@@ -228,7 +276,7 @@ mod tests {
     fn a_manifest_takes_the_place_of_what_had_its_name() {
         let dir = tempfile::tempdir().unwrap();
         let manifest =
-            |text: &str| Descriptor::new(media_type::OCI_MANIFEST, kiln_graph::Digest::of(text.as_bytes()), 1);
+            |text: &str| Descriptor::new(media_type::OCI_MANIFEST, Digest::of(text.as_bytes()), 1);
         assert!(read_index(dir.path()).unwrap().is_none());
         for (text, tag) in [("a", "latest"), ("b", "other"), ("c", "latest")] {
             name(dir.path(), manifest(text), tag).unwrap();

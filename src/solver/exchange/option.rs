@@ -166,8 +166,9 @@ impl CacheExport {
             }
             "local" => {
                 let dest = attrs.text("dest").ok_or_else(|| Error::invalid("the cache local needs dest=DIRECTORY"))?;
-                // The client gives the manifest its name.
+                // The client gives the manifest its name, and removes what no manifest needs.
                 attrs.text("tag");
+                attrs.flag("reset")?;
                 (Destination::Local(dest.to_owned()), true)
             }
             "s3" => (Destination::S3(Box::new(S3Options::take(&mut attrs)?)), false),

@@ -7,6 +7,7 @@ mod active;
 mod combine;
 mod layers;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -294,7 +295,10 @@ impl Store {
             let path = trees.first().map(|tree| self.tree_fs(*tree)).map_or_else(|| self.empty(0), Ok)?;
             return Ok(Rootfs::Dir { path, writable: false });
         }
-        let mut lowers: Vec<PathBuf> = trees.into_iter().map(|tree| self.tree_fs(tree)).collect();
+        // The kernel does not stack a directory twice, and what lies further down shows nothing that the upper one does not.
+        let mut seen = HashSet::new();
+        let trees = trees.into_iter().filter(|tree| seen.insert(*tree));
+        let mut lowers: Vec<PathBuf> = trees.map(|tree| self.tree_fs(tree)).collect();
         // The kernel wants two directories to stack where nothing is written.
         for missing in lowers.len()..2 {
             lowers.push(self.empty(missing)?);

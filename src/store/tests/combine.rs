@@ -65,6 +65,24 @@ fn privileged_a_layer_of_changes_lies_on_another_parent_and_takes_away_there() {
 }
 
 #[test]
+fn privileged_a_layer_may_lie_on_itself() {
+    on_every_driver(|world| {
+        let base = made(world, None, |tree| {
+            tree.dir("d").file("d/a", "base").file("d/b", "base");
+        });
+        let upper = made(world, Some(base), |tree| {
+            tree.file("d/a", "upper").remove("d/b").file("d/c", "upper");
+        });
+        let merged = world.store.rebase(&world.lease, base, Some(upper)).unwrap();
+        let tree = mounted(world, merged);
+        let read = |path: &str| tree.read(path);
+        assert_eq!((read("d/a").as_deref(), read("d/b").as_deref()), (Some("base"), Some("base")));
+        assert_eq!(read("d/c").as_deref(), Some("upper"));
+        told(world, merged)
+    });
+}
+
+#[test]
 fn privileged_a_layer_that_only_adds_is_not_made_again() {
     if !may_mount() {
         return;

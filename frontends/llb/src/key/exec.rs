@@ -9,6 +9,9 @@ use crate::{encode, pb};
 /// Where a here-document that begins with `#!` is mounted, without and with the slash that BuildKit writes.
 const SCRIPTS: (&str, &str) = ("/dev/pipes", "/dev/pipes/");
 
+/// The client's agent, unless another one is named.
+const AGENT: &str = "default";
+
 /// Writes a process as BuildKit's frontend for Dockerfiles does: mounts in order of their targets, then secrets and agents.
 pub(super) fn written(exec: &Exec) -> Written {
     let mut op = encode::exec_op(exec);
@@ -25,6 +28,8 @@ pub(super) fn written(exec: &Exec) -> Written {
     for mount in &mut secrets {
         // These fields are not set for them.
         (mount.input, mount.output, mount.readonly) = (0, 0, false);
+        // Nor is the name of an agent that no flag names.
+        mount.ssh_opt.iter_mut().filter(|agent| agent.id == AGENT).for_each(|agent| agent.id.clear());
     }
     // The secrets come before the agents, each in the order in which they are written.
     secrets.sort_by_key(|mount| mount.ssh_opt.is_some());

@@ -185,11 +185,11 @@ fn header(entry: &Entry) -> Vec<u8> {
     };
     let mode = if metadata.kind == FileKind::Symlink { 0o777 } else { metadata.mode };
     let size = if metadata.kind == FileKind::File { metadata.size } else { 0 };
-    let (major, minor) = if matches!(metadata.kind, FileKind::Char | FileKind::Block) { metadata.rdev } else { (0, 0) };
     let (uid, gid) = (metadata.uid, metadata.gid);
     let mut header = format!("namemode{mode}uid{uid}gid{gid}size{size}typeflag{flag}linkname").into_bytes();
     header.extend_from_slice(&entry.link);
-    header.extend_from_slice(format!("unamegnamedevmajor{major}devminor{minor}").as_bytes());
+    // BuildKit looks for the numbers of devices in a way that finds none.
+    header.extend_from_slice(b"unamegnamedevmajor0devminor0");
     let mut xattrs: Vec<_> = entry.xattrs.iter().collect();
     xattrs.sort_unstable();
     for (name, value) in xattrs {

@@ -15,6 +15,8 @@
 mod content;
 mod find;
 mod gather;
+#[cfg(test)]
+mod tests;
 
 pub(in crate::solver) use find::PeerHit;
 pub(super) use find::Wanted;
