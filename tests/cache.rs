@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 use support::registry::{self, Registry};
 use support::web::{Answer, Request, Web};
-use support::{Kiln, Outcome, PATIENCE, command, eventually, is_installed, is_root};
+use support::{Daemon, Docker, Kiln, Outcome, PATIENCE, command, eventually, is_installed, is_root};
 
 /// Two stages whose results differ with every run, so that equal images share their layers.
 const STAGES: &str = "FROM busybox AS build
@@ -240,6 +240,14 @@ fn meddled(registry: &Registry, dir: &Path, cache: &str, meddle: impl FnOnce(&mu
     name
 }
 
+/// Exchanges the blobs of the two last layers.
+fn with_swapped_layers(config: &mut Value) {
+    let layers = config["layers"].as_array_mut().expect("layers");
+    let last = layers.len() - 1;
+    let (one, two) = (layers[last - 1]["blob"].clone(), layers[last]["blob"].clone());
+    (layers[last - 1]["blob"], layers[last]["blob"]) = (two, one);
+}
+
 #[test]
 fn privileged_a_hostile_cache_gives_no_wrong_result() {
     if !has_registry() || !is_installed("skopeo", "skopeo") {
@@ -263,16 +271,31 @@ fn privileged_a_hostile_cache_gives_no_wrong_result() {
         assert!(built.stderr.contains("ERROR"), "and that is said: {}", built.report());
     }
     // Layers that are not what the records say: what is unpacked is what was promised, or it fails.
-    let name = meddled(&registry, &first.scratch(), "cache", |config| {
-        let layers = config["layers"].as_array_mut().expect("layers");
-        let last = layers.len() - 1;
-        let (one, two) = (layers[last - 1]["blob"].clone(), layers[last]["blob"].clone());
-        (layers[last - 1]["blob"], layers[last]["blob"]) = (two, one);
-    });
+    let name = meddled(&registry, &first.scratch(), "cache", with_swapped_layers);
     let other = machine();
     let built = build(&other, &["-t", "app", "--cache-from", &name]);
     assert!(built.stderr.contains("the build begins again without the imported caches"), "{}", built.report());
     assert_eq!(other.ok(["run", "--rm", "app", "cat", "/out"]), "hello");
+}
+
+/// Buildx runs the frontend itself, so the build cannot begin again as a whole.
+#[test]
+fn privileged_a_frontend_at_the_client_gets_its_result_without_a_cache_that_is_broken() {
+    let Some(docker) = Docker::with_buildx() else { return };
+    if !has_registry() || !is_installed("skopeo", "skopeo") {
+        return;
+    }
+    let registry = Registry::start();
+    let first = machine();
+    build(&first, &["-t", "app", "--cache-to", &to(&registry, "cache", ",mode=max")]);
+    let name = meddled(&registry, &first.scratch(), "cache", with_swapped_layers);
+    let daemon = Daemon::of(machine(), &[]);
+    let from = format!("type=registry,ref={name}");
+    let built =
+        daemon.docker(&docker, &["buildx", "build", "--progress=plain", "--cache-from", &from, "-t", "app", "app"]);
+    let built = built.output().expect_code(0);
+    assert!(built.stderr.contains("without the imported caches"), "{}", built.report());
+    assert_eq!(daemon.cat("app", "/out"), "hello");
 }
 
 /// Leaves those records of a cache that BuildKit knows: Kiln's own names are no SHA-256.

@@ -3,6 +3,7 @@
 //! What it asked for is referred to by names of our choice and not made before somebody looks at it or it is the result.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kiln_graph::graph::Meta;
@@ -12,6 +13,7 @@ use kiln_graph::{Digest, Edge, Graph, Platform, Reference, VertexId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::build::without_imports;
 use super::contexts::Locals;
 use super::definition::{plain_config, refused};
 use super::exchange::{Ahead, CacheExport, Scope};
@@ -387,7 +389,18 @@ impl Bridge {
             Value::FileSystem(FileSystem::Empty) => {
                 return Err(Error::not_found("the result is an empty file system").into());
             }
-            Value::FileSystem(file_system) => self.part(name)?.batch.draft.job.mount(&file_system).await?,
+            Value::FileSystem(file_system) => {
+                let job = &self.part(name)?.batch.draft.job;
+                let was_broken = job.is_broken();
+                match job.mount(&file_system).await {
+                    Err(error) if job.is_broken() && !was_broken => {
+                        self.warn(without_imports(&error.into()));
+                        job.forget_cached();
+                        return Box::pin(self.open(name)).await;
+                    }
+                    mounted => mounted?,
+                }
+            }
             Value::Local(dir) => dir.root.try_clone().map_err(Error::from)?,
             Value::Several(_) => return Err(Error::internal("a result has several file systems").into()),
         };
@@ -539,6 +552,23 @@ impl Bridge {
     /// # Errors
     /// As for [`Solver::build`].
     pub async fn export(&self, findings: &Findings) -> Result<Built, Failure> {
+        let was_broken = self.is_broken();
+        match Box::pin(self.export_once(findings)).await {
+            Err(failure) if self.is_broken() && !was_broken => {
+                self.warn(without_imports(&failure));
+                self.refs().values().for_each(|part| part.batch.draft.job.forget_cached());
+                Box::pin(self.export_once(findings)).await
+            }
+            exported => exported,
+        }
+    }
+
+    /// Says whether a layer that an imported cache promised could not be had.
+    fn is_broken(&self) -> bool {
+        self.shop.shared.broken.load(Ordering::Relaxed)
+    }
+
+    async fn export_once(&self, findings: &Findings) -> Result<Built, Failure> {
         let names: Vec<&String> = match &findings.refs {
             Refs::None => return Ok(Built::default()),
             Refs::One(name) => vec![name],
@@ -693,7 +723,18 @@ impl Batch {
         let _turn = self.making.lock().await;
         let job = &self.draft.job;
         let missing: Vec<VertexId> = roots.into_iter().filter(|root| job.is_open(*root)).collect();
-        if missing.is_empty() { Ok(()) } else { job.carry_out(missing).await }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let was_broken = job.is_broken();
+        match job.carry_out(missing.clone()).await {
+            Err(failure) if job.is_broken() && !was_broken => {
+                job.progress.report(Event::Warning(without_imports(&failure)));
+                job.forget_cached();
+                job.carry_out(missing).await
+            }
+            made => made,
+        }
     }
 }
 

@@ -104,7 +104,7 @@ impl Solver {
 }
 
 /// Says that a build begins again, because a cache does not hold what it promised.
-fn without_imports(failure: &Failure) -> Warning {
+pub(super) fn without_imports(failure: &Failure) -> Warning {
     Warning {
         vertex: Digest::of(b"imported caches"),
         short: format!("the build begins again without the imported caches: {}", failure.error),

@@ -170,7 +170,7 @@ impl Job {
         let identities = work.identities_now().filter(|_| !vertex.meta.no_cache);
         let hits = identities.and_then(|inputs| {
             let outputs = 0..vertex.op.outputs();
-            let own = outputs.map(|output| self.imports.find(&work.op, output, &inputs)).collect::<Option<Vec<Hit>>>();
+            let own = outputs.map(|output| self.caches().find(&work.op, output, &inputs)).collect::<Option<Vec<Hit>>>();
             let own = own.map(|hits| hits.into_iter().map(PeerHit::Found).collect());
             own.or_else(|| self.peer_hits(id))
         });
@@ -259,7 +259,7 @@ impl Job {
                 let Some(Some(chain)) = file_system.chain_now() else { return Ok(None) };
                 let selector = selector(copy);
                 let known = cache::find_content(connection, &chain, &selector)?;
-                Ok(known.or_else(|| self.imports.content(&chain, &selector)).map(Input::Content))
+                Ok(known.or_else(|| self.caches().content(&chain, &selector)).map(Input::Content))
             }
             Some(Value::Several(_)) | None => Ok(None),
         }
@@ -305,7 +305,7 @@ impl Job {
         if !work.is_identified() {
             let op = work.op;
             let wait = !vertex.meta.no_cache
-                && (self.imports.knows(&op)
+                && (self.caches().knows(&op)
                     || self.is_peer_known(id)
                     || task::blocking(move || db.db().read(|c| cache::knows(c, &op))).await?);
             if !wait {

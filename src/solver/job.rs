@@ -225,8 +225,8 @@ pub(super) struct Job {
     pub(super) keep_failed: bool,
     /// Set when the result is compared with that of another build; then layers that differ in times only are told apart.
     pub(super) witness: Option<Witness>,
-    /// Caches of other machines, in which results are looked for.
-    pub(super) imports: Imports,
+    /// Caches of other machines, in which results are looked for, as long as they hold what they promise.
+    imports: Imports,
     /// What BuildKit knows of the steps, for caches.
     pub(super) peer: Peer,
     /// Set when a layer that an imported cache promised could not be had.
@@ -338,6 +338,27 @@ impl Job {
             pending: self.pending.clone(),
             depth: self.depth + 1,
         }))
+    }
+
+    /// Returns the caches of other machines in which results are looked for.
+    pub(super) fn caches(&self) -> &Imports {
+        static NONE: Imports = Imports::none();
+        if self.is_broken() { &NONE } else { &self.imports }
+    }
+
+    /// Says whether a layer that an imported cache promised could not be had.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Forgets what is known from imported caches, so that it is looked for and made again.
+    pub(super) fn forget_cached(&self) {
+        for value in lock(&self.values).iter_mut() {
+            let is_cached = |value: &FileSystem| matches!(value, FileSystem::Cached(_));
+            if value.as_ref().is_some_and(|value| value.file_systems().iter().any(is_cached)) {
+                *value = None;
+            }
+        }
     }
 
     /// Returns the value of a vertex's input.

@@ -275,8 +275,7 @@ mod tests {
     #[test]
     fn a_manifest_takes_the_place_of_what_had_its_name() {
         let dir = tempfile::tempdir().unwrap();
-        let manifest =
-            |text: &str| Descriptor::new(media_type::OCI_MANIFEST, Digest::of(text.as_bytes()), 1);
+        let manifest = |text: &str| Descriptor::new(media_type::OCI_MANIFEST, Digest::of(text.as_bytes()), 1);
         assert!(read_index(dir.path()).unwrap().is_none());
         for (text, tag) in [("a", "latest"), ("b", "other"), ("c", "latest")] {
             name(dir.path(), manifest(text), tag).unwrap();

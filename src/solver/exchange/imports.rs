@@ -18,6 +18,11 @@ pub(super) type Loaded = Arc<Catalog>;
 pub(in crate::solver) struct Imports(pub(super) Vec<Loaded>);
 
 impl Imports {
+    /// No caches at all.
+    pub(in crate::solver) const fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// Puts caches together.
     pub(in crate::solver) fn all(parts: Vec<Self>) -> Self {
         Self(parts.into_iter().flat_map(|part| part.0).collect())

@@ -163,7 +163,7 @@ fn write(dir: &std::path::Path, sender: &mpsc::Sender<Result<Bytes>>, cancel: &C
 
 /// Copies what an imported cache has of a mount.
 async fn carry_over(job: &Arc<Job>, name: &str, place: &Place) -> Result<Option<MountEntry>> {
-    let Some((entry, source)) = job.imports.mount(name) else { return Ok(None) };
+    let Some((entry, source)) = job.caches().mount(name) else { return Ok(None) };
     let images = &job.solver.deps().images;
     for chunk in &entry.chunks {
         let descriptor = chunk.descriptor();
@@ -185,7 +185,7 @@ impl Job {
         name: &str,
         into: std::path::PathBuf,
     ) -> Result<bool> {
-        let Some((entry, source)) = self.imports.mount(name) else { return Ok(false) };
+        let Some((entry, source)) = self.caches().mount(name) else { return Ok(false) };
         if entry.chunks.len() > MAX_CHUNKS {
             return Err(Error::invalid(format!("the cache mount {name} has {} chunks", entry.chunks.len())));
         }

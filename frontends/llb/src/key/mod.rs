@@ -56,7 +56,7 @@ pub struct Selected {
 /// Which versions of BuildKit are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Up to 0.16.
+    /// Those whose structures were made by gogo's generator, 0.13 among them.
     Gogo,
     /// Later ones.
     Plain,

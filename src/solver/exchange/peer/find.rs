@@ -8,6 +8,7 @@ use kiln_llb::StepKey;
 
 use super::{ContentId, content, content_record, record_name};
 use crate::error::Result;
+use crate::solver::cache;
 use crate::solver::exchange::catalog::{Catalog, Hit};
 use crate::solver::job::Job;
 use crate::solver::lock;
@@ -29,7 +30,7 @@ impl Job {
     /// # Errors
     /// When a directory of the client cannot be read.
     pub(in crate::solver) fn note_peer_records(&self, id: VertexId) -> Result<()> {
-        for (number, catalog) in self.imports.0.iter().enumerate() {
+        for (number, catalog) in self.caches().0.iter().enumerate() {
             let vertex = self.graph.vertex(id);
             for output in 0..vertex.op.outputs() {
                 let records = match &vertex.op {
@@ -85,7 +86,7 @@ impl Job {
 
     /// Says whether a cache has records of a step, on whatever inputs.
     pub(in crate::solver) fn is_peer_known(&self, id: VertexId) -> bool {
-        let caches = &self.imports.0;
+        let caches = &self.caches().0;
         !caches.is_empty()
             && self.peer_keys(id).iter().any(|key| {
                 let name = record_name(&key.digest, 0);
@@ -101,7 +102,7 @@ impl Job {
 
     fn peer_hit(&self, edge: Edge) -> Option<PeerHit> {
         let mut named = None;
-        for (number, catalog) in self.imports.0.iter().enumerate() {
+        for (number, catalog) in self.caches().0.iter().enumerate() {
             let records = lock(&self.peer.found).get(&(number, edge)).cloned().unwrap_or_default();
             for record in records.iter() {
                 match catalog.result(*record) {
@@ -141,9 +142,31 @@ impl Job {
         }
         let edge: Edge = self.graph.vertex(id.0).inputs[input.input as usize];
         let Some(Value::FileSystem(file_system)) = self.value_of(edge) else { return Ok(()) };
+        if file_system.is_named_only() {
+            return Ok(());
+        }
+        // What a file system holds under a chain ID stays the same.
+        let place = file_system.chain_now().flatten().map(|chain| (chain, format!("for BuildKit {selected:?}")));
+        let db = self.solver.deps().store.root().clone();
+        if let Some((chain, selection)) = place.clone() {
+            let known = task::blocking(move || db.db().read(|c| cache::find_content(c, &chain, &selection))).await?;
+            if let Some(known) = known {
+                lock(&self.peer.contents).insert(id, Some(Digest::sha256(known)));
+                return Ok(());
+            }
+        }
         let tree = self.tree(&file_system, "a file system".to_owned()).await?;
         let (job, selected) = (Arc::clone(self), selected.clone());
-        let digest = task::blocking(move || content::digest(&tree, &selected, &job.cancel)).await?;
+        let digest = task::blocking(move || {
+            let digest = content::digest(&tree, &selected, &job.cancel)?;
+            let bytes = digest.and_then(|digest| <[u8; 32]>::try_from(digest.as_bytes()).ok());
+            if let (Some((chain, selection)), Some(bytes)) = (place, bytes) {
+                let db = job.solver.deps().store.root().db();
+                db.write(|tx| cache::record_content(tx, &chain, &selection, &bytes))?;
+            }
+            Ok(digest)
+        });
+        let digest = digest.await?;
         lock(&self.peer.contents).insert(id, digest);
         Ok(())
     }
