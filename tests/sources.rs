@@ -301,6 +301,24 @@ fn privileged_the_time_of_a_context_elsewhere_can_be_that_of_the_image() {
     }
     kiln.ok(["build", "-q", "--build-arg", "SOURCE_DATE_EPOCH=context", "-t", "t", &git.url("c.git")]);
     assert_eq!(kiln.ok(["image", "inspect", "-f", "{{.Created}}", "t"]), "2001-09-09T01:46:40Z");
+
+    // So can that of a stage that adds something, or of a named context.
+    let stages = |add: &str| {
+        format!(
+            "ARG SOURCE_DATE_EPOCH=src\nFROM scratch AS src\nARG at={add}\nADD $at /\n\
+             FROM busybox\nARG SOURCE_DATE_EPOCH\nRUN echo epoch=$SOURCE_DATE_EPOCH > /time\n"
+        )
+    };
+    for (add, seconds) in [(git.url("c.git"), "1000000000"), (web.url("c.tar"), "1100000000")] {
+        let built = builds(&kiln, &stages(&add), &[]);
+        assert_eq!(sh(&kiln, "cat /time"), format!("epoch={seconds}"), "{}", built.report());
+    }
+    for (context, seconds) in [(web.url("dated.tar"), "1000000000"), ("c".to_owned(), "")] {
+        builds(&kiln, &stages("a"), &["--build-arg=SOURCE_DATE_EPOCH=dep", &format!("--build-context=dep={context}")]);
+        assert_eq!(sh(&kiln, "cat /time"), format!("epoch={seconds}"), "{context}");
+    }
+    let refused = build(&kiln, &stages("a"), &[]).fails();
+    refused.expect_stderr(&["SOURCE_DATE_EPOCH=src: the stage adds something that has no time", "Dockerfile:4"]);
 }
 
 #[test]

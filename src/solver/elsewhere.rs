@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use kiln_dockerfile::{Files, Given};
+use kiln_dockerfile::{Files, Given, epoch_name, epoch_source};
 use kiln_graph::op::{GitSource, HttpSource};
-use kiln_graph::{Platform, VertexId};
+use kiln_graph::{Platform, SourceFile, VertexId};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::contexts::Locals;
@@ -15,9 +15,10 @@ use super::failure::Failure;
 use super::frontend::Surroundings;
 use super::identify::selected;
 use super::job::Job;
-use super::options::Options;
+use super::options::{ContextSource, Options};
 use super::value::{FileSystem, Value};
 use crate::error::{Error, Result, ResultExt as _};
+use crate::store::layer::{What, pass_by};
 use crate::store::tree;
 use crate::task::{self, Cancel};
 
@@ -65,9 +66,10 @@ impl Fetched {
             if let Some(dir) = file {
                 let stat = rustix::fs::fstat(open_file(&dir)?).context(|| "look at what was fetched")?;
                 // A file of which the server says nothing is left at the beginning of time.
-                if stat.st_mtime > 0 {
-                    return Ok(Some(stat.st_mtime));
-                }
+                return match stat.st_mtime {
+                    0 if is_archive(open_file(&dir)?) => newest_of(open_file(&dir)?),
+                    seconds => Ok(Some(seconds).filter(|seconds| *seconds > 0)),
+                };
             }
             let name = "the build context".to_owned();
             let tree = Tree { root, name, ignore: None, owners: Owners::Keep, memo: None };
@@ -94,11 +96,21 @@ impl Surroundings<'_> {
                 let root = self.open_given(given.get(&options.dockerfile).unwrap_or(context)).await?;
                 return Ok(Some(Fetched { files: Files::Given(Arc::clone(context)), root, only: None, file: None }));
             }
-            Some(Elsewhere::Git(git)) => {
+            Some(elsewhere) => self.fetch(elsewhere).await?,
+        };
+        Ok(Some(match options.context_subdir.trim_matches('/') {
+            "" => fetched,
+            dir => Fetched { files: Files::Below(Box::new(fetched.files), dir.to_owned()), ..fetched },
+        }))
+    }
+
+    async fn fetch(&self, elsewhere: &Elsewhere) -> Result<Fetched, Failure> {
+        Ok(match elsewhere {
+            Elsewhere::Git(git) => {
                 let files = Files::Git(git.clone());
                 Fetched { root: self.open(&files).await?, files, only: None, file: None }
             }
-            Some(Elsewhere::File(http)) => {
+            Elsewhere::File(http) => {
                 let files = Files::File(http.clone());
                 let fetched = self.open(&files).await?;
                 let (root, file) = (Arc::clone(&fetched), Some(Arc::clone(&fetched)));
@@ -109,11 +121,40 @@ impl Surroundings<'_> {
                     Fetched { files, root, only: Some(FILE), file }
                 }
             }
+        })
+    }
+
+    /// Finds out the time that a file takes from something it names, a named context or a stage (`SOURCE_DATE_EPOCH=NAME`): the name,
+    /// and the time in seconds since 1970, if there is one. `None` when it names nothing that is known.
+    ///
+    /// # Errors
+    /// A stage that has no time; as the failure of the step that fetches what it adds.
+    pub(super) async fn named_time(
+        &self,
+        file: &SourceFile,
+        options: &Options,
+    ) -> Result<Option<(String, Option<i64>)>, Failure> {
+        let Some(name) = epoch_name(file, &options.build_args) else { return Ok(None) };
+        let elsewhere = match options.contexts.get(&name) {
+            Some(ContextSource::Git(git)) => Some(Elsewhere::Git(git.clone())),
+            Some(ContextSource::Http(http)) => {
+                Some(Elsewhere::File(HttpSource { filename: FILE.into(), ..http.clone() }))
+            }
+            // Others have no time, as with BuildKit.
+            Some(_) => None,
+            None => match epoch_source(file, &options.build_args, &name)
+                .map_err(|wrong| Failure::of_source(file, vec![wrong]))?
+            {
+                Some(Files::Git(git)) => Some(Elsewhere::Git(git)),
+                Some(Files::File(http)) => Some(Elsewhere::File(HttpSource { filename: FILE.into(), ..http })),
+                _ => return Ok(None),
+            },
         };
-        Ok(Some(match options.context_subdir.trim_matches('/') {
-            "" => fetched,
-            dir => Fetched { files: Files::Below(Box::new(fetched.files), dir.to_owned()), ..fetched },
-        }))
+        let time_s = match elsewhere {
+            Some(elsewhere) => Box::pin(self.fetch(&elsewhere)).await?.time_s().await?,
+            None => None,
+        };
+        Ok(Some((name, time_s)))
     }
 
     /// Fetches a file by HTTP; returns the directory that holds it under [`FILE`]'s name.
@@ -157,6 +198,19 @@ impl Job {
         self.pins.was_reported(self.graph.vertices().iter().map(kiln_graph::Vertex::digest));
         Ok(self.tree(&file_system, "the build context".to_owned()).await?.root)
     }
+}
+
+/// Returns the time of the newest file in an archive, in seconds since 1970. What is unpacked may be another archive's, in which the
+/// same files have other times.
+fn newest_of(archive: std::fs::File) -> Result<Option<i64>> {
+    let mut newest = None;
+    pass_by(archive, |passing| {
+        if matches!(passing.what, What::File(_)) {
+            newest = newest.max(Some(passing.mtime_s));
+        }
+        Ok(())
+    })?;
+    Ok(newest.filter(|seconds| *seconds > 0))
 }
 
 fn open_file(dir: &OwnedFd) -> Result<std::fs::File> {

@@ -92,6 +92,8 @@ struct Inputs {
     places: BTreeMap<String, PathBuf>,
     /// The time of the main context, when it is asked for and the context has one.
     context_time_s: Option<i64>,
+    /// The time of what the build takes its time from by name.
+    named_time_s: Option<(String, Option<i64>)>,
     /// What the frontend is given besides, by name.
     given: BTreeMap<String, Arc<Given>>,
 }
@@ -267,12 +269,13 @@ impl<'a> Surroundings<'a> {
             Some(fetched) if asks_for_context_time(&file, &options.build_args) => fetched.time_s().await?,
             _ => None,
         };
+        let named_time_s = self.named_time(&file, options).await?;
         let context = match fetched {
             Some(fetched) => fetched.files,
             None => Files::Local { name: options.context.clone(), ignore: ignore.clone() },
         };
         let places = request.locals.clone();
-        Ok((source, Inputs { file, context, ignore, ignores, places, context_time_s, given }))
+        Ok((source, Inputs { file, context, ignore, ignores, places, context_time_s, named_time_s, given }))
     }
 
     /// Reads what the frontend is given besides its attributes.
@@ -533,6 +536,7 @@ fn lowering_request<'a>(options: &'a Options, inputs: &'a Inputs) -> Request<'a>
         ulimits: options.ulimits.clone(),
         cgroup_parent: options.cgroup_parent.clone(),
         context_time_s: inputs.context_time_s,
+        named_time_s: inputs.named_time_s.clone(),
         any_syntax: options.any_syntax,
         ..Request::new(file)
     }

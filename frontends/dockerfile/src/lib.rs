@@ -29,7 +29,7 @@ pub use instruction::Dockerfile;
 pub use line::Word;
 pub use lower::{
     Definition, Files, Given, ImageKey, ImageName, Lowered, Mounted, NamedContext, Need, NoCache, Outcome, Outline,
-    OutlineArgument, Remote, Request, ResolvedImage, asks_for_context_time, lower,
+    OutlineArgument, Remote, Request, ResolvedImage, asks_for_context_time, epoch_name, epoch_source, lower,
 };
 pub use mount::{Mount, MountFlag, Permissions};
 pub use parse::parse;

@@ -70,7 +70,7 @@ impl Images {
     fn ingest_files(&self, lease: &Lease, input: impl Read + Send, cancel: &Cancel) -> Result<Files> {
         let mut files = Files::default();
         let mut entries = 0;
-        pass_by(input, |Passing { path, what }| {
+        pass_by(input, |Passing { path, what, .. }| {
             cancel.check()?;
             entries += 1;
             if entries > MAX_ENTRIES {

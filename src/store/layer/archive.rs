@@ -10,6 +10,8 @@ use crate::store::compression::Decoder;
 pub struct Passing<'a> {
     /// Its path as it stands in the archive.
     pub path: Vec<u8>,
+    /// When its content last changed, in seconds since 1970.
+    pub mtime_s: i64,
     /// What it is.
     pub what: What<'a>,
 }
@@ -41,7 +43,7 @@ pub fn pass_by(archive: impl Read + Send, mut visit: impl FnMut(Passing<'_>) -> 
             EntryBody::Symlink(target) => What::Symlink(target),
             EntryBody::Dir | EntryBody::Char(..) | EntryBody::Block(..) | EntryBody::Fifo => What::Other,
         };
-        visit(Passing { path: entry.path, what })?;
+        visit(Passing { path: entry.path, mtime_s: entry.attributes.mtime.seconds, what })?;
     }
     Ok(())
 }

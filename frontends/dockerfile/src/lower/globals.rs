@@ -25,11 +25,14 @@ pub fn asks_for_context_time(file: &SourceFile, build_args: &BTreeMap<String, St
     build_args.get(EPOCH).map_or_else(in_file, |value| value == OF_CONTEXT)
 }
 
-/// Returns the value that an argument really gets: `SOURCE_DATE_EPOCH=context` is a number, or nothing where the context has no
+/// Returns the value that an argument really gets: `SOURCE_DATE_EPOCH=context`, or a name, is a number, or nothing where that has no
 /// time.
 pub(super) fn dated(request: &Request<'_>, name: &str, value: &str) -> Option<String> {
     if name == EPOCH && value == OF_CONTEXT {
         return request.context_time_s.map(|seconds| seconds.to_string());
+    }
+    if let (EPOCH, Some((_, seconds))) = (name, request.named_time_s.as_ref().filter(|(named, _)| named == value)) {
+        return seconds.map(|seconds| seconds.to_string());
     }
     Some(value.to_owned())
 }

@@ -5,6 +5,7 @@
 
 mod base;
 mod draft;
+mod epoch;
 mod files;
 mod globals;
 mod outline;
@@ -31,6 +32,7 @@ use crate::line::Word;
 use crate::{frontend, parse, scalar};
 use base::Built;
 use draft::{Draft, Node};
+pub use epoch::{epoch_name, epoch_source};
 use globals::Globals;
 pub use globals::asks_for_context_time;
 pub use outline::{Mounted, Outline, OutlineArgument};
@@ -188,7 +190,8 @@ fn epoch(request: &Request<'_>, globals: &mut Globals) -> Result<Option<i64>, Di
     let seconds = request.epoch_s.or_else(|| text.parse().ok()).filter(|s| scalar::timestamp(*s).is_some());
     let error = || {
         let message = format!("{}={text} is not a number of seconds since 1970", globals::EPOCH);
-        let hint = "it is a number, or context for the time of a repository or a file that is the context";
+        let hint = "it is a number, context for the time of a repository or a file that is the context, or what a named context or \
+                    a stage that adds a repository or a file is called";
         Diagnostic { span: None, ..Diagnostic::error(Span::new(0, 0), message).with_hint(hint) }
     };
     let seconds = seconds.ok_or_else(error)?;

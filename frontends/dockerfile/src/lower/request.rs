@@ -54,6 +54,9 @@ pub struct Request<'a> {
     /// The time of the main context in seconds since 1970, which `SOURCE_DATE_EPOCH=context` asks for: that of a commit, or what
     /// a server says of a file. `None` for a directory of the client, which has none.
     pub context_time_s: Option<i64>,
+    /// The name that `SOURCE_DATE_EPOCH` has for a value ([`super::epoch_name`]), and the time of what is called so in seconds since
+    /// 1970, if it has one.
+    pub named_time_s: Option<(String, Option<i64>)>,
     /// Whether all stages are lowered and checked, not only those that the target needs.
     pub all_stages: bool,
     /// Whether images are made up ([`ResolvedImage::assumed`]): then a variable that usual images set is not reported as
@@ -88,6 +91,7 @@ impl<'a> Request<'a> {
             cache_namespace: String::new(),
             epoch_s: None,
             context_time_s: None,
+            named_time_s: None,
             all_stages: false,
             assume_images: false,
             any_syntax: false,

@@ -58,6 +58,7 @@ impl<'a> Case<'a> {
             "shm-size" => request.shm_size_bytes = Some(value.parse().unwrap()),
             "epoch" => request.epoch_s = Some(value.parse().unwrap()),
             "context-time" => request.context_time_s = Some(value.parse().unwrap()),
+            "named-time" => request.named_time_s = value.split_once(' ').map(|(name, s)| (name.into(), s.parse().ok())),
             "all-stages" => request.all_stages = true,
             "main-context" => request.context = files(value),
             "context" => {
