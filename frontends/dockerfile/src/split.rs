@@ -92,7 +92,7 @@ pub(crate) fn leading_flags(text: Text<'_>, escape: char) -> (Vec<RawFlag>, Text
 fn flag_word(text: &str, escape: char) -> (usize, String) {
     // Most flags have no quotes and no escapes.
     let length = text.find(char::is_whitespace).unwrap_or(text.len());
-    if !text[..length].contains(|c| matches!(c, '\'' | '"') || c == escape) {
+    if !text[..length].contains(['\'', '"', escape]) {
         return (length, text[..length].to_owned());
     }
     let mut resolved = String::new();

@@ -123,7 +123,7 @@ impl Lexer {
 
     /// Says whether a text has nothing special, as most have.
     fn is_plain(&self, text: &str) -> bool {
-        !text.contains(|c: char| matches!(c, '$' | '\'' | '"') || c == self.escape)
+        !text.contains(['$', '\'', '"', self.escape])
     }
 }
 
