@@ -24,6 +24,7 @@ pub mod sys;
 pub mod task;
 pub mod tls;
 pub mod types;
+pub mod wire;
 
 #[cfg(test)]
 mod tidy;

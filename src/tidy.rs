@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("types", &[]),
+    ("wire", &[]),
     ("sys", &["error"]),
     ("task", &["error"]),
     ("tls", &["error"]),
@@ -38,6 +39,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "sandbox",
             "network",
             "sbom",
+            "wire",
             "kiln_dockerfile",
             "kiln_llb",
         ],
@@ -67,6 +69,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "error",
             "types",
+            "wire",
             "task",
             "events",
             "engine",
@@ -81,7 +84,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("daemon", &["error", "sys", "task", "tls", "config", "engine", "api"]),
-    ("client", &["error", "types", "task", "tls", "sys", "filesync"]),
+    ("client", &["error", "types", "wire", "task", "tls", "sys", "filesync"]),
     ("cli", &["error", "types", "task", "config", "sys", "client", "kiln_compose", "kiln_dockerfile"]),
 ];
 

@@ -4,7 +4,6 @@
 //! progress messages, error bodies) is added here. Only `api`, `client` and `cli` see them: domain types are converted.
 
 pub mod build;
-pub mod content;
 
 pub use bollard_stubs::models::*;
 

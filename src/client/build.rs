@@ -12,7 +12,7 @@ use crate::types::build::{
     BuildHistoryRecord, BuildHistoryRequest, Detail, DiskUsageRequest, MAX_MESSAGE_BYTES, PruneRequest, SolveRequest,
     SolveResponse, StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UsageRecord, decode_details,
 };
-use crate::types::content::{ReadContentRequest, ReadContentResponse, SERVICE};
+use crate::wire::content::{READ, ReadContentRequest, ReadContentResponse};
 
 /// A client of an engine's build service. Cloning gives another handle to the same connection.
 #[derive(Clone, Debug)]
@@ -107,7 +107,7 @@ impl Builder {
             .map_err(|error| Error::unavailable("reach the engine's build service").with_source(error))?;
         let codec: ProstCodec<ReadContentRequest, ReadContentResponse> = ProstCodec::default();
         let request = ReadContentRequest { digest: digest.to_owned(), ..ReadContentRequest::default() };
-        let path = format!("{SERVICE}/Read").parse().map_err(|_| Error::internal("a path that is none"))?;
+        let path = http::uri::PathAndQuery::from_static(READ);
         let stream = grpc.server_streaming(tonic::Request::new(request), path, codec).await;
         let mut stream = stream.map_err(|status| from_status(&status))?.into_inner();
         let mut bytes = Vec::new();

@@ -20,12 +20,12 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use crate::error::{Error, Result, ResultExt as _};
-use crate::filesync::content::{
+use crate::task::{Owned, blocking};
+use crate::types::build::MAX_MESSAGE_BYTES;
+use crate::wire::content::{
     CHUNK, INFO, Info, InfoRequest, InfoResponse, READ, ReadContentRequest, ReadContentResponse, STORE_ID, WRITE,
     WriteAction, WriteContentRequest, WriteContentResponse,
 };
-use crate::task::{Owned, blocking};
-use crate::types::build::MAX_MESSAGE_BYTES;
 
 /// The methods that are served when there are stores.
 pub(super) const METHODS: &[&str] = &[INFO, READ, WRITE];

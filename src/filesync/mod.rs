@@ -7,7 +7,6 @@
 //! [`send`] and [`receive`] are the two ends. Which service carries the packets, and what a tree means, is the callers'
 //! business.
 
-pub mod content;
 mod entry;
 mod filter;
 mod folder;

@@ -15,12 +15,12 @@ use tonic_prost::ProstCodec;
 
 use super::session::{ENDED, Session, from_status};
 use crate::error::{Error, Result, ResultExt as _};
-use crate::filesync::content::{
+use crate::image::{BlobSource, LayerSink, pour};
+use crate::registry::{BlobSink as _, Progress};
+use crate::wire::content::{
     INFO, InfoRequest, InfoResponse, READ, ReadContentRequest, ReadContentResponse, STORE_ID, WRITE, WriteAction,
     WriteContentRequest, WriteContentResponse,
 };
-use crate::image::{BlobSource, LayerSink, pour};
-use crate::registry::{BlobSink as _, Progress};
 
 /// A content store of a client.
 #[derive(Clone, Debug)]

@@ -21,10 +21,11 @@ use super::request::BuildRequest;
 use super::session::Session;
 use super::value::LocalDir;
 use crate::error::{Error, Kind, Result, ResultExt as _};
-use crate::filesync::{Files, Filter, Kept, content};
+use crate::filesync::{Files, Filter, Kept};
 use crate::image::{Images, Resolved};
 use crate::store::{Lease, tree};
 use crate::task;
+use crate::wire::content;
 
 /// What the names of kept copies begin with among cache mounts; no step can give its cache such a name.
 pub(super) const KEPT: &str = "\0local ";

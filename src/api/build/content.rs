@@ -6,6 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request as HttpRequest, Response as HttpResponse};
 use axum::routing::post;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -20,7 +21,7 @@ use crate::error::{Error, Result as Outcome};
 use crate::solver::history::Stored;
 use crate::store::Lease;
 use crate::task;
-use crate::types::content::{Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse, SERVICE};
+use crate::wire::content::{INFO, Info, InfoRequest, InfoResponse, READ, ReadContentRequest, ReadContentResponse};
 
 /// How much is sent in a message, in bytes.
 const PIECE: u64 = 1 << 20;
@@ -30,14 +31,14 @@ pub(super) fn routes(engine: &Engine) -> Router<Engine> {
     let (info, read) = (Service(engine.clone()), Service(engine.clone()));
     Router::new()
         .route(
-            &format!("{SERVICE}/Info"),
+            INFO,
             post(move |request: HttpRequest<Body>| {
                 let service = info.clone();
                 async move { unary(service, request).await }
             }),
         )
         .route(
-            &format!("{SERVICE}/Read"),
+            READ,
             post(move |request: HttpRequest<Body>| {
                 let service = read.clone();
                 async move { streaming(service, request).await }
@@ -95,7 +96,7 @@ impl UnaryService<InfoRequest> for Service {
             let opened = task::blocking(move || {
                 // The lease ends here, which writes to the database.
                 let open = service.open(&digest)?;
-                Ok(Info { digest, size: convert::signed(open.size), ..Info::default() })
+                Ok(Info { digest, size: convert::signed(open.size) })
             });
             let info = opened.await.map_err(|error| convert::refusal(&error))?;
             Ok(Response::new(InfoResponse { info: Some(info) }))
@@ -122,13 +123,13 @@ impl Sending {
         let data = match &mut self.open.stored {
             Stored::Bytes(bytes) => {
                 let at = usize::try_from(self.offset).unwrap_or(usize::MAX).min(bytes.len());
-                bytes[at..].iter().take(length).copied().collect()
+                Bytes::copy_from_slice(&bytes[at..bytes.len().min(at + length)])
             }
             Stored::File(file) => {
                 let mut data = vec![0; length];
                 file.seek(SeekFrom::Start(self.offset))?;
                 file.read_exact(&mut data)?;
-                data
+                data.into()
             }
         };
         let response = ReadContentResponse { offset: convert::signed(self.offset), data };

@@ -14,11 +14,11 @@ use super::mounts;
 use super::option::{CacheExport, Destination, Mode};
 use super::place::{Content, Place};
 use crate::error::{Error, Result, ResultExt as _};
-use crate::filesync::content::LOCAL;
 use crate::image::Form;
 use crate::solver::job::{Begun, Shared};
 use crate::solver::progress::{Event, Warning};
 use crate::task::{self, Cancel};
+use crate::wire::content::LOCAL;
 
 /// How many layers are compressed and sent at a time.
 const LAYERS: usize = 4;

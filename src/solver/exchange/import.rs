@@ -17,11 +17,11 @@ use super::option::{CacheImport, Origin};
 use super::s3::{S3, S3Options};
 use super::{INLINE, Imports, Loaded};
 use crate::error::{Error, Result, ResultExt as _};
-use crate::filesync::content::LOCAL;
 use crate::image::{BlobSource, Images, RepositoryBlobs};
 use crate::registry::Client;
 use crate::solver::job::{Begun, Shared};
 use crate::store::Lease;
+use crate::wire::content::LOCAL;
 
 /// How many images of an index are looked at for caches.
 const MAX_IMAGES: usize = 32;

@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 
 use super::objects::Objects;
 use crate::error::{Error, Kind, Result};
-use crate::filesync::content::CHUNK;
 use crate::registry::{Client, Progress, Pushed};
 use crate::solver::content::ContentStore;
 use crate::store::Blob;
 use crate::task::{self, Owned};
+use crate::wire::content::CHUNK;
 
 /// Where a cache is written to.
 #[derive(Debug)]
