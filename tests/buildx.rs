@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use support::certificates::Certificates;
 use support::registry::{self, Access, Connection, PASSWORD, Registry, USER};
 use support::ssh::{Agent, put_ssh_add};
+use support::terminal::Terminal;
 use support::{Daemon, Docker, Kiln, Outcome, Run, command, is_installed, is_root};
 
 /// The builders: docker's own, of the driver `docker`, and the one that [`Client::start`] makes.
@@ -307,4 +308,30 @@ target "_named" { tags = ["baked", "baked:second"] }
         assert!(told["app"]["image.name"].is_string() && told["docs"].is_object(), "{told}");
         client.run(&["rmi", "baked", "baked:second"]).ok();
     }
+}
+
+#[test]
+fn privileged_buildx_opens_a_failed_step_and_a_result() {
+    let Some(client) = Client::start() else { return };
+    let home = client.daemon.kiln.home();
+    let program = client.docker.program(&home).to_str().expect("a path of text").to_owned();
+    let debug = |on: &str, dockerfile: &str, look: &str, seen: &str| {
+        client.write("Dockerfile", dockerfile);
+        let mut terminal = Terminal::run(&program, [40, 120], |command| {
+            command.args(["buildx", "debug", on, "--invoke=/bin/sh", "build", "--progress=plain", "--network=none", "."]);
+            command.current_dir(client.daemon.kiln.scratch()).env("HOME", &home).env("DOCKER_HOST", &client.daemon.host);
+            command.env("BUILDX_EXPERIMENTAL", "1").env_remove("DOCKER_CONFIG").env_remove("DOCKER_CONTEXT");
+        });
+        terminal.until_it_says("Interactive container");
+        terminal.until_it_says("/ #");
+        terminal.keys(format!("{look}\r"));
+        terminal.until_it_says(seen);
+        terminal.keys("exit\r");
+        terminal.until_it_says("(buildx)");
+        terminal.keys("exit\r");
+    };
+    let failing = "FROM busybox\nRUN echo kept > /left && exit 3\n";
+    debug("--on=error", failing, "echo it-is-$(cat /left)", "it-is-kept");
+    let fine = "FROM busybox\nENV A=image\nRUN echo made > /made\n";
+    debug("--on=always", fine, "echo it-is-$(cat /made)-$A", "it-is-made-image");
 }

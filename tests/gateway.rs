@@ -9,8 +9,9 @@ use kiln::types::build::frontend::{
     ExecMessage, FdMessage, InitMessage, NewContainerRequest, ReadDirRequest, ReadFileRequest, ReleaseContainerRequest,
     ResizeMessage, SignalMessage, StatFileRequest,
 };
-use kiln::types::build::pb;
+use kiln::types::build::{Detail, SolveDetail, decode_details, frontend, pb};
 use support::frontend::{Frontend, reference};
+use support::llb::{Bind, Llb, mkfile};
 use support::{Daemon, PATIENCE, eventually};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -340,4 +341,79 @@ async fn privileged_containers_end_with_their_stream_their_release_and_their_bui
     let mounts =
         || std::fs::read_to_string("/proc/mounts").unwrap().matches(&*daemon.kiln.root().to_string_lossy()).count();
     eventually("nothing is mounted", PATIENCE, || (mounts() == 0).then_some(()));
+}
+
+/// Runs a shell command in a new container, and returns what it says.
+async fn says(client: &mut Frontend, id: &str, mounts: Vec<pb::Mount>, script: &str) -> String {
+    new_container(client, container(id, mounts)).await.expect("make a container");
+    let mut processes = Processes::open(client).await;
+    processes.begin("p", shell(id, script)).await;
+    let said = processes.done("p").await.stdout.clone();
+    release(client, id).await.expect("release the container");
+    said
+}
+
+/// The mounts of a failed step, as buildx makes a container of them: of what it worked on, or of what it left.
+fn mounts_of(solve: &SolveDetail, ids: &[String]) -> Vec<pb::Mount> {
+    let op = solve.op.as_ref().expect("the operation");
+    let mounts = op["exec"]["mounts"].as_array().expect("the mounts of a process");
+    assert_eq!((solve.input_ids.len(), solve.mount_ids.len()), (mounts.len(), mounts.len()), "{solve:?}");
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let mount = |(mount, id): (&serde_json::Value, &String)| pb::Mount {
+        dest: text(&mount["dest"]),
+        selector: text(&mount["selector"]),
+        readonly: mount["readonly"] == true,
+        result_id: id.clone(),
+        ..pb::Mount::default()
+    };
+    mounts.iter().zip(ids).map(mount).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_failed_step_can_be_looked_into() {
+    let Some(daemon) = Daemon::start() else { return };
+    let mut client = Frontend::open(&daemon, "fails").await;
+    drop(client.begin("fails"));
+    let mut llb = Llb::default();
+    let base = llb.busybox();
+    let seed = llb.file(&None, vec![mkfile("/seed", 0o644, "seed")]);
+    let binds = [Bind::of(&seed, "/read"), Bind::kept(&seed, "/written")];
+    let failing = llb.run(&base, "echo root > /left; echo more >> /written/seed; exit 7", &binds).remove(0);
+    llb.about(&failing).description.insert("llb.customname".into(), "the one that fails".into());
+    let digest = failing.clone().expect("a step").digest;
+    let solve = frontend::SolveRequest { definition: Some(llb.end(&failing)), evaluate: true, ..Default::default() };
+    let request = client.call(solve);
+    let status = client.bridge.solve(request).await.unwrap_err();
+    assert!(status.message().contains("exit code: 7"), "{status}");
+    let details = decode_details(status.details());
+    let vertex =
+        details.iter().find_map(|detail| if let Detail::Vertex(vertex) = detail { Some(vertex) } else { None });
+    assert_eq!(vertex.expect("the step's digest").digest, digest);
+    // Clients of some versions do not read the one with a description.
+    let mut solves = details.iter().filter_map(|detail| match detail {
+        Detail::Solve(solve) => Some(solve),
+        _ => None,
+    });
+    assert!(solves.next().expect("what the step was").description.is_empty());
+    let solve = solves.next().expect("what the step was, with its name");
+    assert_eq!(solve.description["llb.customname"], "the one that fails");
+    assert_eq!(solve.op.as_ref().unwrap()["exec"]["meta"]["args"][0], "sh");
+    let look = "cat /left /written/seed /read/seed 2>&1";
+    let said = says(&mut client, "after", mounts_of(solve, &solve.mount_ids), look).await;
+    assert_eq!(said, "root\nseedmore\nseed");
+    let said = says(&mut client, "before", mounts_of(solve, &solve.input_ids), look).await;
+    assert!(said.contains("can't open '/left'") && said.ends_with("seedseed"), "{said}");
+
+    // A copy that fails is named, too; there is no process to look into.
+    let mut llb = Llb::default();
+    let seed = llb.file(&None, vec![mkfile("/seed", 0o644, "seed")]);
+    let copied = llb.file(&None, vec![support::llb::copy(&seed, "/gone", "/x", |_| {})]);
+    let solve = frontend::SolveRequest { definition: Some(llb.end(&copied)), evaluate: true, ..Default::default() };
+    let request = client.call(solve);
+    let status = client.bridge.solve(request).await.unwrap_err();
+    let solve = decode_details(status.details()).into_iter().find_map(|detail| match detail {
+        Detail::Solve(solve) => solve.op,
+        _ => None,
+    });
+    assert_eq!(solve.expect("the operation")["file"]["actions"][0]["copy"]["src"], "/gone");
 }

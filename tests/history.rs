@@ -5,7 +5,11 @@ mod support;
 use kiln::client::{Client, Dialer};
 use kiln::types::build::control_client::ControlClient;
 use kiln::types::build::{
-    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRequest, StatusRequest, UpdateBuildHistoryRequest,
+    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRequest, SolveRequest, StatusRequest,
+    UpdateBuildHistoryRequest,
+};
+use kiln::wire::trace::{
+    EXPORT, ExportTraceServiceRequest, ExportTraceServiceResponse, ResourceSpans, ScopeSpans, Span,
 };
 use serde_json::Value;
 use support::{Daemon, Kiln, PATIENCE, is_root};
@@ -175,4 +179,49 @@ fn privileged_a_build_whose_engine_was_killed_is_not_running_for_ever() {
     let list = kiln.ok(["history", "ls", "--format", "{{.status}}"]);
     assert_eq!(list, "Error");
     assert!(kiln.ok(["history", "inspect"]).contains("the engine ended before the build did"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_build_is_kept_with_what_its_client_did_for_it() {
+    let Some(daemon) = Daemon::start() else { return };
+    let client = Client::new(Dialer::new(daemon.host.parse().unwrap()).unwrap());
+    let channel = client.grpc().await.unwrap();
+    let mut control = ControlClient::new(channel.clone());
+    let (trace, above) = ([7; 16], [9; 8]);
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let mut request = tonic::Request::new(SolveRequest {
+        r#ref: "traced".into(),
+        frontend: "dockerfile.v0".into(),
+        frontend_attrs: [("kiln.dockerfile".to_owned(), "RlJPTSBidXN5Ym94ClJVTiB0cnVlCg==".to_owned())].into(),
+        ..SolveRequest::default()
+    });
+    let parent = format!("00-{}-{}-01", hex(&trace), hex(&above));
+    request.metadata_mut().insert("traceparent", parent.parse().unwrap());
+    control.solve(request).await.unwrap();
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await.unwrap();
+    let span = |trace: [u8; 16], name: &str| Span {
+        trace_id: trace.to_vec(),
+        span_id: above.to_vec(),
+        name: name.into(),
+        ..Span::default()
+    };
+    let of_scope = ScopeSpans { spans: vec![span(trace, "ours"), span([1; 16], "others")], ..ScopeSpans::default() };
+    let spans = ResourceSpans { resource: None, scope_spans: vec![of_scope] };
+    let codec = tonic_prost::ProstCodec::<ExportTraceServiceRequest, ExportTraceServiceResponse>::default();
+    let spans = tonic::Request::new(ExportTraceServiceRequest { resource_spans: vec![spans] });
+    grpc.unary(spans, http::uri::PathAndQuery::from_static(EXPORT), codec).await.unwrap();
+    let update = UpdateBuildHistoryRequest { r#ref: "traced".into(), finalize: true, ..Default::default() };
+    control.update_build_history(update).await.unwrap();
+    let asked = BuildHistoryRequest { r#ref: "traced".into(), early_exit: true, ..BuildHistoryRequest::default() };
+    let record = control.listen_build_history(asked).await.unwrap().into_inner().message().await.unwrap().unwrap();
+    let trace = record.record.unwrap().trace.expect("the record has a trace");
+    assert_eq!(trace.media_type, "application/vnd.buildkit.otlp.json.v0");
+    let text = client.builder().await.unwrap().content(&trace.digest, 1 << 20).await.unwrap();
+    let spans: Vec<Value> =
+        String::from_utf8(text).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let named = |name: &str| spans.iter().find(|span| span["Name"].as_str().unwrap().contains(name));
+    assert!(named("ours").is_some() && named("others").is_none(), "{spans:?}");
+    let step = named("RUN true").expect("the step has a span");
+    assert_eq!(step["Parent"]["SpanID"], hex(&above));
 }

@@ -2,78 +2,13 @@
 
 mod support;
 
-use kiln::types::build::frontend::{
-    self, EvaluateRequest, ReadDirRequest, ReadFileRequest, Ref, StatFileRequest, result,
-};
+use kiln::types::build::frontend::{self, EvaluateRequest, Ref, result};
 use kiln::types::build::{SolveRequest, pb};
+use support::asking::Asking;
 use support::frontend::Frontend;
 use support::llb::{Bind, Llb, Node, copy, mkdir, mkfile, remove, symlink};
 use support::web::{Answer, Web};
 use support::{Daemon, PATIENCE, Run, eventually, is_installed};
-
-/// A frontend at the client that asks for definitions.
-struct Asking {
-    client: Frontend,
-    build: tokio::task::JoinHandle<Result<kiln::types::build::SolveResponse, tonic::Status>>,
-}
-
-impl Asking {
-    async fn open(daemon: &Daemon, name: &str) -> Self {
-        let client = Frontend::open(daemon, name).await;
-        let build = client.begin(name);
-        Self { client, build }
-    }
-
-    /// Has a definition taken; nothing runs for that.
-    async fn solve(&mut self, definition: pb::Definition) -> Result<String, tonic::Status> {
-        Ok(self.result_of(definition).await?.id)
-    }
-
-    async fn result_of(&mut self, definition: pb::Definition) -> Result<Ref, tonic::Status> {
-        let request = frontend::SolveRequest { definition: Some(definition), ..frontend::SolveRequest::default() };
-        let request = self.client.call(request);
-        let solved = self.client.bridge.solve(request).await?.into_inner().result.unwrap_or_default();
-        match solved.result {
-            Some(result::Result::Ref(result)) => Ok(result),
-            other => panic!("expected one result, got {other:?}"),
-        }
-    }
-
-    async fn evaluate(&mut self, id: &str) -> Result<(), tonic::Status> {
-        let request = self.client.call(EvaluateRequest { r#ref: id.to_owned() });
-        self.client.bridge.evaluate(request).await.map(drop)
-    }
-
-    /// Reads a file of the result of a definition.
-    async fn cat(&mut self, definition: pb::Definition, path: &str) -> Result<String, tonic::Status> {
-        let id = self.solve(definition).await?;
-        self.read(&id, path).await
-    }
-
-    async fn read(&mut self, id: &str, path: &str) -> Result<String, tonic::Status> {
-        let request = ReadFileRequest { r#ref: id.to_owned(), file_path: path.to_owned(), ..Default::default() };
-        let request = self.client.call(request);
-        let data = self.client.bridge.read_file(request).await?.into_inner().data;
-        Ok(String::from_utf8(data).expect("text"))
-    }
-
-    /// Lists a directory of a result.
-    async fn list(&mut self, id: &str, path: &str) -> Vec<String> {
-        let request = ReadDirRequest { r#ref: id.to_owned(), dir_path: path.to_owned(), ..ReadDirRequest::default() };
-        let request = self.client.call(request);
-        let entries = self.client.bridge.read_dir(request).await.expect("list a directory").into_inner().entries;
-        entries.into_iter().map(|entry| entry.path).collect()
-    }
-
-    /// Says permissions and owner of a path.
-    async fn stat(&mut self, id: &str, path: &str) -> String {
-        let request =
-            self.client.call(StatFileRequest { r#ref: id.to_owned(), path: path.to_owned(), ..Default::default() });
-        let stat = self.client.bridge.stat_file(request).await.expect("look at a path").into_inner();
-        let stat = stat.stat.expect("the answer has a stat");
-        format!("{:o} {}:{}", stat.mode & 0o777, stat.uid, stat.gid)
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_definition_is_built_and_exported() {
@@ -529,7 +464,7 @@ async fn privileged_bad_definitions_are_refused_and_hurt_no_other() {
             tonic::Code::ResourceExhausted,
             "100000",
         ),
-        (pb::Definition { def: vec![vec![0x42, 0]], ..pb::Definition::default() }, tonic::Code::Unimplemented, "(8)"),
+        (pb::Definition { def: vec![vec![0x4a, 0]], ..pb::Definition::default() }, tonic::Code::Unimplemented, "(9)"),
         (
             pb::Definition { def: vec![vec![0xff; 64]], ..pb::Definition::default() },
             tonic::Code::InvalidArgument,
@@ -611,6 +546,28 @@ async fn privileged_definitions_are_inputs_of_frontends() {
     let refused = asking.client.bridge.solve(missing).await.unwrap_err();
     assert!(refused.message().contains("invalid input none for x"), "{refused}");
     asking.build.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_session_that_has_ended_is_replaced_by_that_of_the_build() {
+    let Some(daemon) = Daemon::start() else { return };
+    daemon.kiln.write("file", "of the context");
+    // A definition that names the session of a client that has gone.
+    let mut old = Asking::open(&daemon, "old").await;
+    let mut llb = Llb::default();
+    let local = llb.source("local://context", &[("local.session", &old.client.session)]);
+    let made = llb.file(&None, vec![copy(&local, "/file", "/copied", |_| {})]);
+    let definition = llb.end(&made);
+    assert_eq!(old.cat(definition.clone(), "/copied").await.unwrap(), "of the context");
+    old.build.abort();
+    drop(old);
+    let mut asking = Asking::open(&daemon, "new").await;
+    assert_eq!(asking.cat(definition.clone(), "/copied").await.unwrap(), "of the context");
+    asking.build.abort();
+    // Without a session of its own, a build says what is missing.
+    let request = SolveRequest { r#ref: "none".into(), definition: Some(definition), ..SolveRequest::default() };
+    let refused = asking.client.control.clone().solve(request).await.unwrap_err();
+    assert!(refused.message().contains("session") && refused.message().contains("has ended"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

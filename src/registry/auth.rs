@@ -39,9 +39,45 @@ const CLIENT_ID: &str = "kiln";
 
 type Lookup = dyn Fn(String) -> BoxFuture<'static, Result<Option<Credentials>>> + Send + Sync;
 
+type Fetch = dyn Fn(TokenQuestion) -> BoxFuture<'static, Result<Option<Granted>>> + Send + Sync;
+
 /// Where credentials come from. Asked once per server and session, with the server's name as in image names (`docker.io`).
 #[derive(Clone)]
-pub struct Provider(Arc<Lookup>);
+pub struct Provider {
+    credentials: Arc<Lookup>,
+    /// Who fetches tokens himself; asked before credentials are.
+    tokens: Option<Arc<Fetch>>,
+}
+
+/// A token that somebody fetches who does not hand out credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenQuestion {
+    /// The server's name as in image names.
+    pub domain: String,
+    /// The address of the token service.
+    pub realm: String,
+    /// What the server is called there.
+    pub service: String,
+    /// What the token is to allow.
+    pub scopes: Vec<String>,
+    /// Whether the server has refused the last one.
+    pub refused: bool,
+}
+
+/// A token that somebody fetched.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Granted {
+    /// The token.
+    pub token: String,
+    /// How long it lives, in seconds; 0 when nobody says.
+    pub expires_in_s: u64,
+}
+
+impl fmt::Debug for Granted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Granted")
+    }
+}
 
 impl Provider {
     /// Nobody is logged in anywhere.
@@ -77,7 +113,16 @@ impl Provider {
     where
         F: Future<Output = Result<Option<Credentials>>> + Send + 'static,
     {
-        Self(Arc::new(move |domain| Box::pin(lookup(domain))))
+        Self { credentials: Arc::new(move |domain| Box::pin(lookup(domain))), tokens: None }
+    }
+
+    /// Asks for tokens first; credentials are asked for where `None` comes back.
+    #[must_use]
+    pub fn with_tokens<F>(self, fetch: impl Fn(TokenQuestion) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Option<Granted>>> + Send + 'static,
+    {
+        Self { tokens: Some(Arc::new(move |question| Box::pin(fetch(question)))), ..self }
     }
 }
 
@@ -101,6 +146,8 @@ struct Login {
     identity: Option<Identity>,
     wanted: Option<Wanted>,
     tokens: BTreeMap<Scopes, Token>,
+    /// Whether the server has refused the last token.
+    refused: bool,
 }
 
 /// Who asks, and why nobody does when the credentials could not be had: then the request is tried without, for most images
@@ -175,6 +222,7 @@ impl Logins {
         login.wanted = Some(wanted);
         if login.tokens.get(scopes).is_some_and(|token| Some(&token.header) == sent) {
             login.tokens.remove(scopes);
+            login.refused = true;
         }
         let all = scopes.clone().and(&asked);
         let header = self.answer(&mut login, transport, endpoint, scopes, &all).await?;
@@ -190,7 +238,7 @@ impl Logins {
 
     async fn identify(&self, login: &mut Login, endpoint: &Endpoint) -> Identity {
         if login.identity.is_none() {
-            login.identity = Some(match (self.provider.0)(endpoint.name.clone()).await {
+            login.identity = Some(match (self.provider.credentials)(endpoint.name.clone()).await {
                 Ok(credentials) => Identity { credentials, trouble: None },
                 Err(error) => Identity { credentials: None, trouble: Some(error.to_string()) },
             });
@@ -207,6 +255,9 @@ impl Logins {
         scopes: &Scopes,
         request: &Scopes,
     ) -> Result<Option<HeaderValue>, Fault> {
+        if let Some(header) = self.granted(login, endpoint, scopes, request).await? {
+            return Ok(Some(header));
+        }
         let credentials = self.identify(login, endpoint).await.credentials;
         let (realm, service) = match (&login.wanted, &credentials) {
             (_, Some(Credentials::RegistryToken(token))) => return Ok(Some(bearer(token.expose())?)),
@@ -224,6 +275,39 @@ impl Logins {
         let asked = TokenRequest { realm: &realm, service: service.as_deref(), scopes: request, offline: false };
         let issued = asked.fetch(transport, endpoint, credentials.as_ref()).await?;
         let header = issued.header(&realm)?;
+        let token = Token { header: header.clone(), renew_at: now + issued.useful_for() };
+        login.tokens.insert(scopes.clone(), token);
+        Ok(Some(header))
+    }
+}
+
+impl Logins {
+    /// Makes the header of a token that somebody else fetches; `None` when nobody does for this server.
+    async fn granted(
+        &self,
+        login: &mut Login,
+        endpoint: &Endpoint,
+        scopes: &Scopes,
+        request: &Scopes,
+    ) -> Result<Option<HeaderValue>> {
+        let (Some(fetch), Some(Wanted::Bearer { realm, service })) = (&self.provider.tokens, &login.wanted) else {
+            return Ok(None);
+        };
+        let now = Instant::now();
+        login.tokens.retain(|_, token| token.renew_at > now);
+        if let Some(token) = login.tokens.get(scopes) {
+            return Ok(Some(token.header.clone()));
+        }
+        let question = TokenQuestion {
+            domain: endpoint.name.clone(),
+            realm: realm.to_string(),
+            service: service.clone().unwrap_or_default(),
+            scopes: request.words().collect(),
+            refused: std::mem::take(&mut login.refused),
+        };
+        let Some(Granted { token, expires_in_s }) = fetch(question).await? else { return Ok(None) };
+        let header = bearer(&token)?;
+        let issued = Issued { expires_in: expires_in_s, ..Issued::default() };
         let token = Token { header: header.clone(), renew_at: now + issued.useful_for() };
         login.tokens.insert(scopes.clone(), token);
         Ok(Some(header))

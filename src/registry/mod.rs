@@ -36,7 +36,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 pub use crate::config::{AuthConfig, Credentials, Registries, Secret, domain_of};
-pub use auth::Provider;
+pub use auth::{Granted, Provider, TokenQuestion};
 pub use download::BlobSink;
 pub use fetch::{File, FileHead, FileRequest};
 pub use login::LoggedIn;

@@ -6,31 +6,30 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use kiln_graph::graph::Meta;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
+    ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
+};
 use kiln_graph::oci::ImageConfig;
-use kiln_graph::op::{Op, Source};
-use kiln_graph::{Digest, Edge, Graph, Platform, Reference, VertexId};
+use kiln_graph::{Edge, Platform, VertexId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::build::without_imports;
-use super::contexts::Locals;
-use super::definition::{plain_config, refused};
+use super::definition::plain_config;
 use super::exchange::{Ahead, CacheExport, Scope};
 use super::export::{Export, Product, Variant};
 use super::failure::{Failure, Place};
 use super::gateway::container::{self, Container, ContainerRequest};
 use super::gateway::{self, Containers, View};
-use super::job::{Begun, Job};
+use super::job::Job;
+use super::policy::Policy;
 use super::progress::{Event, Progress, Warning};
-use super::remote::{FileAnswer, GitAnswer};
 use super::request::{BuildRequest, Built, Inputs};
-use super::value::{FileSystem, Value};
+use super::value::{FileSystem, Keep, Value};
 use super::workshop::{Draft, Made, Summons, Workshop};
-use super::{ProvenanceMode, Solver};
+use super::{ProvenanceMode, Solver, lock};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::filesync::Entry;
-use crate::image::Policy;
 use crate::task;
 
 /// How many frontends may call for another, one for the next.
@@ -40,10 +39,10 @@ const MAX_DEPTH: usize = 8;
 const MAX_REFS: usize = 10_000;
 
 /// Keys of what is said about a result.
-mod key {
-    pub(super) const CONFIG: &str = "containerimage.config";
-    pub(super) const PLATFORMS: &str = "refs.platforms";
-    pub(super) const EPOCH: &str = "source.date.epoch";
+pub(super) mod key {
+    pub(in crate::solver) const CONFIG: &str = "containerimage.config";
+    pub(in crate::solver) const PLATFORMS: &str = "refs.platforms";
+    pub(in crate::solver) const EPOCH: &str = "source.date.epoch";
 }
 
 /// A build whose frontend is at the client.
@@ -53,6 +52,8 @@ pub struct Bridge {
     exports: Vec<Export>,
     caches: Vec<CacheExport>,
     refs: Mutex<HashMap<String, Part>>,
+    /// What failed steps worked on and left, by the names that failures give.
+    left: Mutex<HashMap<String, Value>>,
     answer: Mutex<Option<oneshot::Sender<Outcome>>>,
     containers: Containers,
     /// How many frontends have called for this one.
@@ -107,43 +108,19 @@ struct Batch {
     making: tokio::sync::Mutex<()>,
 }
 
-/// What an image's name stands for.
-#[derive(Clone, Debug)]
-pub struct ImageAnswer {
-    /// The digest of the manifest or the index at its registry; the image's id for one that is here only.
-    pub digest: Digest,
-    /// The configuration.
-    pub config: Arc<ImageConfig>,
-    /// The name.
-    pub reference: Reference,
-}
-
-/// What a source is.
-#[derive(Clone, Debug)]
-pub enum SourceAnswer {
-    /// An image.
-    Image(ImageAnswer),
-    /// A commit.
-    Git(GitAnswer),
-    /// A file.
-    File(FileAnswer),
-    /// A directory of the client, of which nothing can be said.
-    Directory,
-}
-
 /// The platforms of a result, as BuildKit's frontends write them.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Platforms {
-    platforms: Vec<NamedPlatform>,
+pub(super) struct Platforms {
+    pub(super) platforms: Vec<NamedPlatform>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct NamedPlatform {
+pub(super) struct NamedPlatform {
     #[serde(rename = "ID")]
-    id: String,
+    pub(super) id: String,
     #[serde(rename = "Platform")]
-    platform: Platform,
+    pub(super) platform: Platform,
 }
 
 impl Solver {
@@ -174,9 +151,20 @@ impl Bridge {
         (exports, caches): (Vec<Export>, Vec<CacheExport>),
         sender: Option<oneshot::Sender<Outcome>>,
     ) -> Self {
-        let (refs, containers) = (Mutex::default(), Containers::new());
         let given_up = Some(shop.give_up_on_drop());
-        Self { shop, exports, caches, refs, answer: Mutex::new(sender), containers, depth: 0, _given_up: given_up }
+        let mut shop = shop;
+        shop.shared.keep = shop.shared.keep.max(Keep::Files);
+        Self {
+            shop,
+            exports,
+            caches,
+            refs: Mutex::default(),
+            left: Mutex::default(),
+            answer: Mutex::new(sender),
+            containers: Containers::new(),
+            depth: 0,
+            _given_up: given_up,
+        }
     }
 
     /// Returns the solver.
@@ -199,13 +187,25 @@ impl Bridge {
         if refs.len() >= MAX_REFS {
             return Err(Error::exhausted(format!("a build has at most {MAX_REFS} results")));
         }
-        let unique = getrandom::u64().map_err(|error| Error::internal(format!("make a name: {error}")))?;
-        let name = format!("{unique:016x}{:04}", refs.len());
+        let name = name(refs.len())?;
         refs.insert(name.clone(), part);
         Ok(name)
     }
 
-    /// Lets a frontend make results, or answer a question about them: one of this engine, or an image.
+    /// Keeps a file system of a failed step for the frontend; returns its name. `None` for an empty one, and when there are too
+    /// many.
+    pub(super) fn keep(&self, value: Value) -> Option<String> {
+        let mut left = lock(&self.left);
+        if matches!(value, Value::FileSystem(FileSystem::Empty)) || left.len() >= MAX_REFS {
+            return None;
+        }
+        let name = name(left.len()).ok()?;
+        left.insert(name.clone(), value);
+        Some(name)
+    }
+
+    /// Lets a frontend make results, or answer a question about them: one of this engine, or an image. Its sources are subject to
+    /// further policies.
     ///
     /// # Errors
     /// As for [`Solver::build`], as far as the frontend.
@@ -214,8 +214,9 @@ impl Bridge {
         frontend: &str,
         attrs: &BTreeMap<String, String>,
         inputs: Inputs,
+        policies: Vec<Policy>,
     ) -> Result<Findings, Failure> {
-        let shop = self.shop.with_inputs(inputs);
+        let shop = self.shop.with_inputs(inputs).with_policies(policies);
         match Box::pin(shop.make(frontend, attrs)).await? {
             Made::Draft(draft) => Ok(self.findings(*draft)?),
             Made::Answer(answer) => {
@@ -232,13 +233,22 @@ impl Bridge {
             return Err(Error::invalid(format!("frontends call each other more than {MAX_DEPTH} levels deep")).into());
         }
         let (sender, outcome) = oneshot::channel();
-        let (refs, containers) = (Mutex::default(), Containers::new());
-        let (exports, caches) = (Vec::new(), Vec::new());
-        let (shop, answer, depth) = (shop.clone(), Mutex::new(Some(sender)), self.depth + 1);
-        let inner = Arc::new(Self { shop, exports, caches, refs, answer, containers, depth, _given_up: None });
+        let inner = Arc::new(Self {
+            shop: shop.clone(),
+            exports: Vec::new(),
+            caches: Vec::new(),
+            refs: Mutex::default(),
+            left: Mutex::default(),
+            answer: Mutex::new(Some(sender)),
+            containers: Containers::new(),
+            depth: self.depth + 1,
+            _given_up: None,
+        });
         let returned = Box::pin(gateway::run(&inner.shop.shared, &summons, &inner, outcome)).await;
         // What goes on of it is waited for as if this frontend had asked for it.
         let parts = std::mem::take(&mut *inner.refs());
+        // What it reports of failed steps names what is there of them.
+        lock(&self.left).extend(std::mem::take(&mut *lock(&inner.left)));
         inner.containers.release_all().await?;
         let outcome = returned.map_err(|failure| at(failure, summons.place));
         self.adopt(outcome?, parts)
@@ -298,12 +308,17 @@ impl Bridge {
         Ok(built)
     }
 
-    /// Makes a result of a definition; nothing runs before somebody looks at it.
+    /// Makes a result of a definition, whose sources are subject to further policies; nothing runs before somebody looks at it.
     ///
     /// # Errors
     /// With the operation and the field: what is malformed, or is not there.
-    pub async fn solve_definition(&self, definition: &Arc<kiln_llb::pb::Definition>) -> Result<Findings, Failure> {
-        let draft = Box::pin(self.shop.definition(definition, &BTreeMap::new())).await?;
+    pub async fn solve_definition(
+        &self,
+        definition: &Arc<kiln_llb::pb::Definition>,
+        policies: Vec<Policy>,
+    ) -> Result<Findings, Failure> {
+        let shop = self.shop.with_policies(policies);
+        let draft = Box::pin(shop.definition(definition, &BTreeMap::new())).await?;
         let batch = Arc::new(Batch { draft, making: tokio::sync::Mutex::default() });
         Ok(Findings { refs: Refs::One(self.add(Part { batch, number: 0 })?), metadata: BTreeMap::new() })
     }
@@ -341,17 +356,9 @@ impl Bridge {
     fn findings(&self, draft: Draft) -> Result<Findings> {
         let batch = Arc::new(Batch { draft, making: tokio::sync::Mutex::default() });
         let draft = &batch.draft;
-        let (mut metadata, mut refs, mut platforms) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let (metadata, mut refs) = (draft.metadata()?, BTreeMap::new());
         for (number, (target, _)) in draft.targets.iter().enumerate() {
-            let id = target.platform.to_string();
-            let suffix = if draft.multi_platform { format!("/{id}") } else { String::new() };
-            metadata.insert(format!("{}{suffix}", key::CONFIG), serde_json::to_vec(&target.config)?);
-            refs.insert(id.clone(), self.add(Part { batch: Arc::clone(&batch), number })?);
-            platforms.push(NamedPlatform { id, platform: target.platform.clone() });
-        }
-        metadata.insert(key::PLATFORMS.to_owned(), serde_json::to_vec(&Platforms { platforms })?);
-        if let Some(epoch_ns) = draft.facts.epoch_ns {
-            metadata.insert(key::EPOCH.to_owned(), (epoch_ns / 1_000_000_000).to_string().into_bytes());
+            refs.insert(target.platform.to_string(), self.add(Part { batch: Arc::clone(&batch), number })?);
         }
         let one = refs.first_key_value().map(|(_, name)| name.clone()).filter(|_| !draft.multi_platform);
         let refs = one.map_or(Refs::ByPlatform(refs), Refs::One);
@@ -367,13 +374,16 @@ impl Bridge {
             return Ok(());
         }
         let part = self.part(name)?;
-        part.batch.make(part.root().map(|root| root.vertex)).await
+        self.make(&part.batch, part.root().map(|root| root.vertex)).await
     }
 
     /// Makes a result, and returns it.
     async fn value(&self, name: &str) -> Result<Value, Failure> {
         if name.is_empty() {
             return Ok(container::nothing());
+        }
+        if let Some(left) = lock(&self.left).get(name) {
+            return Ok(left.clone());
         }
         self.evaluate(name).await?;
         let part = self.part(name)?;
@@ -470,64 +480,29 @@ impl Bridge {
         self.containers.release(id).await
     }
 
-    /// Finds out what an image's name stands for.
+    /// Finds out what an image's name stands for, with further policies.
     ///
     /// # Errors
-    /// `NotFound`; what the registry says.
+    /// `NotFound`; what the registry says; `Forbidden` for one that policies deny.
     pub async fn resolve_image(
         &self,
-        name: &str,
-        platform: Option<&Platform>,
-        policy: Policy,
-        log_name: &str,
-    ) -> Result<ImageAnswer> {
-        let reference: Reference = name.parse()?;
-        let title = if log_name.is_empty() { format!("resolve image config for {name}") } else { log_name.to_owned() };
-        let looking = Begun::internal(&self.shop.shared.progress, &title)?;
-        let images = &self.shop.shared.solver.deps().images;
-        let resolved =
-            images.resolve(&self.shop.shared.lease, &reference, platform, policy, &self.shop.shared.registry).await;
-        looking.end(resolved.as_ref().err());
-        let resolved = resolved?;
-        let digest = resolved.reference.digest().unwrap_or(resolved.id);
-        Ok(ImageAnswer { digest, config: resolved.config, reference: resolved.reference })
+        request: ResolveImageConfigRequest,
+        policies: Vec<Policy>,
+    ) -> Result<ResolveImageConfigResponse, Failure> {
+        self.shop.with_policies(policies).shared.look_at_image(request).await
     }
 
-    /// Finds out what a source is, whatever sort it is of.
+    /// Finds out what a source is, whatever sort it is of, with further policies.
     ///
     /// # Errors
-    /// `InvalidArgument` and `Unsupported` for what names no source; what the server says.
+    /// `InvalidArgument` and `Unsupported` for what names no source; what the server says; `Forbidden` for one that policies
+    /// deny.
     pub async fn resolve_source(
         &self,
-        source: &kiln_llb::pb::SourceOp,
-        platform: Option<&Platform>,
-        policy: Policy,
-        log_name: &str,
-    ) -> Result<SourceAnswer, Failure> {
-        if let Some(name) = source.identifier.strip_prefix("docker-image://") {
-            return Ok(SourceAnswer::Image(self.resolve_image(name, platform, policy, log_name).await?));
-        }
-        let decoded = kiln_llb::decode_source(source.clone()).map_err(|refusal| refused(&refusal))?;
-        let platform = platform.cloned().unwrap_or_else(Platform::host);
-        if let Source::OciLayout(layout) = &decoded {
-            let shared = &self.shop.shared;
-            let resolved = shared.resolve_layout(layout, &platform, &self.shop.request.locals).await?;
-            let (digest, config, reference) = (layout.digest, resolved.config, resolved.reference);
-            return Ok(SourceAnswer::Image(ImageAnswer { digest, config, reference }));
-        }
-        let mut graph = Graph::new();
-        let meta = Meta { name: source.identifier.clone(), ..Meta::default() };
-        let id = graph.add(Op::Source(decoded.clone()), Vec::new(), platform, meta);
-        let shared = &self.shop.shared;
-        let locals = Locals::none(shared.solver.memos(), shared.progress.now_ns());
-        let job = Job::of(shared, graph, HashMap::new(), locals, self.shop.cancel.clone());
-        let answer = match &decoded {
-            Source::Git(git) => Ok(SourceAnswer::Git(job.look_at_repository(git).await?)),
-            Source::Http(file) => job.look_at_file(id, file).await.map(SourceAnswer::File),
-            _ => Ok(SourceAnswer::Directory),
-        };
-        job.finish().await?;
-        answer
+        request: ResolveSourceMetaRequest,
+        policies: Vec<Policy>,
+    ) -> Result<ResolveSourceMetaResponse, Failure> {
+        self.shop.with_policies(policies).shared.look_at_permitted(request).await
     }
 
     /// Reports what the frontend warns of.
@@ -587,7 +562,10 @@ impl Bridge {
             built.response = self.record(findings, mode).await?;
         }
         let verifies = self.shop.shared.witness.is_some();
-        if !self.exports.is_empty() || verifies {
+        let refs = names.iter().map(|name| (*name).clone()).collect();
+        let found = self.shop.shared.find_exports(&findings.metadata, refs).await?;
+        let exports: Vec<Export> = self.exports.iter().cloned().chain(found).collect();
+        if !exports.is_empty() || verifies {
             let mut product = self.product(findings).await?;
             if self.caches.iter().any(CacheExport::is_inline) {
                 product.cache.clone_from(&scopes);
@@ -598,9 +576,10 @@ impl Bridge {
             if !job.passes(&product, &mut built.response).await? {
                 return Ok(built);
             }
-            built.response.extend(job.export(&self.exports, &product).await?);
+            built.response.extend(job.export(&exports, &product).await?);
         }
         built.response.extend(self.shop.shared.export_caches(&self.caches, &scopes).await?);
+        self.shop.shared.finalize_exports(&built.response).await?;
         Ok(built)
     }
 
@@ -641,9 +620,15 @@ impl Bridge {
     /// Makes several results; those of one draft together.
     async fn make_all(&self, names: &[&String]) -> Result<(), Failure> {
         for (batch, numbers) in self.batches(names)? {
-            batch.make(batch.draft.roots(&numbers)).await?;
+            self.make(&batch, batch.draft.roots(&numbers)).await?;
         }
         Ok(())
+    }
+
+    /// Makes parts of a draft. A failure says where the frontend finds what its step worked on and left.
+    async fn make(&self, batch: &Batch, roots: impl IntoIterator<Item = VertexId>) -> Result<(), Failure> {
+        let made = batch.make(roots).await;
+        made.map_err(|failure| self.explain(&batch.draft.job, failure))
     }
 
     async fn product(&self, findings: &Findings) -> Result<Product> {
@@ -698,6 +683,12 @@ impl Bridge {
         self.shop.shared.ahead.iter().for_each(|ahead| ahead.give_up());
         let released = self.containers.release_all().await;
         let parts: Vec<Part> = self.refs().drain().map(|(_, part)| part).collect();
+        let left = std::mem::take(&mut *lock(&self.left));
+        task::blocking(move || {
+            drop(left);
+            Ok(())
+        })
+        .await?;
         let mut jobs: Vec<Arc<Job>> = Vec::new();
         for Part { batch, .. } in parts {
             if !jobs.iter().any(|job| Arc::ptr_eq(job, &batch.draft.job)) {
@@ -736,6 +727,12 @@ impl Batch {
             made => made,
         }
     }
+}
+
+/// Makes the name of a result.
+fn name(number: usize) -> Result<String> {
+    let unique = getrandom::u64().map_err(|error| Error::internal(format!("make a name: {error}")))?;
+    Ok(format!("{unique:016x}{number:04}"))
 }
 
 /// Says where a frontend is named that has failed, when it did not say where it failed itself.

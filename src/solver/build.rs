@@ -96,6 +96,10 @@ impl Solver {
                 Err(error) => result = Err(error.into()),
             }
         }
+        if let Ok(built) = &result {
+            let told = shop.shared.finalize_exports(&built.response).await;
+            result = result.and_then(|built| told.map(|()| built).map_err(Failure::from));
+        }
         shop.close(draft).await?;
         let built = result?;
         finished?;

@@ -249,7 +249,7 @@ impl Job {
         let session = match local.session.as_str() {
             "" => self.session.get().await?,
             // A definition may be older than this build, and the session it names have ended: then the build's own does.
-            id => match self.session.sessions.get(id).await {
+            id => match self.session.sessions.named(id).await {
                 Ok(named) => Some(named),
                 Err(gone) => Some(self.session.get().await?.ok_or(gone)?),
             },
@@ -260,7 +260,13 @@ impl Job {
         self.first_use(id);
         let begun = Begun::new(self.progress.clone(), self.state(id));
         let part = Arc::new(begun.part("transferring context:", 0));
-        let brought = self.transfer(&session, local, Arc::clone(&part)).await;
+        let mut brought = self.transfer(&session, local, Arc::clone(&part)).await;
+        if !local.session.is_empty() && brought.as_ref().is_err_and(|error| error.kind() == Kind::Unavailable) {
+            // The one that was named ends just now.
+            if let Some(own) = self.session.get().await?.filter(Session::offers_files) {
+                brought = self.transfer(&own, local, Arc::clone(&part)).await;
+            }
+        }
         if let Some(part) = Arc::into_inner(part) {
             part.complete();
         }

@@ -72,6 +72,7 @@ impl Workshop {
         let (surveys, scanner) = Surroundings::of(&shared)
             .surveys(options.attest.sbom.as_ref(), options.resolve, &mut graph, &targets)
             .await?;
+        shared.comply(&mut graph).await?;
         let images: HashMap<_, _> = scanner.map(|image| (image.id, image)).into_iter().collect();
         let started_ns = shared.progress.now_ns();
         let facts = Facts {

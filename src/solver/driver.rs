@@ -20,7 +20,7 @@ use super::key::Key;
 use super::plan::Plan;
 use super::reporter::Reporter;
 use super::scheduler::{Action, Identity, JobId, RunId, Scheduler, Task};
-use super::value::{Failed, Value};
+use super::value::{Failed, Keep, Remains, Value};
 use crate::error::{Error, Kind, Result};
 
 /// How many steps run at a time in an engine.
@@ -199,7 +199,7 @@ impl Core {
             ending: None,
             executor: None,
         });
-        running.reporter.join(job.progress.clone(), job.state(id), job.keep_failed);
+        running.reporter.join(job.progress.clone(), job.state(id), job.keep);
     }
 
     /// `failed` is why jobs fail, when they do.
@@ -265,7 +265,11 @@ impl Core {
         let vertex = entry.job.graph.vertex(entry.steps[task.node]);
         let error = failed.map_or_else(|| Error::internal("a step failed without a reason"), Failed::error);
         let mut failure = Failure::of_step(error, &entry.job.graph, vertex);
-        failure.kept = failed.and_then(Failed::kept_as).filter(|_| entry.job.keep_failed).map(Into::into);
+        match failed.and_then(|failed| failed.remains.clone()) {
+            Some(Remains::Step(id)) if entry.job.keep == Keep::Step => failure.kept = Some(id.into()),
+            Some(Remains::Files(left)) => failure.left = Some(left),
+            _ => {}
+        }
         self.end(task.job, Err(failure));
     }
 }

@@ -172,7 +172,8 @@ impl Surroundings<'_> {
 
     /// Brings files here and opens them.
     async fn open(&self, files: &Files) -> Result<Arc<OwnedFd>, Failure> {
-        let (graph, root) = files.graph(&Platform::host());
+        let (mut graph, root) = files.graph(&Platform::host());
+        self.shared.comply(&mut graph).await?;
         let cancel = Cancel::new();
         let _given_up = cancel.on_drop();
         let locals = Locals::none(self.shared.solver.memos(), self.progress.now_ns());

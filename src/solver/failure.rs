@@ -1,10 +1,12 @@
 //! How a build fails: the error, and the place in the source that it is about.
 
 use std::fmt;
+use std::sync::Arc;
 
 use kiln_graph::graph::Location;
 use kiln_graph::{Diagnostic, Digest, Graph, SourceFile};
 
+use super::unmade::{Left, Unmade};
 use crate::error::{Error, Kind};
 
 /// A failed build.
@@ -18,6 +20,10 @@ pub struct Failure {
     pub places: Vec<Place>,
     /// The id under which the step is kept as it stood, when that was asked for; see [`super::Solver::failed_step`].
     pub kept: Option<Box<str>>,
+    /// What the process of the step left, for whoever can look into it.
+    pub(super) left: Option<Arc<Left>>,
+    /// The step in the words of definitions, for frontends.
+    pub unmade: Option<Box<Unmade>>,
 }
 
 /// A place in a source file.
@@ -45,7 +51,7 @@ impl Failure {
     #[must_use]
     pub fn of_step(error: Error, graph: &Graph, vertex: &kiln_graph::Vertex) -> Self {
         let places = vertex.meta.location.and_then(|location| place(graph, location)).into_iter().collect();
-        Self { error, vertex: Some(vertex.digest()), places, kept: None }
+        Self { vertex: Some(vertex.digest()), places, ..error.into() }
     }
 
     /// Makes a failure of a source file that cannot be built from.
@@ -64,7 +70,7 @@ impl Failure {
             let lines = file.lines(span);
             Some(Place { file: file.clone(), lines, columns, finding: Some(diagnostic) })
         });
-        Self { error: Error::invalid(summary), vertex: None, places: places.collect(), kept: None }
+        Self { places: places.collect(), ..Error::invalid(summary).into() }
     }
 }
 
@@ -90,7 +96,7 @@ impl std::error::Error for Reported {}
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, vertex: None, places: Vec::new(), kept: None }
+        Self { error, vertex: None, places: Vec::new(), kept: None, left: None, unmade: None }
     }
 }
 

@@ -27,10 +27,9 @@ use super::progress::{Event, Progress, Warning};
 use super::request::BuildRequest;
 use super::verify::Witness;
 use crate::error::{Error, Kind, Result, ResultExt as _};
-use crate::image::{Images, Policy, Resolved};
-use crate::registry::Client;
+use crate::image::{Policy, Resolved};
 use crate::sandbox;
-use crate::store::{Lease, tree};
+use crate::store::tree;
 use crate::task;
 
 /// A Dockerfile or a list of patterns larger than this is refused.
@@ -108,18 +107,15 @@ struct Found {
 /// What the frontend works with.
 pub(super) struct Surroundings<'a> {
     pub(super) shared: &'a Shared,
-    pub(super) images: &'a Images,
-    pub(super) lease: &'a Lease,
     pub(super) session: &'a ClientSession,
-    pub(super) registry: &'a Client,
     pub(super) progress: &'a Progress,
 }
 
 impl<'a> Surroundings<'a> {
     /// Takes what a frontend needs of what the graphs of a build share.
     pub(super) fn of(shared: &'a Shared) -> Self {
-        let Shared { solver, lease, session, registry, progress, .. } = shared;
-        Self { shared, images: &solver.deps().images, lease, session, registry, progress }
+        let Shared { session, progress, .. } = shared;
+        Self { shared, session, progress }
     }
 
     /// Reads and lowers the Dockerfile of a request.
@@ -302,7 +298,8 @@ impl<'a> Surroundings<'a> {
 
     async fn directory(&self, request: &BuildRequest, name: &str, paths: &[&str]) -> Result<Option<Directory>> {
         let max_bytes = usize::try_from(MAX_FILE_BYTES).unwrap_or(usize::MAX);
-        Directory::find(request, self.session, name, paths, max_bytes).await
+        let name = self.shared.permit_directory(name).await?;
+        Directory::find(request, self.session, &name, paths, max_bytes).await
     }
 
     /// Returns the Dockerfile, and the directory it lies in.
@@ -450,10 +447,10 @@ impl<'a> Surroundings<'a> {
             ResolveMode::PreferLocal => Policy::Missing,
             ResolveMode::Pull => Policy::Always,
         };
-        let mut result = self.images.resolve(self.lease, name, Some(platform), policy, self.registry).await;
+        let mut result = self.shared.find_image(name, Some(platform), policy).await;
         if implicit && policy == Policy::Missing && result.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
             // Without a platform asked for, an image that is here is taken as it is, whatever it is for.
-            let here = self.images.resolve(self.lease, name, None, Policy::Never, self.registry).await;
+            let here = self.shared.find_image(name, None, Policy::Never).await;
             result = here.or(result);
         }
         result

@@ -1,6 +1,7 @@
 //! One build at work: what its steps share, and bringing file systems here that they need.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,10 +16,12 @@ use super::contexts::{self, Locals};
 use super::copy::{Owners, Selection, Tree};
 use super::devices::Allowed;
 use super::exchange::{Ahead, Imports, Peer};
+use super::look::Places;
+use super::policy::Policies;
 use super::progress::{Event, Part, Progress, VertexState};
 use super::remote::Pins;
 use super::session::{Session, Sessions};
-use super::value::{Cached, FileSystem, Value};
+use super::value::{Cached, FileSystem, Keep, Value};
 use super::verify::Witness;
 use super::{Solver, lock};
 use crate::error::{Error, Kind, Result, ResultExt as _};
@@ -182,27 +185,6 @@ pub(super) type UseId = (usize, usize);
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub(super) solver: Solver,
-    pub(super) lease: Lease,
-    pub(super) session: ClientSession,
-    pub(super) registry: Client,
-    pub(super) progress: Progress,
-    pub(super) pins: Arc<Pins>,
-    pub(super) entitlements: Entitlements,
-    pub(super) request_limits: Limits,
-    pub(super) keep_failed: bool,
-    pub(super) witness: Option<Witness>,
-    pub(super) imports: Imports,
-    /// Set when a layer that an imported cache promised could not be had.
-    pub(super) broken: Arc<AtomicBool>,
-    pub(super) ahead: Option<Arc<Ahead>>,
-}
-
-/// What all steps of one graph share.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) solver: Solver,
-    /// The steps.
-    pub(super) graph: Graph,
     /// Keeps everything the build looks at or makes.
     pub(super) lease: Lease,
     /// The client, for secrets.
@@ -211,18 +193,14 @@ pub(super) struct Job {
     pub(super) registry: Client,
     /// Where to report.
     pub(super) progress: Progress,
-    /// The images that were resolved, by id.
-    pub(super) images: HashMap<Digest, Arc<Resolved>>,
-    /// What fetched sources are; shared by all graphs of the build.
+    /// What fetched sources are.
     pub(super) pins: Arc<Pins>,
-    /// The client's directories.
-    pub(super) locals: Locals,
     /// What steps may do beyond the usual.
     pub(super) entitlements: Entitlements,
     /// What each step may use at most, unless it says otherwise itself.
     pub(super) request_limits: Limits,
-    /// Whether a step that fails is kept as it stands.
-    pub(super) keep_failed: bool,
+    /// What is kept of a step that fails.
+    pub(super) keep: Keep,
     /// Set when the result is compared with that of another build; then layers that differ in times only are told apart.
     pub(super) witness: Option<Witness>,
     /// Caches of other machines, in which results are looked for, as long as they hold what they promise.
@@ -233,6 +211,26 @@ pub(super) struct Job {
     pub(super) broken: Arc<AtomicBool>,
     /// Where layers are sent while the build runs.
     pub(super) ahead: Option<Arc<Ahead>>,
+    /// Whether the client's session is asked for exporters once there is a result.
+    pub(super) session_exporter: bool,
+    /// What decides about sources.
+    pub(super) policies: Arc<Policies>,
+    /// The client's directories that this engine sees, by name.
+    pub(super) places: Arc<Places>,
+}
+
+/// What all steps of one graph share. It has all that the graphs of its build share, too.
+#[derive(Debug)]
+pub(super) struct Job {
+    shared: Shared,
+    /// The steps.
+    pub(super) graph: Graph,
+    /// The images that were resolved, by id.
+    pub(super) images: HashMap<Digest, Arc<Resolved>>,
+    /// The client's directories.
+    pub(super) locals: Locals,
+    /// What BuildKit knows of the steps, for caches.
+    pub(super) peer: Peer,
     /// What each vertex gave, by position.
     pub(super) values: Mutex<Vec<Option<Value>>>,
     /// What was selected of inputs.
@@ -249,6 +247,14 @@ pub(super) struct Job {
     depth: usize,
 }
 
+impl Deref for Job {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
 /// How deep graphs may be within graphs.
 const MAX_DEPTH: usize = 8;
 
@@ -261,40 +267,13 @@ impl Job {
         locals: Locals,
         cancel: Cancel,
     ) -> Arc<Self> {
-        let Shared {
-            solver,
-            lease,
-            session,
-            registry,
-            progress,
-            pins,
-            entitlements,
-            request_limits,
-            keep_failed,
-            witness,
-            imports,
-            broken,
-            ahead,
-        } = shared.clone();
         Arc::new(Self {
+            shared: shared.clone(),
             values: Mutex::new(vec![None; graph.vertices().len()]),
-            solver,
             graph,
-            lease,
-            session,
-            registry,
-            progress,
             images,
-            pins,
             locals,
-            entitlements,
-            request_limits,
-            keep_failed,
-            witness,
-            imports,
             peer: Peer::default(),
-            broken,
-            ahead,
             taken: Mutex::default(),
             read: Mutex::default(),
             hits: Arc::default(),
@@ -313,24 +292,12 @@ impl Job {
             return Err(Error::invalid(format!("definitions nest more than {MAX_DEPTH} levels deep")));
         }
         Ok(Arc::new(Self {
+            shared: self.shared.clone(),
             values: Mutex::new(vec![None; graph.vertices().len()]),
             graph,
             locals,
-            solver: self.solver.clone(),
-            lease: self.lease.clone(),
-            session: self.session.clone(),
-            registry: self.registry.clone(),
-            progress: self.progress.clone(),
             images: HashMap::new(),
-            pins: Arc::clone(&self.pins),
-            entitlements: self.entitlements.clone(),
-            request_limits: self.request_limits.clone(),
-            keep_failed: self.keep_failed,
-            witness: self.witness.clone(),
-            imports: self.imports.clone(),
             peer: Peer::default(),
-            broken: Arc::clone(&self.broken),
-            ahead: self.ahead.clone(),
             taken: Mutex::default(),
             read: Mutex::default(),
             hits: Arc::clone(&self.hits),
@@ -451,7 +418,8 @@ impl Job {
                         None => self.resolved(&name.with_digest(layout.digest), &vertex.platform)?,
                     },
                 };
-                Ok(FileSystem::of_image(vertex, resolved).into())
+                let limited = layout.layer_limit.map(|layers| Arc::new((*resolved).clone().limited(layers as usize)));
+                Ok(FileSystem::of_image(vertex, limited.unwrap_or(resolved)).into())
             }
         }
     }

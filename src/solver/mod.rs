@@ -3,8 +3,8 @@
 //! A build goes through these files: [`request`] is what is asked for, `options` reads its attributes, `frontend` makes a graph
 //! of a Dockerfile and `definition` of LLB, `plan` finds what is known of it (`identify` computes keys, `cache` keeps records), `driver` carries out
 //! what the `scheduler` decides about the rest, `ops` holds what steps do, `settle` gives their layers an identity and a record,
-//! `export` makes the image, and `attest` what is said about it. `remote` fetches repositories and files. `progress` is what
-//! watchers see meanwhile.
+//! `export` makes the image, and `attest` what is said about it. `remote` fetches repositories and files, and `policy` decides about
+//! them. `progress` is what watchers see meanwhile.
 
 mod attest;
 mod attrs;
@@ -30,9 +30,12 @@ pub mod history;
 mod identify;
 mod job;
 pub mod key;
+mod login;
+mod look;
 mod ops;
 mod options;
 mod plan;
+pub mod policy;
 pub mod progress;
 mod received;
 mod remote;
@@ -42,6 +45,7 @@ pub mod scheduler;
 mod send;
 pub mod session;
 mod settle;
+mod unmade;
 mod usage;
 mod value;
 mod verify;
@@ -64,8 +68,9 @@ pub use devices::DIRECTORIES as DEVICE_DIRECTORIES;
 pub use exchange::take_imports;
 pub use failure::{Failure, Place};
 pub use received::ReceivedContext;
-pub use remote::{FileAnswer, GitAnswer, Material};
+pub use remote::Material;
 pub use request::{BuildRequest, Built, CacheSpec, Document, Exporter};
+pub use unmade::Unmade;
 pub use usage::{CacheKind, CacheRecord, PruneFilter};
 
 use crate::error::Result;
@@ -141,6 +146,8 @@ struct Inner {
     settling: Mutex<HashMap<Key, Layer>>,
     /// Failed steps that are kept.
     failed: FailedSteps,
+    /// Tokens that clients fetched.
+    tokens: login::Tokens,
     /// Limits how many layers are hashed at a time.
     digests: Arc<Semaphore>,
     /// Serves the gateway to frontends that are images.
@@ -169,6 +176,7 @@ impl Solver {
             fetching: Mutex::default(),
             settling: Mutex::default(),
             failed: Mutex::default(),
+            tokens: login::Tokens::default(),
             digests: Arc::new(Semaphore::new(cores)),
             gateway: OnceLock::new(),
         })))
@@ -225,6 +233,10 @@ impl Solver {
 
     fn cache_mounts(&self) -> &Path {
         &self.0.cache_mounts
+    }
+
+    fn tokens(&self) -> &login::Tokens {
+        &self.0.tokens
     }
 
     fn failed_steps(&self) -> &FailedSteps {

@@ -313,7 +313,7 @@ fn context_source(name: &str, value: &str) -> Result<ContextSource> {
     if let Some(layout) = value.strip_prefix("oci-layout://") {
         let digest = layout.rsplit_once('@').and_then(|(layout, digest)| Some((layout, digest.parse().ok()?)));
         let (layout, digest) = digest.ok_or_else(|| Error::invalid(format!("context {name}={value}: no digest")))?;
-        return Ok(ContextSource::OciLayout(OciLayoutSource { name: layout.to_owned(), digest }));
+        return Ok(ContextSource::OciLayout(OciLayoutSource { name: layout.to_owned(), digest, layer_limit: None }));
     }
     if let Some(input) = value.strip_prefix("input:") {
         return Ok(ContextSource::Input(input.to_owned()));

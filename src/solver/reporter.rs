@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 
 use super::progress::{Event, Part, Progress, VertexState};
+use super::value::Keep;
 use crate::error::Error;
 
 /// How much of what was printed is kept for builds that come later, in bytes.
@@ -28,8 +29,8 @@ struct State {
     backlog_bytes: usize,
     /// How much was printed that is no longer in the backlog, in bytes.
     dropped_bytes: usize,
-    /// Whether a build wants the step to be kept when it fails.
-    keeps_failed: bool,
+    /// What of the step the builds want to be kept when it fails.
+    keep: Keep,
 }
 
 impl Reporter {
@@ -37,11 +38,11 @@ impl Reporter {
         self.0.lock().expect("no panic happens while the lock is held")
     }
 
-    /// Adds a build that waits for the run; the vertex is its own name for it. `keeps_failed` says whether it wants the step
-    /// to be kept when it fails.
-    pub(super) fn join(&self, progress: Progress, mut vertex: VertexState, keeps_failed: bool) {
+    /// Adds a build that waits for the run; the vertex is its own name for it, `keep` what it wants to be kept of the step when
+    /// that fails.
+    pub(super) fn join(&self, progress: Progress, mut vertex: VertexState, keep: Keep) {
         let mut state = self.state();
-        state.keeps_failed |= keeps_failed;
+        state.keep = state.keep.max(keep);
         if state.started_ns.is_some() {
             vertex.started_ns = Some(progress.now_ns());
             progress.report(Event::Vertex(vertex.clone()));
@@ -96,9 +97,9 @@ impl Reporter {
         self.log(NOTES, &format!("{text}\n").into());
     }
 
-    /// Says whether a build wants the step to be kept when it fails.
-    pub(super) fn keeps_failed(&self) -> bool {
-        self.state().keeps_failed
+    /// Says what builds want to be kept of the step when it fails.
+    pub(super) fn keep(&self) -> Keep {
+        self.state().keep
     }
 
     /// Says that the run has ended.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::ProvenanceMode;
+use super::policy::Policy;
 use crate::registry::Credentials;
 
 /// What a frontend is given besides its attributes, by name: LLB.
@@ -39,6 +40,12 @@ pub struct BuildRequest {
     pub dockerfile: Option<Vec<u8>>,
     /// What steps may do beyond the usual: `network.host`, `security.insecure`.
     pub entitlements: Vec<String>,
+    /// Whether the client's session is asked for exporters once there is a result.
+    pub session_exporter: bool,
+    /// Rules about sources.
+    pub policies: Vec<Policy>,
+    /// The session of a client that is asked about each source.
+    pub policy_session: Option<String>,
     /// Whether a step that fails is kept as it stands; [`super::Failure::kept`] names it.
     pub keep_failed: bool,
     /// Whether the answer holds provenance, whatever becomes of the result.

@@ -3,7 +3,7 @@
 //! The client is the gRPC server here. It opens a session under an id of its choice, says which methods it serves, and names
 //! the id in its build request; either may come first.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -11,25 +11,32 @@ use bollard_buildkit_proto::health::HealthCheckRequest;
 use bollard_buildkit_proto::health::health_client::HealthClient;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::{GetSecretRequest, GetSecretResponse};
-use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
+use bollard_buildkit_proto::moby::filesync::v1::{
+    CredentialsRequest, FetchTokenRequest, GetTokenAuthorityRequest, VerifyTokenAuthorityRequest,
+};
 use bollard_buildkit_proto::moby::sshforward::v1::ssh_client::SshClient;
 use bollard_buildkit_proto::moby::sshforward::v1::{BytesMessage as AgentBytes, CheckAgentRequest};
 use bollard_buildkit_proto::moby::upload::v1::BytesMessage as UploadBytes;
 use bollard_buildkit_proto::moby::upload::v1::upload_client::UploadClient;
 use futures_util::StreamExt as _;
+use http::uri::PathAndQuery;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
+use tonic::client::Grpc;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
+use tonic_prost::ProstCodec;
 
+use super::lock;
 use crate::error::{Error, Kind, Result};
 use crate::filesync::{self, Filter, Sink};
+use crate::registry::Granted;
 
 /// How long a build waits for the session it names.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,11 +46,17 @@ const CHECK_EVERY: Duration = Duration::from_secs(5);
 const CHECK_PATIENCE: Duration = Duration::from_secs(15);
 const CHECK_FAILURES: u32 = 2;
 
+/// How many sessions that have ended are remembered.
+const REMEMBERED: usize = 1000;
+
 /// The largest secret; BuildKit's limit.
 const MAX_SECRET: usize = 500 << 10;
 
 /// The largest message of an upload, in bytes: BuildKit's clients send 3 MiB at most.
 const MAX_MESSAGE: usize = 16 << 20;
+
+/// What clients are called at token services, as with BuildKit.
+const CLIENT_ID: &str = "buildkit-client";
 
 /// The host of addresses that stand for what a client uploads: `http://buildkit-session/ID`.
 pub const UPLOAD_HOST: &str = "buildkit-session";
@@ -60,6 +73,8 @@ pub struct Sessions(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     open: Mutex<HashMap<String, Session>>,
+    /// The ids of those that ended last, the oldest first.
+    ended: Mutex<VecDeque<String>>,
     changed: Notify,
 }
 
@@ -92,7 +107,14 @@ pub struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.sessions.open().remove(&self.session.announced.id);
+        let id = &self.session.announced.id;
+        self.sessions.open().remove(id);
+        let mut ended = lock(&self.sessions.0.ended);
+        ended.push_back(id.clone());
+        if ended.len() > REMEMBERED {
+            ended.pop_front();
+        }
+        drop(ended);
         self.sessions.0.changed.notify_waiters();
         self.session.ended.cancel();
     }
@@ -153,6 +175,17 @@ impl Sessions {
 }
 
 impl Sessions {
+    /// Waits for a session that a definition names, which may be older than its build; one that has ended is not waited for.
+    ///
+    /// # Errors
+    /// `NotFound` when it has ended, `Timeout` when the client does not open it within seconds.
+    pub(super) async fn named(&self, id: &str) -> Result<Session> {
+        if !self.open().contains_key(id) && lock(&self.0.ended).iter().any(|ended| ended == id) {
+            return Err(Error::not_found(format!("the session {id:?} has ended")));
+        }
+        self.get(id).await
+    }
+
     /// Waits until a session is not open.
     pub async fn closed(&self, id: &str) {
         loop {
@@ -191,6 +224,21 @@ impl Session {
             answer = call => answer.map(Response::into_inner),
             () = self.ended.cancelled() => Err(Status::unavailable(ENDED)),
         }
+    }
+
+    /// Calls a method for which there is no client of its own.
+    ///
+    /// # Errors
+    /// What the client answered; `Unavailable` when the session ends meanwhile.
+    pub(super) async fn unary<Q, A>(&self, method: &'static str, request: Q) -> Result<A>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        let mut client = Grpc::new(self.channel.clone());
+        client.ready().await.map_err(|error| Error::unavailable(ENDED).with_source(error))?;
+        let (path, codec) = (PathAndQuery::from_static(method), ProstCodec::<Q, A>::default());
+        self.call(client.unary(Request::new(request), path, codec)).await.map_err(|status| from_status(&status))
     }
 
     /// Receives files of a directory that the client offers under a name.
@@ -259,6 +307,64 @@ impl Session {
             Err(status) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => Ok(None),
             Err(status) => Err(from_status(&status).context(format!("get credentials for {host}"))),
         }
+    }
+
+    /// Says whether the client may fetch tokens of registries itself.
+    pub(super) fn offers_tokens(&self) -> bool {
+        ["FetchToken", "GetTokenAuthority", "VerifyTokenAuthority"]
+            .iter()
+            .all(|method| self.offers(&format!("/moby.filesync.v1.Auth/{method}")))
+    }
+
+    /// Asks for the key that stands for the client's credentials for a host; `None` when it fetches no tokens for it.
+    ///
+    /// # Errors
+    /// What the client answered otherwise.
+    pub(super) async fn authority(&self, host: &str, salt: &[u8; 32]) -> Result<Option<[u8; 32]>> {
+        let request = GetTokenAuthorityRequest { host: host.to_owned(), salt: salt.to_vec() };
+        match self.call(AuthClient::new(self.channel.clone()).get_token_authority(request)).await {
+            Ok(answer) => {
+                let length = answer.public_key.len();
+                let key = answer.public_key.try_into();
+                key.map(Some)
+                    .map_err(|_| Error::invalid(format!("invalid pubkey length {length} of the client for {host}")))
+            }
+            Err(status) if is_not_offered(&status) => Ok(None),
+            Err(status) => Err(from_status(&status).context(format!("ask for the authority of tokens for {host}"))),
+        }
+    }
+
+    /// Has the client sign a text with the key that stands for its credentials for a host; `None` when it does not. The signature
+    /// stands before the text.
+    ///
+    /// # Errors
+    /// What the client answered otherwise.
+    pub(super) async fn sign(&self, host: &str, payload: &[u8; 32], salt: &[u8; 32]) -> Result<Option<Vec<u8>>> {
+        let (payload, salt) = (payload.to_vec(), salt.to_vec());
+        let request = VerifyTokenAuthorityRequest { host: host.to_owned(), payload, salt };
+        match self.call(AuthClient::new(self.channel.clone()).verify_token_authority(request)).await {
+            Ok(answer) => Ok(Some(answer.signed)),
+            Err(status) if is_not_offered(&status) => Ok(None),
+            Err(status) => Err(from_status(&status).context(format!("verify the authority of tokens for {host}"))),
+        }
+    }
+
+    /// Has the client fetch a token.
+    ///
+    /// # Errors
+    /// What the client, or the service that it asked, answered.
+    pub(super) async fn fetch_token(
+        &self,
+        host: &str,
+        realm: String,
+        service: String,
+        scopes: Vec<String>,
+    ) -> Result<Granted> {
+        let (client_id, host) = (CLIENT_ID.to_owned(), host.to_owned());
+        let request = FetchTokenRequest { client_id, host: host.clone(), realm, service, scopes };
+        let answer = self.call(AuthClient::new(self.channel.clone()).fetch_token(request)).await;
+        let answer = answer.map_err(|status| from_status(&status).context(format!("fetch a token for {host}")))?;
+        Ok(Granted { token: answer.token, expires_in_s: u64::try_from(answer.expires_in).unwrap_or(0) })
     }
 
     /// Says whether the client forwards an SSH agent of this name.
@@ -336,6 +442,13 @@ impl Upload {
 
 fn metadata(text: &str) -> Result<MetadataValue<tonic::metadata::Ascii>> {
     text.parse().map_err(|_| Error::invalid(format!("{text:?} cannot be sent in a header")))
+}
+
+/// Whether a client says that it does not do this, or not for what it was asked: BuildKit's clients use both codes. A session that
+/// has ended is not among it.
+fn is_not_offered(status: &Status) -> bool {
+    let said = std::error::Error::source(status).is_none() && status.message() != ENDED;
+    said && matches!(status.code(), Code::Unimplemented | Code::Unavailable)
 }
 
 fn no_agent(id: &str) -> Error {

@@ -15,6 +15,7 @@ use super::cache::{self, NewStep};
 use super::copy::{Memo, Owners, Tree};
 use super::exchange::RemoteLayer;
 use super::identify::Work;
+use super::unmade::Left;
 use crate::error::{Error, Result};
 use crate::image::{BlobSource, Resolved, suffix};
 use crate::store::{LayerBlob, Lease, SnapshotId};
@@ -127,34 +128,50 @@ enum Settling {
     Going(Shared<BoxFuture<'static, Result<Settled, Failed>>>),
 }
 
+/// What is kept of a step that fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Keep {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The files it left.
+    Files,
+    /// All of it, ready to run: its mounts, environment and network, too.
+    Step,
+}
+
 /// An error that several wait for.
 #[derive(Clone, Debug)]
 pub(super) struct Failed {
     error: Arc<Error>,
-    /// The id under which the step is kept that failed.
-    kept: Option<String>,
+    /// What is there of the step that failed.
+    pub(super) remains: Option<Remains>,
+}
+
+/// What is there of a step that failed.
+#[derive(Clone, Debug)]
+pub(super) enum Remains {
+    /// The step, under an id.
+    Step(String),
+    /// What its process left.
+    Files(Arc<Left>),
 }
 
 impl Failed {
-    /// The error of a step that is kept under an id.
-    pub(super) fn kept(error: Error, id: String) -> Self {
-        Self { error: Arc::new(error), kept: Some(id) }
+    /// The error of a step of which something is kept.
+    pub(super) fn with(error: Error, remains: Remains) -> Self {
+        Self { error: Arc::new(error), remains: Some(remains) }
     }
 
     /// Makes an error of the same kind and with the same words.
     pub(super) fn error(&self) -> Error {
         Error::new(self.error.kind(), self.error.to_string())
     }
-
-    /// Returns the id under which the step is kept that failed.
-    pub(super) fn kept_as(&self) -> Option<&str> {
-        self.kept.as_deref()
-    }
 }
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self { error: Arc::new(error), kept: None }
+        Self { error: Arc::new(error), remains: None }
     }
 }
 
@@ -177,6 +194,13 @@ impl Layer {
         work: impl Future<Output = Result<Settled, Failed>> + Send + 'static,
     ) -> Self {
         Self { made, _lease: lease, settled: Settling::Going(work.boxed().shared()) }
+    }
+
+    /// What a process left that failed: it is looked at, and never the result of anything.
+    pub(super) fn unfinished(made: SnapshotId, lease: Lease) -> Self {
+        Self::new(made, lease, async {
+            Err(Error::internal("the files of a failed step were taken for a result").into())
+        })
     }
 
     /// Returns what it is identified as, if that is known by now.

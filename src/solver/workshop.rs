@@ -1,6 +1,6 @@
 //! What all parts of one build share, and what frontends make with it: drafts of results, whose steps have not run yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -10,6 +10,7 @@ use kiln_dockerfile::{Foreign, NoCache, is_built_in};
 use kiln_graph::VertexId;
 
 use super::attest::{Attest, Facts, Survey};
+use super::bridge::{NamedPlatform, Platforms, key};
 use super::contexts::Locals;
 use super::exchange::{self, CacheImport, Imports, Scope};
 use super::export::{Export, Product, Variant};
@@ -17,12 +18,14 @@ use super::failure::{Failure, Place};
 use super::frontend::{Frontend, Read, Surroundings, Target};
 use super::job::{ClientSession, Entitlements, Job, Shared};
 use super::options::Options;
+use super::policy::{Policies, Policy};
 use super::progress::Progress;
 use super::request::{BuildRequest, Built, CacheSpec, Document, Inputs};
+use super::value::Keep;
 use super::verify::Witness;
 use super::{ProvenanceMode, Solver};
 use crate::error::{Error, Result};
-use crate::registry::{Client, Credentials, Notes, Provider};
+use crate::registry::{Client, Credentials, Notes, Provider, TokenQuestion};
 use crate::sandbox::Limits;
 use crate::task::{self, Cancel, CancelOnDrop};
 
@@ -109,6 +112,7 @@ impl Workshop {
         let lease = task::blocking(move || store.lease("build")).await?;
         let session = ClientSession { sessions: solver.deps().sessions.clone(), id: request.session.clone() };
         let registry = registry(solver, &session, request.credentials.clone());
+        let policies = Policies { given: request.policies.clone(), session: request.policy_session.clone() };
         let shared = Shared {
             solver: solver.clone(),
             lease,
@@ -118,11 +122,14 @@ impl Workshop {
             pins: Arc::default(),
             entitlements,
             request_limits: Limits::default(),
-            keep_failed: request.keep_failed,
+            keep: if request.keep_failed { Keep::Step } else { Keep::Nothing },
             witness,
             imports: Imports::default(),
             broken: Arc::default(),
             ahead: None,
+            session_exporter: request.session_exporter,
+            policies: Arc::new(policies),
+            places: Arc::new(request.locals.clone()),
         };
         let imported = Arc::default();
         Ok(Self { shared, request: Arc::new(request), cancel: Cancel::new(), imported })
@@ -132,6 +139,17 @@ impl Workshop {
     pub(super) fn with_inputs(&self, inputs: Inputs) -> Self {
         let request = Arc::new(BuildRequest { inputs, ..(*self.request).clone() });
         Self { request, ..self.clone() }
+    }
+
+    /// Returns the same workshop with further policies about sources, which come after its own.
+    pub(super) fn with_policies(&self, policies: Vec<Policy>) -> Self {
+        let mut shop = self.clone();
+        if !policies.is_empty() {
+            let mut all = (*shop.shared.policies).clone();
+            all.given.extend(policies);
+            shop.shared.policies = Arc::new(all);
+        }
+        shop
     }
 
     /// Returns a guard that gives the build up when it is dropped.
@@ -260,6 +278,7 @@ impl Workshop {
             .surveys(options.attest.sbom.as_ref(), options.resolve, &mut graph, &targets)
             .await?;
         images.extend(scanner.map(|image| (image.id, image)));
+        shared.comply(&mut graph).await?;
         let started_ns = shared.progress.now_ns();
         let facts = Facts {
             frontend: name.to_owned(),
@@ -318,6 +337,8 @@ impl Draft {
                 built.response.extend([self.record(mode, *number, platform.as_deref()).await?]);
             }
         }
+        let found = self.job.find_exports(&self.metadata()?, Vec::new()).await?;
+        let exports: Vec<Export> = exports.iter().cloned().chain(found).collect();
         if exports.is_empty() && self.job.witness.is_none() {
             return Ok(built);
         }
@@ -330,9 +351,28 @@ impl Draft {
         let (multi_platform, epoch_ns) = (self.multi_platform, self.facts.epoch_ns);
         let product = Arc::new(Product { variants, multi_platform, epoch_ns, cache });
         if self.job.passes(&product, &mut built.response).await? {
-            built.response.extend(self.job.export(exports, &product).await?);
+            built.response.extend(self.job.export(&exports, &product).await?);
         }
         Ok(built)
+    }
+
+    /// Says what the results are, as BuildKit's frontends do: configurations, platforms, a time.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub(super) fn metadata(&self) -> Result<BTreeMap<String, Vec<u8>>> {
+        let (mut metadata, mut platforms) = (BTreeMap::new(), Vec::new());
+        for (target, _) in &self.targets {
+            let id = target.platform.to_string();
+            let suffix = if self.multi_platform { format!("/{id}") } else { String::new() };
+            metadata.insert(format!("{}{suffix}", key::CONFIG), serde_json::to_vec(&target.config)?);
+            platforms.push(NamedPlatform { id, platform: target.platform.clone() });
+        }
+        metadata.insert(key::PLATFORMS.to_owned(), serde_json::to_vec(&Platforms { platforms })?);
+        if let Some(epoch_ns) = self.facts.epoch_ns {
+            metadata.insert(key::EPOCH.to_owned(), (epoch_ns / 1_000_000_000).to_string().into_bytes());
+        }
+        Ok(metadata)
     }
 
     /// Returns a result that was made, with what is said about it.
@@ -397,9 +437,10 @@ fn permit(permitted: Option<&[String]>, asked: &[String]) -> Result<()> {
     }
 }
 
-/// A registry client with the credentials of the request, else those of the client's session.
+/// A registry client with the credentials of the request, else the tokens or the credentials of the client's session.
 fn registry(solver: &Solver, session: &ClientSession, given: BTreeMap<String, Credentials>) -> Client {
-    let session = session.clone();
+    let (session, asked, tokens_of) = (session.clone(), session.clone(), solver.clone());
+    let known: BTreeSet<String> = given.keys().cloned().collect();
     let provider = Provider::of(move |domain| {
         let (session, given) = (session.clone(), given.get(&domain).cloned());
         async move {
@@ -410,6 +451,15 @@ fn registry(solver: &Solver, session: &ClientSession, given: BTreeMap<String, Cr
             let host = if domain == HUB.0 { HUB.1 } else { &domain };
             let found = session.credentials(host).await?;
             Ok(found.and_then(|(username, secret)| Credentials::from_pair(&username, &secret)))
+        }
+    });
+    let provider = provider.with_tokens(move |question: TokenQuestion| {
+        let (solver, session) = (tokens_of.clone(), asked.clone());
+        let given = known.contains(&question.domain);
+        async move {
+            let Some(session) = session.get().await?.filter(|_| !given) else { return Ok(None) };
+            let host = if question.domain == HUB.0 { HUB.1.to_owned() } else { question.domain.clone() };
+            solver.tokens().get(&session, &host, question).await
         }
     });
     solver.deps().registry.session(provider, Notes::none())

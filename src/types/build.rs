@@ -4,6 +4,8 @@
 pub use bollard_buildkit_proto::moby::buildkit::v1::*;
 pub use bollard_buildkit_proto::{google, health, moby, pb};
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use prost::Message as _;
@@ -80,16 +82,26 @@ pub enum Detail {
     Source(SourceDetail),
     /// Which step failed.
     Vertex(VertexDetail),
-    /// What is kept of the step that failed.
+    /// What the step that failed was, and what is there of it.
     Solve(SolveDetail),
 }
 
-/// What is kept of the step that failed.
+/// What the step that failed was, and what is there of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SolveDetail {
-    /// The states of its mounts, the root file system first. Kiln keeps them all under one id, that of `/failed-steps/{id}`.
+    /// For frontends: the results that its mounts show, by the names under which containers can be made of them, in the order of
+    /// the operation's mounts; empty for those that show none.
+    #[serde(default, rename = "inputIDs", skip_serializing_if = "Vec::is_empty")]
+    pub input_ids: Vec<String>,
+    /// What became of them. For the command that asked to keep the step: one id, that of `/failed-steps/{id}`.
     #[serde(default, rename = "mountIDs", skip_serializing_if = "Vec::is_empty")]
     pub mount_ids: Vec<String>,
+    /// The operation, in the JSON form of its message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub op: Option<serde_json::Value>,
+    /// What the operation is called.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub description: BTreeMap<String, String>,
 }
 
 /// The step that failed.

@@ -2,3 +2,6 @@
 //! from the published definitions; fields that nobody here reads are left out.
 
 pub mod content;
+pub mod exporter;
+pub mod policy;
+pub mod trace;

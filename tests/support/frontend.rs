@@ -25,9 +25,13 @@ pub struct Frontend {
 impl Frontend {
     /// Opens the session and reaches the services.
     pub async fn open(daemon: &Daemon, name: &str) -> Self {
+        Self::open_with(daemon, name, Offer::new(Arc::new(|_| Ok(None)), Arc::new(|_| Ok(None)))).await
+    }
+
+    /// Opens the session with what it offers besides.
+    pub async fn open_with(daemon: &Daemon, name: &str, none: Offer) -> Self {
         let client = Client::new(Dialer::new(daemon.host.parse().expect("a host")).expect("a dialer"));
         let scratch: PathBuf = daemon.kiln.scratch();
-        let none = Offer::new(Arc::new(|_| Ok(None)), Arc::new(|_| Ok(None)));
         let names = ["context", "dockerfile"];
         let dirs: BTreeMap<_, _> = names.iter().map(|name| ((*name).to_owned(), scratch.clone())).collect();
         let session = format!("session-{name}");

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod asking;
 pub mod base;
 pub mod certificates;
 pub mod command;
@@ -16,6 +17,7 @@ pub mod meddler;
 #[path = "registry.rs"]
 pub mod registry;
 mod remains;
+pub mod session;
 pub mod ssh;
 pub mod terminal;
 pub mod web;

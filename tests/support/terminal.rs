@@ -27,6 +27,14 @@ pub struct Terminal {
 impl Terminal {
     /// Starts a command of Kiln's with a terminal of so many rows and columns as input, output and errors.
     pub fn open<S: AsRef<OsStr>>(kiln: &Kiln, size: [u16; 2], args: impl IntoIterator<Item = S>) -> Self {
+        Self::run(KILN, size, |command| {
+            command.arg("--root").arg(kiln.root()).args(args).current_dir(kiln.scratch());
+            command.env("HOME", kiln.home()).env_remove("DOCKER_HOST").env_remove("KILN_HOST").env_remove("KILN_ROOT");
+        })
+    }
+
+    /// Starts a program that way; `prepare` gives it arguments and an environment.
+    pub fn run(program: &str, size: [u16; 2], prepare: impl FnOnce(&mut Command)) -> Self {
         let keyboard = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("make a terminal");
         rustix::pty::grantpt(&keyboard).and_then(|()| rustix::pty::unlockpt(&keyboard)).expect("unlock the terminal");
         let name = rustix::pty::ptsname(&keyboard, Vec::new()).expect("the terminal has a name");
@@ -35,8 +43,8 @@ impl Terminal {
         let stdio = || Stdio::from(other.try_clone().expect("share the terminal"));
         // Of util-linux: makes the terminal the controlling one, so that its keys make signals.
         let mut command = Command::new("setsid");
-        command.arg("--ctty").arg(KILN).arg("--root").arg(kiln.root()).args(args).current_dir(kiln.scratch());
-        command.env("HOME", kiln.home()).env_remove("DOCKER_HOST").env_remove("KILN_HOST").env_remove("KILN_ROOT");
+        command.arg("--ctty").arg(program);
+        prepare(&mut command);
         let keyboard = File::from(keyboard);
         resize(&keyboard, size);
         let child = command.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().expect("start on a terminal");

@@ -221,6 +221,27 @@ impl Graph {
         digest
     }
 
+    /// Puts other operations into the place of those of some vertices. They, and what needs them, get digests of what they are
+    /// now; two vertices may be equal then.
+    pub fn replace(&mut self, ops: impl IntoIterator<Item = (VertexId, Op)>) {
+        let mut changed = vec![false; self.vertices.len()];
+        for (id, op) in ops {
+            self.vertices[id.index()].op = op;
+            changed[id.index()] = true;
+        }
+        for id in self.ids() {
+            let vertex = &self.vertices[id.index()];
+            if !changed[id.index()] && !vertex.inputs.iter().any(|edge| changed[edge.vertex.index()]) {
+                continue;
+            }
+            changed[id.index()] = true;
+            let digest = self.digest_of(&vertex.op, &vertex.inputs, &vertex.platform);
+            let old = std::mem::replace(&mut self.vertices[id.index()].digest, digest);
+            self.by_digest.remove(&old);
+            self.by_digest.entry(digest).or_insert(id);
+        }
+    }
+
     /// Adds all vertices of another graph and returns what each became, by its position there. Equal ones are one, with the
     /// name it has here; so are equal source files.
     pub fn absorb(&mut self, other: Self) -> Vec<VertexId> {
@@ -259,6 +280,12 @@ impl Graph {
     #[must_use]
     pub fn vertex(&self, id: VertexId) -> &Vertex {
         &self.vertices[id.index()]
+    }
+
+    /// Finds a vertex by its digest.
+    #[must_use]
+    pub fn find(&self, digest: &Digest) -> Option<VertexId> {
+        self.by_digest.get(digest).copied()
     }
 
     /// Returns a vertex's metadata for change, for example to name it after all stages are known.
@@ -316,6 +343,24 @@ mod tests {
         assert_eq!(add(&mut graph, exec("a"), &[]), a);
         let b = add(&mut graph, exec("b"), &[a]);
         assert_ne!(add(&mut graph, exec("b"), &[]), b);
+        assert_eq!(graph.vertices().len(), 3);
+    }
+
+    #[test]
+    fn a_step_with_another_operation_and_what_needs_it_are_others() {
+        let mut graph = Graph::new();
+        let a = add(&mut graph, exec("a"), &[]);
+        let b = add(&mut graph, exec("b"), &[a]);
+        let other = add(&mut graph, exec("other"), &[]);
+        let before: Vec<Digest> = graph.vertices().iter().map(Vertex::digest).collect();
+        graph.replace([(a, exec("changed"))]);
+        let mut expected = Graph::new();
+        let changed = add(&mut expected, exec("changed"), &[]);
+        let needs = add(&mut expected, exec("b"), &[changed]);
+        assert_eq!(graph.vertex(a).digest(), expected.vertex(changed).digest());
+        assert_eq!(graph.vertex(b).digest(), expected.vertex(needs).digest());
+        assert_eq!(graph.vertex(other).digest(), before[other.index()]);
+        assert_eq!(add(&mut graph, exec("changed"), &[]), a);
         assert_eq!(graph.vertices().len(), 3);
     }
 

@@ -171,6 +171,8 @@ pub struct OciLayoutSource {
     pub name: String,
     /// The manifest or index.
     pub digest: Digest,
+    /// How many of its layers are used, from the lowest on; `None` is all.
+    pub layer_limit: Option<u32>,
 }
 
 /// Which network a process sees.
@@ -651,6 +653,9 @@ impl Source {
                 parts.text("operation", "oci-layout");
                 parts.text("name", &layout.name);
                 parts.add("digest", layout.digest.to_string());
+                if let Some(limit) = layout.layer_limit {
+                    parts.add("layers", limit.to_string());
+                }
             }
         }
     }

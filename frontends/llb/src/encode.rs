@@ -41,6 +41,22 @@ pub fn encode(graph: &Graph, root: Option<Edge>, session: &str) -> pb::Definitio
     definition
 }
 
+/// Writes one operation, whose inputs are named by the digests that their vertices have in the graph.
+#[must_use]
+pub fn encode_vertex(graph: &Graph, id: VertexId) -> pb::Op {
+    let vertex = graph.vertex(id);
+    let input = |edge: &Edge| {
+        let digest = graph.vertex(edge.vertex).digest().to_string();
+        pb::Input { digest, index: edge.output.into() }
+    };
+    pb::Op {
+        inputs: vertex.inputs.iter().map(input).collect(),
+        op: Some(operation(vertex, "")),
+        platform: Some(platform(&vertex.platform)),
+        constraints: None,
+    }
+}
+
 fn input(digests: &HashMap<VertexId, String>, edge: Edge) -> pb::Input {
     pb::Input { digest: digests[&edge.vertex].clone(), index: edge.output.into() }
 }
@@ -58,7 +74,9 @@ fn metadata(vertex: &Vertex) -> pb::OpMetadata {
     }
 }
 
-fn platform(platform: &Platform) -> pb::Platform {
+/// Writes a platform.
+#[must_use]
+pub fn platform(platform: &Platform) -> pb::Platform {
     let Platform { architecture, os, variant, os_version, os_features } = platform.clone();
     pb::Platform { architecture, os, variant, os_version, os_features }
 }
@@ -112,7 +130,8 @@ impl Attributes {
     }
 }
 
-fn source_op(source: &Source, session: &str) -> pb::SourceOp {
+/// Writes a source; a directory of the client that names no session gets `session`, if that has a name.
+pub(crate) fn source_op(source: &Source, session: &str) -> pb::SourceOp {
     let mut attrs = Attributes::default();
     let identifier = match source {
         Source::Image(image) => {
@@ -155,7 +174,10 @@ fn source_op(source: &Source, session: &str) -> pb::SourceOp {
             http.headers.iter().for_each(|(name, value)| attrs.set(&format!("http.header.{name}"), value.as_str()));
             http.url.clone()
         }
-        Source::OciLayout(layout) => format!("oci-layout://{}@{}", layout.name, layout.digest),
+        Source::OciLayout(layout) => {
+            attrs.set("oci.layerlimit", layout.layer_limit.map(|limit| limit.to_string()).unwrap_or_default());
+            format!("oci-layout://{}@{}", layout.name, layout.digest)
+        }
     };
     pb::SourceOp { identifier, attrs: attrs.0 }
 }

@@ -24,7 +24,7 @@ use kiln_graph::op::Source;
 use kiln_graph::{Edge, Graph, Platform};
 
 pub use caps::CAPABILITIES;
-pub use encode::encode;
+pub use encode::{encode, encode_vertex, platform as encode_platform};
 pub use key::{KeyInput, Selected, StepKey, step_keys};
 pub use refusal::{Kind, Refusal};
 
@@ -62,6 +62,18 @@ pub fn decode(definition: &pb::Definition, host: &Platform) -> Result<Decoded, R
 /// With the field: what is malformed, or is not supported.
 pub fn decode_source(source: pb::SourceOp) -> Result<Source, Refusal> {
     source::read(source)
+}
+
+/// Writes a source as definitions name it.
+#[must_use]
+pub fn encode_source(source: &Source) -> pb::SourceOp {
+    encode::source_op(source, "")
+}
+
+/// Reads a platform.
+#[must_use]
+pub fn decode_platform(platform: pb::Platform) -> Platform {
+    ops::platform(platform)
 }
 
 /// Reads a definition from bytes, as the operation `build` and `buildctl` have it.

@@ -200,11 +200,9 @@ fn oci_layout(rest: &str, attrs: &mut Attributes) -> Result<OciLayoutSource, Ref
     let store = attrs.text("oci.store");
     // Layouts are named for the whole build, whichever of its sessions offers them.
     attrs.take("oci.session");
-    if attrs.0.contains_key("oci.layerlimit") {
-        return Err(Refusal::unsupported(field("oci.layerlimit"), "the attribute is not supported"));
-    }
     let name = if store.is_empty() { name.to_owned() } else { store };
-    Ok(OciLayoutSource { name, digest: digest.parse().map_err(identifier)? })
+    let layer_limit = attrs.parsed("oci.layerlimit", layer_limit)?;
+    Ok(OciLayoutSource { name, digest: digest.parse().map_err(identifier)?, layer_limit })
 }
 
 #[cfg(test)]
@@ -261,6 +259,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_or_makes_no_sense_is_refused_by_name() {
+        let digest = format!("sha256:{}", "a".repeat(64));
         for (identifier, attrs, kind, word) in [
             ("busybox", &[][..], Kind::Malformed, "source.identifier"),
             ("docker-imag://x", &[], Kind::Unsupported, "did you mean docker-image"),
@@ -272,6 +271,7 @@ mod tests {
             ("local://x", &[("local.metadatatransfer", "true")], Kind::Unsupported, "metadatatransfer"),
             ("http://x/y", &[("http.perm", "rwx")], Kind::Malformed, "http.perm"),
             ("oci-layout://x", &[], Kind::Malformed, "digest"),
+            (&format!("oci-layout://x@{digest}"), &[("oci.layerlimit", "0")], Kind::Malformed, "oci.layerlimit"),
         ] {
             let refusal = source(identifier, attrs).unwrap_err();
             assert!(refusal.kind == kind && refusal.to_string().contains(word), "{refusal}");

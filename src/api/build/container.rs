@@ -2,7 +2,6 @@
 
 use kiln_graph::op::{Mount, MountKind, NetworkMode, Root, SecretEnv, SecretFile, SecurityMode, Sharing, Ulimit};
 
-use super::gateway::platform;
 use crate::error::{Error, Result};
 use crate::solver::gateway::container::{ContainerRequest, ProcessRequest};
 use crate::types::build::frontend::{InitMessage, NewContainerRequest};
@@ -25,7 +24,8 @@ pub(super) fn request(request: NewContainerRequest) -> Result<ContainerRequest> 
     if request.mounts.len() > MAX_MOUNTS {
         return Err(Error::invalid(format!("a container has at most {MAX_MOUNTS} mounts")));
     }
-    let mut asked = ContainerRequest { platform: platform(request.platform), ..ContainerRequest::default() };
+    let mut asked =
+        ContainerRequest { platform: request.platform.map(kiln_llb::decode_platform), ..ContainerRequest::default() };
     let mut has_root = false;
     for mount in request.mounts {
         let place = add_mount(&mut asked, mount)?;

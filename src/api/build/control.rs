@@ -10,6 +10,7 @@ use kiln_graph::Platform;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::running::{Builds, Running, Watching};
+use super::trace::{Parent, Traces, Tracing};
 use super::{convert, history, session};
 use crate::api::serve::Peer;
 use crate::engine::Engine;
@@ -31,25 +32,29 @@ use crate::types::build::{
 pub(super) struct Control {
     engine: Engine,
     builds: Builds,
+    traces: Traces,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Control {
     /// Makes the service of an engine.
-    pub(super) fn new(engine: Engine, builds: Builds) -> Self {
-        Self { engine, builds }
+    pub(super) fn new(engine: Engine, builds: Builds, traces: Traces) -> Self {
+        Self { engine, builds, traces }
     }
 
-    async fn build(&self, request: SolveRequest, peer: Peer) -> Result<SolveResponse, Status> {
+    async fn build(&self, request: SolveRequest, peer: Peer, parent: Option<Parent>) -> Result<SolveResponse, Status> {
         let reference = request.r#ref.clone();
         let request = convert::build_request(request, peer).map_err(|error| convert::refusal(&error))?;
         let running = self.builds.begin(&reference).map_err(|error| convert::refusal(&error))?;
         let recording = history::record(&self.engine, &request, &reference, running.progress());
+        let parent = parent.filter(|_| recording.is_some());
+        let tracing = parent.map(|parent| self.traces.begin(&reference, parent, running.progress()));
         // Dropping this future, when the client goes, cancels the build and ends its report.
         let built = Box::pin(self.make(request, &running)).await;
         drop(running);
         history::end(recording, built.as_ref()).await;
+        tracing.into_iter().for_each(Tracing::end);
         built.map(|built| SolveResponse { exporter_response: built.response.into_iter().collect() })
     }
 
@@ -105,7 +110,8 @@ impl control_server::Control for Control {
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
         let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::Client);
-        self.build(request.into_inner(), peer).await.map(Response::new)
+        let parent = Parent::of(request.metadata());
+        self.build(request.into_inner(), peer, parent).await.map(Response::new)
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
@@ -176,7 +182,7 @@ impl control_server::Control for Control {
         &self,
         request: Request<UpdateBuildHistoryRequest>,
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
-        let updated = history::update(self.engine.history().clone(), request.into_inner()).await;
+        let updated = history::update(self.engine.history().clone(), &self.traces, request.into_inner()).await;
         updated.map_err(|error| convert::refusal(&error))?;
         Ok(Response::new(UpdateBuildHistoryResponse {}))
     }

@@ -8,10 +8,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
+use super::op_json;
 use crate::api::serve::Peer;
 use crate::error::{Error, Result};
+use crate::solver::policy::Policy;
 use crate::solver::progress::{Event, Status, VertexState, Warning};
-use crate::solver::{BuildRequest, CacheRecord, CacheSpec, Exporter, Failure, Place, ProvenanceMode, PruneFilter};
+use crate::solver::{
+    BuildRequest, CacheRecord, CacheSpec, Exporter, Failure, Place, ProvenanceMode, PruneFilter, Unmade,
+};
 use crate::types::build::types::GcPolicy;
 use crate::types::build::{
     CacheOptions, CacheOptionsEntry, DOCKERFILE, Detail, KEEP_FAILED, LOCAL_PREFIX, OWN_PREFIX, RECORD_PROVENANCE,
@@ -22,16 +26,18 @@ use crate::types::build::{
 /// Log bytes after which events go on in another message.
 const MESSAGE_BYTES: usize = 1 << 20;
 
-/// A longer source is left out of an error's details: they travel in a header.
+/// What an operation's description is called by.
+const CUSTOM_NAME: &str = "llb.customname";
+
+/// A longer source or operation is left out of an error's details: they travel in a header.
 const MAX_SOURCE_BYTES: usize = 256 << 10;
 
 /// Reads what is to be built.
 ///
 /// # Errors
-/// `Unsupported` naming what is asked for and not there; `Forbidden` for directories of this host, which only the command
-/// that started the engine may name.
+/// `InvalidArgument` for what makes no sense; `Forbidden` for directories of this host, which only the command that started the
+/// engine may name.
 pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRequest> {
-    refuse_unsupported(&request)?;
     let mut attrs: BTreeMap<String, String> = request.frontend_attrs.into_iter().collect();
     let places = attrs.keys().any(|key| key.starts_with(LOCAL_PREFIX));
     if places && peer != Peer::Parent {
@@ -79,23 +85,14 @@ pub(super) fn build_request(request: SolveRequest, peer: Peer) -> Result<BuildRe
         locals,
         dockerfile,
         entitlements: request.entitlements,
+        session_exporter: request.enable_session_exporter,
+        policies: request.source_policy.map(Policy::read).transpose()?.into_iter().collect(),
+        policy_session: Some(request.source_policy_session).filter(|session| !session.is_empty()),
         keep_failed,
         record_provenance,
         verify,
         documented: !request.internal,
     })
-}
-
-fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
-    let refused = [
-        (request.source_policy.is_some(), "source policies (SolveRequest.SourcePolicy)"),
-        (!request.source_policy_session.is_empty(), "source policies (SolveRequest.SourcePolicySession)"),
-        (request.enable_session_exporter, "exporters of the session (SolveRequest.EnableSessionExporter)"),
-    ];
-    match refused.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(Error::unsupported(format!("{what} is not supported yet"))),
-        None => Ok(()),
-    }
 }
 
 /// Reads where the cache is written to, and where it is read from.
@@ -236,11 +233,31 @@ fn failure_as(failure: &Failure, code: tonic::Code) -> tonic::Status {
     }
     let vertex = failure.vertex.map(|digest| Detail::Vertex(VertexDetail { digest: digest.to_string() }));
     let places = failure.places.iter().map(|place| Detail::Source(source(place)));
-    let kept = failure.kept.iter().map(|id| Detail::Solve(SolveDetail { mount_ids: vec![id.to_string()] }));
-    let details: Vec<Detail> = places.chain(vertex).chain(kept).collect();
+    let details: Vec<Detail> = places.chain(vertex).chain(unmade(failure).into_iter().map(Detail::Solve)).collect();
     let message = failure.error.to_string();
     let encoded = Bytes::from(encode_details(code.into(), &message, &details));
     tonic::Status::with_details(code, message, encoded)
+}
+
+/// Says what the step that failed was, and what is there of it: once as all clients read it, and once with what it is called, which
+/// those of some versions refuse to read.
+fn unmade(failure: &Failure) -> Vec<SolveDetail> {
+    let Some(unmade) = &failure.unmade else {
+        let kept = failure.kept.iter().map(ToString::to_string);
+        return kept.map(|id| SolveDetail { mount_ids: vec![id], ..SolveDetail::default() }).collect();
+    };
+    let Unmade { op, name, inputs, mounts } = unmade.as_ref();
+    if prost::Message::encoded_len(op) > MAX_SOURCE_BYTES {
+        return Vec::new();
+    }
+    let plain = SolveDetail {
+        input_ids: inputs.clone(),
+        mount_ids: mounts.clone(),
+        op: Some(op_json::op(op)),
+        ..SolveDetail::default()
+    };
+    let description = (!name.is_empty()).then(|| (CUSTOM_NAME.to_owned(), name.clone())).into_iter().collect();
+    vec![plain.clone(), SolveDetail { description, ..plain }]
 }
 
 /// Writes an error as a status.
@@ -328,15 +345,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_refused_by_name() {
-        let mut asked = request(&[]);
-        asked.enable_session_exporter = true;
-        let refused = build_request(asked, Peer::Parent).unwrap_err();
-        assert_eq!(refused.kind(), Kind::Unsupported);
-        assert!(refused.to_string().contains("EnableSessionExporter"), "{refused}");
-    }
-
-    #[test]
     fn caches_are_read_in_the_new_form_and_in_the_old() {
         let attrs = |name: &str| HashMap::from([("ref".to_owned(), name.to_owned())]);
         let entry = CacheOptionsEntry { r#type: "registry".to_owned(), attrs: attrs("a") };
@@ -361,12 +369,9 @@ mod tests {
         let file = SourceFile::new("Dockerfile", "FROM x\nRUN false\n");
         let place = Place { file, lines: (2, 2), columns: None, finding: None };
         let vertex = Digest::of(b"v");
-        let status = failure(&Failure {
-            error: Error::invalid("exit code: 1"),
-            vertex: Some(vertex),
-            places: vec![place],
-            kept: Some("failed-1".into()),
-        });
+        let mut failed = Failure::from(Error::invalid("exit code: 1"));
+        (failed.vertex, failed.places, failed.kept) = (Some(vertex), vec![place], Some("failed-1".into()));
+        let status = failure(&failed);
         assert_eq!((status.code(), status.message()), (tonic::Code::InvalidArgument, "exit code: 1"));
         let details = decode_details(status.details());
         let [Detail::Source(source), Detail::Vertex(failed), Detail::Solve(kept)] = details.as_slice() else {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::Router;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use kiln_graph::{Digest, Platform};
+use kiln_graph::Digest;
 use tonic::{Request, Response, Status};
 
 use super::super::serve::Executor;
@@ -16,11 +16,10 @@ use super::running::Builds;
 use super::{capabilities, container, control, convert, exec};
 use crate::engine::{Engine, WeakEngine};
 use crate::error::{Error, Result as Outcomes};
-use crate::image::Policy;
-use crate::solver::bridge::{Bridge, Findings, ImageAnswer, Outcome, Refs, SourceAnswer};
+use crate::solver::bridge::{Bridge, Findings, Outcome, Refs};
 use crate::solver::gateway::Line;
+use crate::solver::policy::Policy;
 use crate::solver::progress::Warning;
-use crate::solver::{FileAnswer, GitAnswer};
 use crate::task::{self, Tasks};
 use crate::types::build::MAX_MESSAGE_BYTES;
 use crate::types::build::frontend::llb_bridge_server::{LlbBridge, LlbBridgeServer};
@@ -28,22 +27,17 @@ use crate::types::build::frontend::{
     CacheOptionsEntry, EvaluateRequest, EvaluateResponse, ExecMessage, FileRange, InputsRequest, InputsResponse,
     NewContainerRequest, NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse,
     ReadFileRequest, ReadFileResponse, Ref, RefMap, ReleaseContainerRequest, ReleaseContainerResponse,
-    ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceGitResponse, ResolveSourceHttpResponse,
-    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, Result as FrontendResult,
-    ReturnRequest, ReturnResponse, SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
-    WarnResponse, result,
+    ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
+    Result as FrontendResult, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse, StatFileRequest,
+    StatFileResponse, WarnRequest, WarnResponse, result,
 };
-use crate::types::build::{google, pb};
+use crate::types::build::{google, pb, sourcepolicy};
 
 /// The attribute of a frontend that names caches, as JSON.
 const CACHE_IMPORTS: &str = "cache-imports";
 
 /// Names the build of a call.
 const BUILD: &str = "buildkit-controlapi-buildid";
-
-/// Where `ResolveImageConfig` looks for an image: BuildKit's numbers.
-const REGISTRY: i32 = 0;
-const OCI_LAYOUT: i32 = 1;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -99,40 +93,17 @@ fn refuse<T>(outcome: Outcomes<T>) -> Result<T, Status> {
     outcome.map_err(|error| convert::refusal(&error))
 }
 
-fn unsupported<T>(what: &str) -> Result<Response<T>, Status> {
-    Err(Status::unimplemented(format!("{what} is not supported yet")))
-}
-
-pub(super) fn platform(platform: Option<pb::Platform>) -> Option<Platform> {
-    let platform = platform?;
-    let known = Platform {
-        architecture: platform.architecture,
-        os: platform.os,
-        variant: platform.variant,
-        os_version: platform.os_version,
-        os_features: platform.os_features,
-    };
-    Some(known.normalized())
-}
-
-fn policy(mode: &str) -> Outcomes<Policy> {
-    match mode {
-        "" | "default" | "local" => Ok(Policy::Missing),
-        "pull" => Ok(Policy::Always),
-        other => Err(Error::invalid(format!("invalid resolve mode {other:?}: default, pull or local"))),
-    }
+/// Reads the policies of one call.
+fn policies(policies: Vec<sourcepolicy::Policy>) -> Outcomes<Vec<Policy>> {
+    policies.into_iter().map(Policy::read).collect()
 }
 
 /// Refuses what a call may ask for and nobody does yet.
 fn check(request: &SolveRequest) -> Outcomes<()> {
-    let refused = [
-        (!request.source_policies.is_empty(), "source policies"),
-        (!request.exporter_attr.is_empty(), "exporter attributes of frontends"),
-    ];
-    match refused.into_iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(Error::unsupported(format!("{what} is not supported yet"))),
-        None => Ok(()),
+    if request.exporter_attr.is_empty() {
+        return Ok(());
     }
+    Err(Error::unsupported("exporter attributes of frontends is not supported yet"))
 }
 
 /// Adds the caches a frontend names to those among its attributes.
@@ -218,10 +189,6 @@ fn position(index: i32) -> Result<usize, Status> {
     usize::try_from(index).map_err(|_| Status::invalid_argument("a negative MountIndex"))
 }
 
-fn config_json(answer: &ImageAnswer) -> Outcomes<Vec<u8>> {
-    Ok(serde_json::to_vec(answer.config.as_ref())?)
-}
-
 #[tonic::async_trait]
 impl LlbBridge for Gateway {
     type ExecProcessStream = exec::Answers;
@@ -240,30 +207,10 @@ impl LlbBridge for Gateway {
         request: Request<ResolveImageConfigRequest>,
     ) -> Result<Response<ResolveImageConfigResponse>, Status> {
         let bridge = self.bridge(&request).await?;
-        let request = request.into_inner();
-        let policy = refuse(policy(&request.resolve_mode))?;
-        let platform = platform(request.platform);
-        let answer = match request.resolver_type {
-            REGISTRY => {
-                refuse(bridge.resolve_image(&request.r#ref, platform.as_ref(), policy, &request.log_name).await)?
-            }
-            OCI_LAYOUT => {
-                let store = (!request.store_id.is_empty()).then(|| ("oci.store".to_owned(), request.store_id));
-                let identifier = format!("oci-layout://{}", request.r#ref);
-                let source = pb::SourceOp { identifier, attrs: store.into_iter().collect() };
-                let answer = Box::pin(bridge.resolve_source(&source, platform.as_ref(), policy, &request.log_name));
-                match answer.await.map_err(|failure| convert::failure_of_part(&failure))? {
-                    SourceAnswer::Image(answer) => answer,
-                    _ => return Err(Status::internal("a layout gave no image")),
-                }
-            }
-            other => return unsupported(&format!("the resolver {other} of images")),
-        };
-        Ok(Response::new(ResolveImageConfigResponse {
-            digest: answer.digest.to_string(),
-            config: refuse(config_json(&answer))?,
-            r#ref: answer.reference.to_string(),
-        }))
+        let mut request = request.into_inner();
+        let policies = refuse(policies(std::mem::take(&mut request.source_policies)))?;
+        let answer = Box::pin(bridge.resolve_image(request, policies)).await;
+        answer.map(Response::new).map_err(|failure| convert::failure_of_part(&failure))
     }
 
     async fn resolve_source_meta(
@@ -271,53 +218,17 @@ impl LlbBridge for Gateway {
         request: Request<ResolveSourceMetaRequest>,
     ) -> Result<Response<ResolveSourceMetaResponse>, Status> {
         let bridge = self.bridge(&request).await?;
-        let request = request.into_inner();
-        let source = request.source.unwrap_or_default();
-        let policy = refuse(policy(&request.resolve_mode))?;
-        let platform = platform(request.platform);
-        let wanted = request.image.unwrap_or_default();
-        if wanted.attestation_chain || !wanted.resolve_attestations.is_empty() {
-            return unsupported("looking at an image's attestations");
-        }
-        if request.git.is_some_and(|git| git.return_object) {
-            return unsupported("returning the objects of a repository");
-        }
-        if request.http.is_some_and(|http| http.checksum_request.is_some()) {
-            return unsupported("checksums of an algorithm of the client's choice");
-        }
-        let answer = bridge.resolve_source(&source, platform.as_ref(), policy, &request.log_name);
-        let answer = Box::pin(answer).await.map_err(|failure| convert::failure_of_part(&failure))?;
-        let mut response = ResolveSourceMetaResponse { source: Some(source), ..ResolveSourceMetaResponse::default() };
-        match answer {
-            SourceAnswer::Image(answer) => {
-                let config = if wanted.no_config { Vec::new() } else { refuse(config_json(&answer))? };
-                let digest = answer.digest.to_string();
-                response.image = Some(ResolveSourceImageResponse { digest, config, attestation_chain: None });
-            }
-            SourceAnswer::Git(GitAnswer { object, reference, commit }) => {
-                response.git = Some(ResolveSourceGitResponse {
-                    checksum: object,
-                    r#ref: reference,
-                    commit_checksum: commit,
-                    ..ResolveSourceGitResponse::default()
-                });
-            }
-            SourceAnswer::File(FileAnswer { digest, name, modified_s }) => {
-                let last_modified = modified_s.map(|seconds| google::protobuf::Timestamp { seconds, nanos: 0 });
-                let (checksum, filename) = (digest.to_string(), name);
-                let checksum_response = None;
-                response.http =
-                    Some(ResolveSourceHttpResponse { checksum, filename, last_modified, checksum_response });
-            }
-            SourceAnswer::Directory => {}
-        }
-        Ok(Response::new(response))
+        let mut request = request.into_inner();
+        let policies = refuse(policies(std::mem::take(&mut request.source_policies)))?;
+        let answer = Box::pin(bridge.resolve_source(request, policies)).await;
+        answer.map(Response::new).map_err(|failure| convert::failure_of_part(&failure))
     }
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
         refuse(check(&request))?;
+        let policies = refuse(policies(request.source_policies))?;
         let mut attrs: BTreeMap<String, String> = request.frontend_opt.into_iter().collect();
         refuse(add_imports(&mut attrs, request.cache_imports))?;
         let definition = request.definition.filter(|definition| !definition.def.is_empty());
@@ -327,13 +238,13 @@ impl LlbBridge for Gateway {
                 return Err(Status::invalid_argument("cannot solve with both Definition and Frontend specified"));
             }
             (Some(definition), _) => {
-                let solved = Box::pin(bridge.solve_definition(&Arc::new(definition))).await;
+                let solved = Box::pin(bridge.solve_definition(&Arc::new(definition), policies)).await;
                 solved.map_err(|failure| convert::failure_of_part(&failure))?
             }
             (None, frontend) => {
                 let inputs = request.frontend_inputs.into_iter();
                 let inputs = inputs.map(|(name, input)| (name, Arc::new(input))).collect();
-                let solved = Box::pin(bridge.solve(frontend, &attrs, inputs)).await;
+                let solved = Box::pin(bridge.solve(frontend, &attrs, inputs, policies)).await;
                 solved.map_err(|failure| convert::failure_of_part(&failure))?
             }
         };

@@ -14,8 +14,10 @@ mod failed;
 mod gateway;
 mod health;
 mod history;
+mod op_json;
 mod running;
 pub(super) mod session;
+mod trace;
 
 use axum::Router;
 use axum::body::Body;
@@ -30,6 +32,7 @@ use self::control::Control;
 use self::gateway::Gateway;
 use self::health::Alive;
 use self::running::Builds;
+use self::trace::Traces;
 use super::Answer;
 use super::serve::{Executor, Peer};
 use crate::engine::Engine;
@@ -60,7 +63,9 @@ pub(super) fn routes(engine: &Engine) -> Router<Engine> {
 }
 
 fn services(engine: &Engine, builds: Builds) -> Router<Engine> {
-    let control = Control::new(engine.clone(), builds.clone());
+    let traces = Traces::new(engine);
+    let traced = traces.route();
+    let control = Control::new(engine.clone(), builds.clone(), traces);
     let control = ControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let gateway = Gateway::new(engine, builds);
     let for_frontends = gateway.clone();
@@ -71,6 +76,7 @@ fn services(engine: &Engine, builds: Builds) -> Router<Engine> {
         .route_service("/moby.buildkit.v1.frontend.LLBBridge/{method}", gateway)
         .route_service("/grpc.health.v1.Health/{method}", HealthServer::new(Alive))
         .merge(content::routes(engine))
+        .merge(traced)
 }
 
 /// `POST /grpc`: the connection becomes HTTP/2 that carries the services alone.

@@ -10,6 +10,7 @@ mod offer;
 mod on_failure;
 mod options;
 mod output;
+mod policy;
 mod progress;
 mod replay;
 mod request;
@@ -102,6 +103,8 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode> {
     let caches = Caches::read(args)?;
     let mut request = request::request(args, sources, &outputs, surroundings)?;
     request.cache.clone_from(&caches.options);
+    let policy = std::env::var_os(policy::VARIABLE).filter(|path| !path.is_empty());
+    request.source_policy = policy.map(|path| policy::read(Path::new(&path))).transpose()?;
     let reference = identifier()?;
     request.r#ref.clone_from(&reference);
     request.session = identifier()?;

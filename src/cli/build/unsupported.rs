@@ -6,7 +6,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 const OPTIONS: &[(&str, &str)] = &[
     ("--builder", "there is one builder; --root or --host choose another engine"),
     ("--isolation", "it is for Windows"),
-    ("--policy", "source policies are not supported"),
+    ("--policy", "policies in Rego are not supported; EXPERIMENTAL_BUILDKIT_SOURCE_POLICY names one of rules"),
     ("--security-opt", "use --allow security.insecure"),
     ("--squash", "every step makes a layer; a last stage that copies what it needs makes few"),
 ];

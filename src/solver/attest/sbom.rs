@@ -127,7 +127,7 @@ impl Surroundings<'_> {
             ResolveMode::Pull => Policy::Always,
         };
         let host = Platform::host();
-        let found = self.images.resolve(self.lease, generator, Some(&host), policy, self.registry).await;
+        let found = self.shared.find_image(generator, Some(&host), policy).await;
         looking.end(found.as_ref().err());
         found.context(|| "find the generator of the SBOM")
     }

@@ -1,13 +1,15 @@
 //! Exporters: what becomes of a result.
 //!
 //! [`Product`] is the result, for one platform or several. `package` makes images of it, which `image` keeps and pushes and
-//! `archive` sends to the client; `files` sends the client what is in them.
+//! `archive` sends to the client; `files` sends the client what is in them. `session` asks the client for
+//! exporters once there is a result.
 
 mod annotation;
 mod archive;
 mod files;
 mod image;
 mod package;
+mod session;
 
 pub(super) use package::compression;
 

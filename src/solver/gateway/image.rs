@@ -134,8 +134,7 @@ async fn find(shared: &Shared, summons: &Summons) -> Result<Resolved> {
         _ => Policy::Missing,
     };
     let looking = Begun::internal(&shared.progress, &format!("resolve image config for docker-image://{name}"))?;
-    let images = &shared.solver.deps().images;
-    let found = images.resolve(&shared.lease, &name, Some(&Platform::host()), policy, &shared.registry).await;
+    let found = shared.find_image(&name, Some(&Platform::host()), policy).await;
     looking.end(found.as_ref().err());
     found.context(|| format!("find the frontend {image}"))
 }

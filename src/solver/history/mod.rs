@@ -137,6 +137,8 @@ pub struct Record {
     pub attached: Vec<Attached>,
     /// The status of a failed build, as content.
     pub status: Option<Content>,
+    /// What was done for it, and when.
+    pub trace: Option<Content>,
 }
 
 impl PartialEq for NewBuild {
@@ -261,6 +263,16 @@ impl History {
             return Err(Error::corrupt(format!("the log {digest} was cut off, perhaps by a power cut")));
         }
         Ok(Some(Stored::File(file)))
+    }
+
+    /// Adds the trace of a build to its record; one that has gone needs none. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn attach_trace(&self, reference: &str, trace: &[u8]) -> Result<()> {
+        self.0.root.db().write(|tx| record::attach_trace(tx, reference, trace))?;
+        self.0.changed.notify_waiters();
+        Ok(())
     }
 
     /// Pins a record, so that it stays, or unpins it. Blocking.

@@ -13,7 +13,8 @@ use crate::state::Schema;
 /// The tables of the history.
 pub const SCHEMA: Schema = Schema {
     module: "history",
-    scripts: &["CREATE TABLE builds (
+    scripts: &[
+        "CREATE TABLE builds (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         ref TEXT NOT NULL UNIQUE,
         name TEXT NOT NULL,
@@ -36,7 +37,7 @@ pub const SCHEMA: Schema = Schema {
         log_bytes INTEGER
     );
     CREATE INDEX builds_by_log ON builds (log);
-    -- Documents about results, and the statuses of failed builds, which have no predicate type.
+    -- Documents about results; the statuses of failed builds and traces, which have no predicate type.
     CREATE TABLE build_documents (
         build INTEGER NOT NULL REFERENCES builds (id) ON DELETE CASCADE,
         digest TEXT NOT NULL,
@@ -45,12 +46,14 @@ pub const SCHEMA: Schema = Schema {
         data BLOB NOT NULL,
         PRIMARY KEY (build, digest, platform)
     ) WITHOUT ROWID;
-    CREATE INDEX build_documents_by_digest ON build_documents (digest);"],
+    CREATE INDEX build_documents_by_digest ON build_documents (digest);",
+        "ALTER TABLE builds ADD COLUMN trace TEXT;",
+    ],
 };
 
 const COLUMNS: &str =
     "id, ref, name, frontend, attrs, exporters, created_ns, completed_ns, code, message, status, response,
-    cached, total, completed, warnings, pinned, generation, log, log_bytes";
+    cached, total, completed, warnings, pinned, generation, log, log_bytes, trace";
 
 /// Inserts the record of a build that begins; returns its row.
 pub(super) fn insert(tx: &Connection, build: &NewBuild, now_ns: i64) -> Result<i64> {
@@ -146,12 +149,14 @@ pub(super) fn all(connection: &Connection, reference: Option<&str>) -> Result<Ve
                 log: None,
                 attached: Vec::new(),
                 status: None,
+                trace: None,
             },
             attrs: row.get(4)?,
             exporters: row.get(5)?,
             response: row.get(11)?,
             log: row.get(18)?,
             log_bytes: row.get(19)?,
+            trace: row.get(20)?,
         })
     })?;
     let rows = rows.collect::<rusqlite::Result<Vec<Row>>>()?;
@@ -166,11 +171,12 @@ struct Row {
     response: String,
     log: Option<String>,
     log_bytes: Option<u64>,
+    trace: Option<String>,
 }
 
 impl Row {
     fn read(self, connection: &Connection) -> Result<Record> {
-        let Self { mut record, attrs, exporters, response, log, log_bytes } = self;
+        let Self { mut record, attrs, exporters, response, log, log_bytes, trace } = self;
         record.build.attrs = serde_json::from_str(&attrs)?;
         let exporters: Vec<(String, BTreeMap<String, String>)> = serde_json::from_str(&exporters)?;
         record.build.exporters = exporters.into_iter().map(|(kind, attrs)| Exporter { kind, attrs }).collect();
@@ -188,6 +194,7 @@ impl Row {
             let (digest, predicate_type, platform, size) = document?;
             let content = Content { digest: digest.parse()?, size };
             match predicate_type.is_empty() {
+                true if trace.as_ref() == Some(&digest) => record.trace = Some(content),
                 true => record.status = Some(content),
                 false => record.attached.push(Attached { content, predicate_type, platform }),
             }
@@ -215,6 +222,16 @@ pub(super) fn row_of_log(connection: &Connection, digest: &Digest) -> Result<Opt
 /// Says whether there is a record of this row.
 pub(super) fn exists(connection: &Connection, row: i64) -> Result<bool> {
     Ok(connection.prepare_cached("SELECT 1 FROM builds WHERE id = ?1")?.exists([row])?)
+}
+
+/// Adds the trace of a build to its record, if that is there.
+pub(super) fn attach_trace(tx: &Connection, reference: &str, trace: &[u8]) -> Result<()> {
+    let digest = Digest::of(trace).to_string();
+    let sql = "INSERT OR IGNORE INTO build_documents SELECT id, ?2, '', '', ?3 FROM builds WHERE ref = ?1";
+    tx.prepare_cached(sql)?.execute((reference, &digest, trace))?;
+    let sql = "UPDATE builds SET trace = ?2, generation = generation + 1 WHERE ref = ?1";
+    tx.prepare_cached(sql)?.execute((reference, digest))?;
+    Ok(())
 }
 
 /// Pins a record; says whether there is one.

@@ -43,7 +43,9 @@ impl Job {
         .await?;
         let Some(root) = decoded.root else { return Ok(FileSystem::Empty.into()) };
         let locals = Locals::none(self.solver.memos(), self.progress.now_ns());
-        let inner = self.with_graph(decoded.graph, locals)?;
+        let mut graph = decoded.graph;
+        self.comply(&mut graph).await.map_err(|failure| failure.error)?;
+        let inner = self.with_graph(graph, locals)?;
         let done = Box::pin(inner.carry_out(vec![root.vertex])).await.map_err(|failure| failure.error);
         let value = inner.value_of(root);
         task::blocking(move || {

@@ -17,7 +17,7 @@ use crate::solver::devices::{self, Injection};
 use crate::solver::job::{Entitlement, Job, Stop, cancelled};
 use crate::solver::reporter::Reporter;
 use crate::solver::settle::Made;
-use crate::solver::value::{Failed, FileSystem};
+use crate::solver::value::{Failed, FileSystem, Keep, Remains};
 use crate::store::Store;
 use crate::task;
 
@@ -61,16 +61,16 @@ impl Job {
                 });
                 Ok(made.await?)
             }
-            Err(error) if error.kind() != Kind::Cancelled && reporter.keeps_failed() => {
-                Err(Failed::kept(error, self.solver.keep_failed(step, name)?))
+            Err(error) if error.kind() != Kind::Cancelled && reporter.keep() == Keep::Step => {
+                Err(Failed::with(error, Remains::Step(self.solver.keep_failed(step, name)?)))
             }
             Err(error) => {
-                task::blocking(move || {
-                    drop(step.into_tree());
-                    Ok(())
-                })
-                .await?;
-                Err(error.into())
+                let keep = error.kind() != Kind::Cancelled && reporter.keep() == Keep::Files;
+                let left = task::blocking(move || if keep { step.into_left().map(Some) } else { Ok(step.give_up()) });
+                match left.await? {
+                    Some(left) => Err(Failed::with(error, Remains::Files(Arc::new(left)))),
+                    None => Err(error.into()),
+                }
             }
         }
     }

@@ -85,6 +85,17 @@ impl Mounts {
     }
 }
 
+impl Mounts {
+    /// Gives everything back but the trees that take what is written, with their mount points.
+    pub(super) fn into_trees(self) -> Vec<(String, Active)> {
+        let tree = |prepared: Prepared| match prepared.what {
+            What::Tree { scratch: Some(tree), .. } => Some((prepared.target, tree)),
+            _ => None,
+        };
+        self.0.into_iter().filter_map(tree).collect()
+    }
+}
+
 impl What {
     fn mount(&self, store: &Store) -> Result<Source> {
         Ok(match self {

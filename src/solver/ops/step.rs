@@ -16,6 +16,8 @@ use crate::sandbox::{
 };
 use crate::solver::devices::Injection;
 use crate::solver::job::Job;
+use crate::solver::unmade::Left;
+use crate::solver::value::Layer;
 use crate::store::{self, Active, SnapshotId, tree};
 
 /// BuildKit's host name of build steps.
@@ -117,14 +119,36 @@ impl Step {
         outputs.into_iter().map(|(_, tree)| tree).collect()
     }
 
+    /// Gives everything back, and returns no files. Blocking.
+    pub(super) fn give_up(self) -> Option<Left> {
+        drop(self.into_tree());
+        None
+    }
+
+    /// Gives everything back but what its process could write to and nobody else can. Blocking.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(super) fn into_left(self) -> Result<Left> {
+        let lease = self.job.lease.clone();
+        let (tree, mounts) = self.into_trees();
+        let layer = |tree: Active| Ok::<_, Error>(Layer::unfinished(tree.commit()?, lease.clone()));
+        let mounts = mounts.into_trees().into_iter().map(|(target, tree)| Ok((target, layer(tree)?)));
+        Ok(Left { mounts: mounts.collect::<Result<_>>()?, root: layer(tree)? })
+    }
+
     fn into_parts(self) -> (Active, Vec<(u32, Active)>) {
+        let (tree, mounts) = self.into_trees();
+        (tree, mounts.into_outputs())
+    }
+
+    fn into_trees(self) -> (Active, Mounts) {
         let Self { exec, tree, mounts, netns, .. } = self;
-        let outputs = mounts.into_outputs();
         match netns {
             Some(netns) if exec.security != SecurityMode::Insecure => netns.recycle(),
             other => drop(other),
         }
-        (tree, outputs)
+        (tree, mounts)
     }
 
     /// Returns the store that its files are in.

@@ -56,7 +56,10 @@ impl Job {
 }
 
 /// Holds the image to what was promised of it, and leaves out the layers that are not wanted.
-fn check(image: &ImageSource, resolved: Resolved) -> Result<Resolved> {
+///
+/// # Errors
+/// `Corrupt` when it is another one than was promised.
+pub(in crate::solver) fn check(image: &ImageSource, resolved: Resolved) -> Result<Resolved> {
     if let Some(expected) = image.checksum {
         let found = resolved.reference.digest().unwrap_or_else(|| resolved.digest());
         if ![found, resolved.digest()].contains(&expected) {

@@ -12,24 +12,24 @@ use crate::solver::job::Job;
 
 /// What a repository's reference means.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GitAnswer {
+pub(in crate::solver) struct GitAnswer {
     /// The object of the reference.
-    pub object: String,
+    pub(in crate::solver) object: String,
     /// The reference in full.
-    pub reference: String,
+    pub(in crate::solver) reference: String,
     /// The commit, when the object is a tag of it.
-    pub commit: String,
+    pub(in crate::solver) commit: String,
 }
 
 /// What a file by HTTP is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileAnswer {
+pub(in crate::solver) struct FileAnswer {
     /// The digest of its content.
-    pub digest: Digest,
+    pub(in crate::solver) digest: Digest,
     /// Its name.
-    pub name: String,
+    pub(in crate::solver) name: String,
     /// When it changed, in seconds since 1970, if its server says.
-    pub modified_s: Option<i64>,
+    pub(in crate::solver) modified_s: Option<i64>,
 }
 
 impl Job {

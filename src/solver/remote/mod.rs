@@ -22,7 +22,8 @@ use kiln_graph::op::{ImageSource, OciLayoutSource, Op, Source};
 use kiln_graph::{Digest, Platform, Vertex, VertexId};
 use rusqlite::Connection;
 
-pub use look::{FileAnswer, GitAnswer};
+pub(super) use image::check as check_image;
+pub(super) use look::{FileAnswer, GitAnswer};
 
 pub(super) use agent::{AgentSocket, SocketOwner};
 pub(super) use records::TABLES;

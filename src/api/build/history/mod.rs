@@ -16,6 +16,7 @@ use tonic::Status;
 
 use self::filter::Filters;
 use super::convert;
+use super::trace::Traces;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::solver::history::{Attached, Content, Failed, History, NewBuild, Outcome, Record, Recording};
@@ -29,6 +30,7 @@ use crate::types::build::{
 
 /// The media types of a record's parts.
 const LOG: &str = "application/vnd.buildkit.status.v0";
+const TRACE: &str = "application/vnd.buildkit.otlp.json.v0";
 const DOCUMENT: &str = "application/vnd.in-toto+json";
 // As BuildKit spells it.
 const STATUS: &str = "application/vnd.googeapis.google.rpc.status+proto";
@@ -221,19 +223,17 @@ impl Log {
     }
 }
 
-/// `UpdateBuildHistory`.
+/// `UpdateBuildHistory`; what is finalized is written when this returns.
 ///
 /// # Errors
 /// `NotFound`; `Conflict` for the record of a build that runs.
-pub(super) async fn update(history: History, request: UpdateBuildHistoryRequest) -> Result<()> {
+pub(super) async fn update(history: History, traces: &Traces, request: UpdateBuildHistoryRequest) -> Result<()> {
     let UpdateBuildHistoryRequest { r#ref: reference, pinned, delete, finalize } = request;
-    task::blocking(move || match (delete, finalize) {
-        (true, _) => history.remove(&reference),
-        // There are no traces that would have to be gathered first.
-        (false, true) => Ok(()),
-        (false, false) => history.pin(&reference, pinned),
-    })
-    .await
+    if finalize && !delete {
+        traces.finalize(&reference).await;
+        return Ok(());
+    }
+    task::blocking(move || if delete { history.remove(&reference) } else { history.pin(&reference, pinned) }).await
 }
 
 /// What a client has been told of a record.
@@ -373,7 +373,7 @@ fn to_wire(record: &Record) -> BuildHistoryRecord {
         result: Some(result),
         results,
         generation: count(record.generation),
-        trace: None,
+        trace: record.trace.as_ref().map(|trace| descriptor(TRACE, trace)),
         pinned: record.pinned,
         num_cached_steps: count(counts.cached),
         num_total_steps: count(counts.total),
