@@ -41,6 +41,7 @@ pub const CAPABILITIES: &[&str] = &[
     "meta.description",
     "meta.exportcache",
     "meta.ignorecache",
+    "passthroughop",
     "platform",
     "soruce.http.uidgid",
     "source.buildop.llbfilename",

@@ -25,8 +25,7 @@ struct Step<'a> {
     base: On,
     from: On,
     action: &'a Action,
-    /// The number of the base, as owners name it.
-    base_index: i64,
+    lookup: Lookup,
 }
 
 /// Reads a file operation, and says what its outputs are.
@@ -40,7 +39,7 @@ pub(crate) fn read(mut adding: Adding<'_, '_>, file: &pb::FileOp) -> Result<Vec<
     let (mut steps, mut outputs) = (Vec::new(), Vec::new());
     for (at, action) in file.actions.iter().enumerate() {
         let field = format!("file.actions[{at}]");
-        steps.push(step(&adding, action, at, &field)?);
+        steps.push(step(&adding, &steps, action, &field)?);
         if action.output >= 0 {
             outputs.push((action.output, at));
         } else if action.output != -1 {
@@ -63,8 +62,23 @@ pub(crate) fn read(mut adding: Adding<'_, '_>, file: &pb::FileOp) -> Result<Vec<
     chains.add(adding, &steps, &ends)
 }
 
-fn step<'a>(adding: &Adding<'_, '_>, action: &'a pb::FileAction, at: usize, field: &str) -> Result<Step<'a>, Refusal> {
-    let inputs = adding.received.len();
+/// Where names of owners are looked up: in what the action changes. Clients name that, or what the actions before it have changed,
+/// which is the same but for what those did.
+#[derive(Clone, Copy)]
+struct Lookup {
+    /// The number of what the action changes.
+    base: i64,
+    /// The number of what the first action before it changes.
+    below: i64,
+}
+
+fn step<'a>(
+    adding: &Adding<'_, '_>,
+    earlier: &[Step<'a>],
+    action: &'a pb::FileAction,
+    field: &str,
+) -> Result<Step<'a>, Refusal> {
+    let (inputs, at) = (adding.received.len(), earlier.len());
     let on = |index: i64, name: &str| {
         let earlier = usize::try_from(index).ok().and_then(|index| index.checked_sub(inputs));
         match earlier {
@@ -85,8 +99,13 @@ fn step<'a>(adding: &Adding<'_, '_>, action: &'a pb::FileAction, at: usize, fiel
         _ => On::Given(None),
     };
     // What the action itself says is read when it is added; this finds what is wrong with those that are not.
-    convert(kind, None, action.input, field)?;
-    Ok(Step { base, from, action: kind, base_index: action.input })
+    let below = match base {
+        On::Action(before) => earlier[before].lookup.below,
+        On::Given(_) => action.input,
+    };
+    let lookup = Lookup { base: action.input, below };
+    convert(kind, None, lookup, field)?;
+    Ok(Step { base, from, action: kind, lookup })
 }
 
 /// Which actions are done together.
@@ -139,7 +158,7 @@ impl Chains {
             let mut actions = Vec::with_capacity(chain.len());
             for at in chain {
                 let from = adding.paths_of(find(steps[at].from));
-                actions.push(convert(steps[at].action, from, steps[at].base_index, &format!("file.actions[{at}]"))?);
+                actions.push(convert(steps[at].action, from, steps[at].lookup, &format!("file.actions[{at}]"))?);
             }
             let op = Op::File(FileOp { base, actions });
             if end == last {
@@ -176,8 +195,8 @@ fn shown(action: &Action) -> String {
     }
 }
 
-/// Reads an action; `base` is the number of what it works on, and `from` that of what it copies from.
-fn convert(action: &Action, from: Option<InputIndex>, base: i64, field: &str) -> Result<FileAction, Refusal> {
+/// Reads an action; `from` is the number of what it copies from.
+fn convert(action: &Action, from: Option<InputIndex>, base: Lookup, field: &str) -> Result<FileAction, Refusal> {
     let mtime = |timestamp: i64| (timestamp != -1).then_some(timestamp);
     Ok(match action {
         Action::Copy(action) => FileAction::Copy(Box::new(copy(action, from, base, &format!("{field}.copy"))?)),
@@ -209,7 +228,7 @@ fn convert(action: &Action, from: Option<InputIndex>, base: i64, field: &str) ->
     })
 }
 
-fn copy(copy: &pb::FileActionCopy, from: Option<InputIndex>, base: i64, field: &str) -> Result<Copy, Refusal> {
+fn copy(copy: &pb::FileActionCopy, from: Option<InputIndex>, base: Lookup, field: &str) -> Result<Copy, Refusal> {
     for (name, list) in [
         ("include_patterns", &copy.include_patterns),
         ("exclude_patterns", &copy.exclude_patterns),
@@ -278,13 +297,15 @@ fn path(path: &str, field: &str) -> Result<String, Refusal> {
     Ok(format!("/{}{slash}", names.join("/")))
 }
 
-fn owner(owner: Option<&pb::ChownOpt>, base: i64, field: &str) -> Result<Option<Owner>, Refusal> {
+fn owner(owner: Option<&pb::ChownOpt>, base: Lookup, field: &str) -> Result<Option<Owner>, Refusal> {
     let Some(owner) = owner else { return Ok(None) };
     let one = |user: Option<&pb::UserOpt>, name: &str| -> Result<Option<OwnerId>, Refusal> {
         match user.and_then(|user| user.user.as_ref()) {
             None => Ok(None),
             Some(pb::user_opt::User::ById(id)) => Ok(Some(OwnerId::Id(*id))),
-            Some(pb::user_opt::User::ByName(named)) if named.input == base || named.name == "root" => {
+            Some(pb::user_opt::User::ByName(named))
+                if [base.base, base.below].contains(&named.input) || named.name == "root" =>
+            {
                 Ok(Some(OwnerId::Name(text(&named.name, &format!("{field}.{name}.byName.name"))?)))
             }
             Some(pb::user_opt::User::ByName(_)) => {

@@ -20,7 +20,7 @@ pub(crate) type Output = Option<Edge>;
 pub(crate) struct Reader<'a> {
     definition: &'a pb::Definition,
     host: &'a Platform,
-    received: HashMap<Digest, pb::Op>,
+    received: HashMap<Digest, Received>,
     bytes: HashMap<Digest, &'a [u8]>,
     /// The result: an operation and its output; `None` is an empty file system.
     result: Option<(Digest, u32)>,
@@ -31,6 +31,26 @@ pub(crate) struct Reader<'a> {
     /// Copies of directories that are used as file systems, by what they copy.
     copied: HashMap<Edge, Edge>,
 }
+
+/// An operation as it was received.
+struct Received {
+    op: pb::Op,
+    /// Set for the operation that the messages of the protocol lack here.
+    passthrough: Option<Passthrough>,
+}
+
+/// The operation whose outputs are inputs of it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Passthrough {
+    #[prost(string, tag = "1")]
+    pub(crate) id: String,
+    /// Which input each output is.
+    #[prost(int64, repeated, tag = "2")]
+    pub(crate) outputs: Vec<i64>,
+}
+
+/// The number of its field in an operation.
+const PASSTHROUGH: u32 = 8;
 
 /// An operation while it is added.
 pub(crate) struct Adding<'r, 'a> {
@@ -116,7 +136,7 @@ impl<'a> Reader<'a> {
             }
             states.insert(digest, State::Open);
             let mut inputs = Vec::new();
-            for (at, input) in self.received[&digest].inputs.iter().enumerate() {
+            for (at, input) in self.received[&digest].op.inputs.iter().enumerate() {
                 let field = format!("inputs[{at}].digest");
                 let below = digest_of(input, &field).map_err(|refusal| refusal.at(digest))?;
                 if !self.received.contains_key(&below) {
@@ -150,7 +170,8 @@ impl<'a> Reader<'a> {
 
     /// Adds an operation; returns what its outputs are.
     fn add(&mut self, digest: Digest) -> Result<Vec<Output>, Refusal> {
-        let op = self.received.remove(&digest).expect("each operation is added once, after it was looked up");
+        let received = self.received.remove(&digest);
+        let Received { op, passthrough } = received.expect("each operation is added once, after it was looked up");
         let mut received = Vec::with_capacity(op.inputs.len());
         for (at, input) in op.inputs.iter().enumerate() {
             let field = format!("inputs[{at}]");
@@ -160,6 +181,9 @@ impl<'a> Reader<'a> {
         let platform = op.platform.map_or_else(|| self.host.clone(), ops::platform);
         let meta = metadata(self.definition.metadata.get(&digest.to_string()), self.places.of(&digest))?;
         let mut adding = Adding { reader: self, digest, received, platform, meta, inputs: Vec::new() };
+        if let Some(passthrough) = passthrough {
+            return ops::passthrough(&adding, &passthrough);
+        }
         let kind = op.op.ok_or_else(|| Refusal::malformed("op", "it does nothing: only the last operation may"))?;
         match kind {
             pb::op::Op::Source(source) => ops::source(adding, source),
@@ -275,7 +299,7 @@ pub(crate) fn bounded(field: &str, length: usize) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn parse(bytes: &[u8]) -> Result<pb::Op, Refusal> {
+fn parse(bytes: &[u8]) -> Result<Received, Refusal> {
     let op = <pb::Op as prost::Message>::decode(bytes);
     let op = op.map_err(|error| Refusal::malformed("def", format!("its bytes are no operation: {error}")))?;
     if let Some(field) = wire::unknown_field(bytes) {
@@ -283,13 +307,19 @@ fn parse(bytes: &[u8]) -> Result<pb::Op, Refusal> {
         return Err(Refusal::unsupported(field, reason));
     }
     bounded("inputs", op.inputs.len())?;
-    Ok(op)
+    let passthrough = wire::last_of(bytes, PASSTHROUGH).map(<Passthrough as prost::Message>::decode);
+    let passthrough = passthrough.transpose();
+    let passthrough = passthrough.map_err(|error| Refusal::malformed("passthrough", format!("{error}")))?;
+    if passthrough.is_some() && op.op.is_some() {
+        return Err(Refusal::malformed("op", "it does two things"));
+    }
+    Ok(Received { op, passthrough })
 }
 
 /// Reads what the last operation points to.
-fn result(received: &HashMap<Digest, pb::Op>, last: Digest) -> Result<(Digest, u32), Refusal> {
-    let op = &received[&last];
-    if op.op.is_some() {
+fn result(received: &HashMap<Digest, Received>, last: Digest) -> Result<(Digest, u32), Refusal> {
+    let Received { op, passthrough } = &received[&last];
+    if op.op.is_some() || passthrough.is_some() {
         return Err(Refusal::malformed("op", "the last operation must do nothing but point to the result"));
     }
     let [input] = op.inputs.as_slice() else {

@@ -3,7 +3,7 @@
 use kiln_graph::Platform;
 use kiln_graph::op::Op;
 
-use crate::graph::{Adding, Output, bounded};
+use crate::graph::{Adding, Output, Passthrough, bounded};
 use crate::refusal::Refusal;
 use crate::{pb, source};
 
@@ -57,6 +57,22 @@ pub(crate) fn diff(mut adding: Adding<'_, '_>, diff: pb::DiffOp) -> Result<Vec<O
     }
     let (lower, upper) = (adding.whole_of(lower), adding.whole_of(upper));
     Ok(vec![Some(adding.finish(Op::Diff { lower, upper }))])
+}
+
+/// What it gives is what its inputs are: no vertex stands for it.
+pub(crate) fn passthrough(adding: &Adding<'_, '_>, passthrough: &Passthrough) -> Result<Vec<Output>, Refusal> {
+    bounded("passthrough.outputs", passthrough.outputs.len())?;
+    if passthrough.id.is_empty() {
+        return Err(Refusal::malformed("passthrough.id", "it is missing"));
+    }
+    let outputs = passthrough.outputs.iter().enumerate().map(|(at, input)| {
+        let field = format!("passthrough.outputs[{at}]");
+        if *input < 0 {
+            return Err(Refusal::malformed(field, format!("there is no input {input}")));
+        }
+        adding.source_of(*input, &field)
+    });
+    outputs.collect()
 }
 
 pub(crate) fn build(mut adding: Adding<'_, '_>, build: &pb::BuildOp) -> Result<Vec<Output>, Refusal> {

@@ -19,7 +19,7 @@ macro_rules! message {
 }
 
 message!(OP: 1 "inputs" -> INPUT, 2 "exec" -> EXEC, 3 "source" -> SOURCE, 4 "file" -> FILE, 5 "build" -> BUILD,
-    6 "merge" -> MERGE, 7 "diff" -> DIFF, 10 "platform" -> PLATFORM, 11 "constraints" -> CONSTRAINTS);
+    6 "merge" -> MERGE, 7 "diff" -> DIFF, 8 "passthrough" -> PASSTHROUGH, 10 "platform" -> PLATFORM, 11 "constraints" -> CONSTRAINTS);
 message!(INPUT: 1 "digest", 2 "index");
 message!(PLATFORM: 1 "Architecture", 2 "OS", 3 "Variant", 4 "OSVersion", 5 "OSFeatures");
 message!(CONSTRAINTS: 1 "filter");
@@ -43,6 +43,7 @@ message!(BUILD: 1 "builder", 2 "inputs" -> BUILD_ENTRY, 3 "def", 4 "attrs" -> EN
 message!(BUILD_ENTRY: 1 "key", 2 "value" -> BUILD_INPUT);
 message!(BUILD_INPUT: 1 "input");
 message!(MERGE: 1 "inputs" -> BUILD_INPUT);
+message!(PASSTHROUGH: 1 "id", 2 "outputs");
 message!(DIFF: 1 "lower" -> BUILD_INPUT, 2 "upper" -> BUILD_INPUT);
 message!(FILE: 2 "actions" -> ACTION);
 message!(ACTION: 1 "input", 2 "secondaryInput", 3 "output", 4 "copy" -> COPY, 5 "mkfile" -> MKFILE, 6 "mkdir" -> MKDIR,
@@ -57,6 +58,19 @@ message!(SYMLINK: 1 "oldpath", 2 "newpath", 3 "owner" -> CHOWN, 4 "timestamp");
 message!(CHOWN: 1 "user" -> USER, 2 "group" -> USER);
 message!(USER: 1 "byName" -> NAMED, 2 "byID");
 message!(NAMED: 1 "name", 2 "input");
+
+/// Returns the value that a message's field has at last, which is of bytes; `None` when it has none.
+pub(crate) fn last_of(mut message: &[u8], number: u32) -> Option<&[u8]> {
+    let mut last = None;
+    while !message.is_empty() {
+        let tag = varint(&mut message)?;
+        let value = value(&mut message, tag & 7)?;
+        if tag == u64::from(number) << 3 | 2 {
+            last = Some(value);
+        }
+    }
+    last
+}
 
 /// Returns the path of the first field of an operation that the protocol does not have, for example `exec.meta.(13)`.
 pub(crate) fn unknown_field(op: &[u8]) -> Option<String> {
@@ -123,9 +137,16 @@ mod tests {
         let exec = pb::ExecOp { meta: Some(meta), ..pb::ExecOp::default() };
         let op = pb::Op { op: Some(pb::op::Op::Exec(exec)), ..pb::Op::default() };
         assert_eq!(unknown_field(&op.encode_to_vec()), None);
-        // The operation of field 8; the field 13 of exec.meta, a number.
-        assert_eq!(unknown_field(&[0x42, 0]).as_deref(), Some("(8)"));
+        // The operation of field 9; the field 13 of exec.meta, a number.
+        assert_eq!(unknown_field(&[0x4a, 0]).as_deref(), Some("(9)"));
         assert_eq!(unknown_field(&[0x12, 4, 0x0a, 2, 0x68, 1]).as_deref(), Some("exec.meta.(13)"));
+    }
+
+    #[test]
+    fn the_last_value_of_a_field_counts() {
+        // Field 1, a number; field 8, twice.
+        let message = [0x08, 5, 0x42, 1, b'a', 0x42, 2, b'b', b'c'];
+        assert_eq!((last_of(&message, 8), last_of(&message, 7)), (Some(&b"bc"[..]), None));
     }
 
     #[test]

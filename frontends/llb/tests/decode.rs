@@ -251,9 +251,9 @@ fn the_last_operation_must_point_to_the_result() {
 #[test]
 fn what_is_not_known_is_refused_by_name() {
     // An operation of a newer protocol.
-    let newer = pb::Definition { def: vec![vec![0x42, 0]], ..pb::Definition::default() };
+    let newer = pb::Definition { def: vec![vec![0x4a, 0]], ..pb::Definition::default() };
     let refusal = refused(&newer);
-    assert_eq!((refusal.kind, refusal.field.as_str()), (Kind::Unsupported, "(8)"));
+    assert_eq!((refusal.kind, refusal.field.as_str()), (Kind::Unsupported, "(9)"));
     let mut graph = Graph::default();
     let image = graph.source("docker-image://a");
     let mut definition = graph.end(image.clone());
@@ -327,5 +327,60 @@ fn a_graph_that_is_written_down_is_read_as_it_was() {
             _ => assert_eq!(one, other),
         }
         assert_eq!((inputs.len(), name), (other_inputs.len(), other_name));
+    }
+}
+
+/// The operation that published messages lack: field 8, with an id and which input each output is.
+fn passthrough(graph: &mut Graph, inputs: Vec<pb::Input>, id: &str, outputs: &[u8]) -> pb::Input {
+    let mut bytes = pb::Op { inputs, ..pb::Op::default() }.encode_to_vec();
+    let length = |bytes: &[u8]| u8::try_from(bytes.len()).unwrap();
+    let mut inner = vec![0x0a, length(id.as_bytes())];
+    inner.extend_from_slice(id.as_bytes());
+    inner.extend([0x12, length(outputs)]);
+    inner.extend_from_slice(outputs);
+    bytes.extend([0x42, length(&inner)]);
+    bytes.extend(inner);
+    let digest = Digest::of(&bytes).to_string();
+    graph.0.def.push(bytes);
+    pb::Input { digest, index: 0 }
+}
+
+#[test]
+fn what_is_passed_through_is_what_was_given() {
+    let mut graph = Graph::default();
+    let one = graph.source("docker-image://one");
+    let two = graph.source("docker-image://two");
+    let through = passthrough(&mut graph, vec![one, two], "both", &[1, 0, 1]);
+    let decoded = decode(&graph.end(pb::Input { index: 2, ..through.clone() }), &host()).unwrap();
+    let vertex = decoded.graph.vertex(decoded.root.unwrap().vertex);
+    assert!(matches!(&vertex.op, Op::Source(Source::Image(image)) if image.reference.to_string().contains("two")));
+    for (id, outputs, index, field) in [
+        ("", &[0][..], 0, "passthrough.id"),
+        ("x", &[1], 0, "passthrough.outputs[0]"),
+        ("x", &[0], 1, "inputs[0].index"),
+    ] {
+        let mut graph = Graph::default();
+        let one = graph.source("docker-image://one");
+        let through = passthrough(&mut graph, vec![one], id, outputs);
+        let refusal = decode(&graph.end(pb::Input { index, ..through }), &host()).unwrap_err();
+        assert_eq!((refusal.kind, refusal.field.as_str()), (Kind::Malformed, field));
+    }
+}
+
+#[test]
+fn names_of_owners_are_looked_up_in_the_base_of_all_actions() {
+    let named = |action: pb::FileAction, input: i64| {
+        let user = pb::user_opt::User::ByName(pb::NamedUserOpt { name: "me".into(), input });
+        let owner = Some(pb::ChownOpt { user: Some(pb::UserOpt { user: Some(user) }), group: None });
+        let Some(pb::file_action::Action::Mkfile(file)) = action.action else { panic!("it makes a file") };
+        let file = pb::FileActionMkFile { owner, ..file };
+        pb::FileAction { action: Some(pb::file_action::Action::Mkfile(file)), ..action }
+    };
+    for (input, accepted) in [(0, true), (1, true), (-1, false)] {
+        let mut graph = Graph::default();
+        let base = graph.source("docker-image://base");
+        // The second action works on the result of the first one, and clients name the base of both.
+        let made = graph.file(vec![base], vec![mkfile(0, -1), named(mkfile(1, 0), input)]);
+        assert_eq!(decode(&graph.end(made), &host()).is_ok(), accepted, "{input}");
     }
 }

@@ -1,0 +1,164 @@
+//! Definitions: what their sources and mounts may be besides the usual, from the client's side and from the engine's.
+
+mod support;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use kiln::client::{Agent, AgentIo, Agents, ContentDir, Offer};
+use kiln::types::build::{CacheOptions, CacheOptionsEntry, SolveRequest, frontend, pb};
+use support::asking::Asking;
+use support::frontend::Frontend;
+use support::llb::{Llb, attrs, mkfile};
+use support::{Daemon, Kiln, is_root};
+
+fn none() -> Offer {
+    Offer::new(Arc::new(|_| Ok(None)), Arc::new(|_| Ok(None)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_images_have_the_layers_and_the_digest_that_are_asked_for() {
+    let Some(daemon) = Daemon::start() else { return };
+    daemon.dockerfile("FROM busybox\nCOPY Dockerfile /one\nCOPY Dockerfile /two\n");
+    daemon.command(&["build", "-q", "-t", "layered", "."]).ok();
+    let mut asking = Asking::open(&daemon, "limits").await;
+    let name = "docker-image://docker.io/library/layered:latest";
+    let mut of = async |given: &[(&str, &str)]| {
+        let mut llb = Llb::default();
+        let image = llb.source(name, given);
+        let listed = llb.sh(&image, "ls /one /two > /listed 2>&1 || true");
+        asking.cat(llb.end(&listed), "/listed").await
+    };
+    assert_eq!(of(&[]).await.unwrap(), "/one\n/two\n");
+    let limited = of(&[("image.layerlimit", "2")]).await.unwrap();
+    assert!(limited.contains("/one\n") && limited.contains("/two: No such file"), "{limited}");
+    let other = format!("sha256:{}", "0".repeat(64));
+    let refused = of(&[("image.checksum", &other)]).await.unwrap_err();
+    assert!(refused.message().contains("does not match expected checksum"), "{refused}");
+    asking.build.abort();
+
+    let mut asking = Asking::open(&daemon, "checksum").await;
+    let source = Some(pb::SourceOp { identifier: name.into(), attrs: attrs(&[]) });
+    let request = frontend::ResolveSourceMetaRequest { source, ..frontend::ResolveSourceMetaRequest::default() };
+    let request = asking.client.call(request);
+    let digest = asking.client.bridge.resolve_source_meta(request).await.unwrap().into_inner().image.unwrap().digest;
+    let mut llb = Llb::default();
+    let image = llb.source(name, &[("image.checksum", &digest)]);
+    assert!(asking.cat(llb.end(&image), "/one").await.unwrap().starts_with("FROM busybox"));
+    asking.build.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_layouts_of_the_client_are_sources() {
+    let Some(daemon) = Daemon::start() else { return };
+    daemon.dockerfile("FROM scratch\nCOPY Dockerfile /one\nCOPY Dockerfile /two\n");
+    daemon.command(&["build", "-o", "type=oci,dest=layout,tar=false", "."]).ok();
+    let path = daemon.kiln.scratch().join("layout");
+    let index = std::fs::read(path.join("index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+    let digest = index["manifests"][0]["digest"].as_str().unwrap();
+    let content = BTreeMap::from([("oci:kept".to_owned(), ContentDir { path, writable: false })]);
+    let client = Frontend::open_with(&daemon, "layouts", Offer { content, ..none() }).await;
+    let mut asking = Asking::of(client);
+    let mut of = async |given: &[(&str, &str)]| {
+        let mut llb = Llb::default();
+        let image = llb.source(&format!("oci-layout://any@{digest}"), given);
+        let id = asking.solve(llb.end(&image)).await.unwrap();
+        asking.list(&id, "/").await
+    };
+    assert_eq!(of(&[("oci.store", "kept")]).await, ["one", "two"]);
+    assert_eq!(of(&[("oci.store", "kept"), ("oci.layerlimit", "1")]).await, ["one"]);
+    asking.build.abort();
+}
+
+/// How many records the caches in a directory have.
+fn records(dir: &Path) -> usize {
+    let blobs = std::fs::read_dir(dir.join("blobs/sha256")).expect("the cache has blobs");
+    let configs = blobs.filter_map(|blob| {
+        let json: serde_json::Value = serde_json::from_slice(&std::fs::read(blob.ok()?.path()).ok()?).ok()?;
+        json["records"].as_array().map(Vec::len)
+    });
+    configs.sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_step_says_whether_it_is_part_of_an_exported_cache() {
+    let Some(daemon) = Daemon::start() else { return };
+    let mut found = Vec::new();
+    for (name, value) in [("with", None), ("without", Some(false))] {
+        let path = daemon.kiln.scratch().join(name);
+        std::fs::create_dir(&path).unwrap();
+        let stores = BTreeMap::from([(format!("local:{name}"), ContentDir { path: path.clone(), writable: true })]);
+        let client = Frontend::open_with(&daemon, name, Offer { content: stores, ..none() }).await;
+        let mut llb = Llb::default();
+        let base = llb.busybox();
+        let below = llb.sh(&base, "echo below > /below");
+        llb.about(&below).export_cache = value.map(|value| pb::ExportCache { value });
+        let made = llb.sh(&below, "echo made > /made");
+        let attrs = [("dest", name), ("mode", "max")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let export = CacheOptionsEntry { r#type: "local".into(), attrs: HashMap::from(attrs) };
+        let request = SolveRequest {
+            r#ref: name.into(),
+            session: client.session.clone(),
+            definition: Some(llb.end(&made)),
+            cache: Some(CacheOptions { exports: vec![export], ..CacheOptions::default() }),
+            ..SolveRequest::default()
+        };
+        client.control.clone().solve(request).await.unwrap();
+        found.push(records(&path));
+    }
+    assert!(found[1] < found[0], "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_agents_and_devices_are_there_for_steps_that_ask_for_them() {
+    if !is_root() {
+        return;
+    }
+    let kiln = Kiln::with_busybox();
+    let spec = r#"{"cdiVersion":"0.6.0","kind":"example.com/gpu","devices":[{"name":"one","containerEdits":{
+        "env":["GPU=one"],"deviceNodes":[{"path":"/dev/gpu0","hostPath":"/dev/zero"}]}}]}"#;
+    kiln.write("cdi/gpu.json", spec);
+    let dir = kiln.scratch().join("cdi");
+    let config = kiln.write("kiln.toml", format!("[builder]\ncdi-spec-dirs = [{dir:?}]\n"));
+    let daemon = Daemon::of(kiln, &["--config", config.to_str().unwrap()]);
+    let agent: Agent = Arc::new(|| async { Ok(Box::new(tokio::io::duplex(1).0) as Box<dyn AgentIo>) }.boxed());
+    let agents = Agents(BTreeMap::from([("mine".to_owned(), agent)]));
+    let client = Frontend::open_with(&daemon, "mounts", Offer { agents, ..none() }).await;
+    let solve = async |name: &str, device: &str, agent: &str, optional: bool| {
+        let mut llb = Llb::default();
+        let base = llb.busybox();
+        let seed = llb.file(&base, vec![mkfile("/seed", 0o644, name)]);
+        let script = "if test -e /agent; then stat -c '%F %a %u' /agent; fi > /told
+            dd if=/dev/gpu0 bs=1 count=2 2> /dev/null | wc -c >> /told; echo ${GPU-} >> /told";
+        let ran = llb.exec(&seed, script, &[], |exec| {
+            exec.mounts.push(pb::Mount {
+                input: -1,
+                output: -1,
+                dest: "/agent".into(),
+                mount_type: pb::MountType::Ssh.into(),
+                ssh_opt: Some(pb::SshOpt { id: agent.into(), uid: 3, gid: 4, mode: 0o640, optional }),
+                ..pb::Mount::default()
+            });
+            exec.cdi_devices.push(pb::CdiDevice { name: device.into(), optional });
+        });
+        let attrs = HashMap::from([("name".to_owned(), name.to_owned())]);
+        let request = SolveRequest {
+            r#ref: name.into(),
+            session: client.session.clone(),
+            definition: Some(llb.end(&ran[0])),
+            entitlements: vec!["device=example.com/gpu=one".into()],
+            exporters: vec![kiln::types::build::Exporter { r#type: "image".into(), attrs }],
+            ..SolveRequest::default()
+        };
+        client.control.clone().solve(request).await.map(|_| daemon.cat(name, "/told"))
+    };
+    assert_eq!(solve("both", "example.com/gpu=one", "mine", false).await.unwrap(), "socket 640 3\n2\none");
+    assert_eq!(solve("neither", "example.com/none=one", "none", true).await.unwrap(), "0\n");
+    let refused = solve("agent", "example.com/gpu=one", "none", false).await.unwrap_err();
+    assert!(refused.message().contains("none"), "{refused}");
+    let refused = solve("device", "example.com/gpu=two", "mine", false).await.unwrap_err();
+    assert!(refused.message().contains("example.com/gpu=two"), "{refused}");
+}
