@@ -138,6 +138,12 @@ impl Parts {
         framed.key()
     }
 
+    /// Whether the operation sets times of files.
+    #[must_use]
+    pub fn sets_times(&self) -> bool {
+        self.0.iter().any(|part| part.name == "time" || part.name.starts_with("time of "))
+    }
+
     /// Returns what is stored beside the key: the parts with long values shortened to their hashes, and the entries of
     /// content inputs.
     #[must_use]

@@ -67,7 +67,9 @@ impl Job {
                     if let Some((from, to)) = base.filter(|(from, to)| from != to) {
                         store.move_over(made.snapshot, from, to)?;
                     }
-                    let sameness = if job.witness.is_some() { Sameness::Exact } else { Sameness::UpToTimes };
+                    // A step that sets times is about times.
+                    let exact = job.witness.is_some() || parts.sets_times();
+                    let sameness = if exact { Sameness::Exact } else { Sameness::UpToTimes };
                     store.identify_as(&job.lease, made.snapshot, &digests, sameness)?
                 }
                 // It has the digests of the layer it was put together of.

@@ -217,12 +217,16 @@ impl<'a> Writer<'a> {
     }
 
     fn copy_directory(&self, plan: &Plan<'_>, found: &Match, path: &Path) -> Result<()> {
+        // A directory that is copied itself, and not its content, is as it was, unless one is there already.
+        let itself = !plan.copy.contents_only && !found.path.is_empty();
+        let is_new = itself && self.kind_in_layer(&path.to_string_lossy())?.is_none();
+        let attributes = if is_new { Some(plan.attributes(&found.top)?) } else { None };
         let place = self.place(plan, path)?;
         let source = open_beneath(&plan.tree.root, &found.path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let times = Metadata::of(&place.layer)?.mtime;
         let mut fill = Fill::new(self, plan, Arc::clone(&place.layer));
         let top = place.filled_from(Arc::new(source));
-        let mut open: Vec<Open<'_>> = vec![Open { path: &[], frame: top, attributes: None }];
+        let mut open: Vec<Open<'_>> = vec![Open { path: &[], frame: top, attributes }];
         for entry in &found.below {
             self.cancel.check()?;
             let at = entry.path.iter().rposition(|byte| *byte == b'/');
@@ -246,7 +250,7 @@ impl<'a> Writer<'a> {
         }
         fill.left.extend(open.into_iter().rev());
         fill.flush()?;
-        restore_mtime(&place.layer, times)
+        if is_new { Ok(()) } else { restore_mtime(&place.layer, times) }
     }
 
     /// Opens a directory of the layer, made if it is missing, with what stands there below and in the donor.
@@ -405,7 +409,7 @@ struct Open<'e> {
     /// Its path below the match.
     path: &'e [u8],
     frame: Frame,
-    /// What it gets once nothing is made in it any more; the topmost directory is left as it is.
+    /// What it gets once nothing is made in it any more; a topmost directory that is not new is left as it is.
     attributes: Option<Attributes>,
 }
 
