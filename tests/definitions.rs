@@ -156,7 +156,7 @@ async fn privileged_agents_and_devices_are_there_for_steps_that_ask_for_them() {
         client.control.clone().solve(request).await.map(|_| daemon.cat(name, "/told"))
     };
     assert_eq!(solve("both", "example.com/gpu=one", "mine", false).await.unwrap(), "socket 640 3\n2\none");
-    assert_eq!(solve("neither", "example.com/none=one", "none", true).await.unwrap(), "0\n");
+    assert_eq!(solve("neither", "example.com/none=one", "none", true).await.unwrap(), "0");
     let refused = solve("agent", "example.com/gpu=one", "none", false).await.unwrap_err();
     assert!(refused.message().contains("none"), "{refused}");
     let refused = solve("device", "example.com/gpu=two", "mine", false).await.unwrap_err();

@@ -108,7 +108,8 @@ impl FileStep<'_> {
         match action {
             FileAction::Copy(_) => Ok(()),
             FileAction::Mkfile { path, data, mode, owner, mtime_ns } => {
-                make::file(&root, path, data, &attributes(*mode, owner, mtime_ns)?)
+                let owning = if owner.is_some() { make::Owning::Given } else { make::Owning::Kept };
+                make::file(&root, path, data, &attributes(*mode, owner, mtime_ns)?, owning)
             }
             FileAction::Mkdir { path, mode, parents, owner, mtime_ns } => {
                 make::directory(&root, path, *parents, &attributes(*mode, owner, mtime_ns)?)

@@ -90,9 +90,29 @@ pub(super) fn directory(root: &OwnedFd, path: &str, parents: bool, attributes: &
     Ok(())
 }
 
-/// Makes a file, or replaces what has its name.
-pub(super) fn file(root: &OwnedFd, path: &str, data: &[u8], attributes: &Attributes) -> Result<()> {
+/// Whose a file is that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owning {
+    /// Whose it was.
+    Kept,
+    /// That of the attributes.
+    Given,
+}
+
+/// Makes a file. One that is there already, symbolic links followed, keeps its permissions, as with BuildKit; anything else of the
+/// name is replaced.
+pub(super) fn file(root: &OwnedFd, path: &str, data: &[u8], attributes: &Attributes, owning: Owning) -> Result<()> {
     let context = || format!("make file {path}");
+    if let Some(mut file) = existing_file(root, path).context(context)? {
+        let found = Metadata::of(&file)?;
+        let (uid, gid) = match owning {
+            Owning::Kept => (found.uid, found.gid),
+            Owning::Given => (attributes.uid, attributes.gid),
+        };
+        file.set_len(0).and_then(|()| file.write_all(data)).context(context)?;
+        let attributes = Attributes { mode: found.mode, uid, gid, ..attributes.clone() };
+        return attributes.apply(&file).context(context);
+    }
     let (dir, Some(name)) = parent(root, path)? else { return Err(Error::invalid("the root is no file")) };
     keeping_time(&dir, || {
         let file = tree::replacing(&dir, &name, || tree::create_file(&dir, &name)).context(context)?;
@@ -101,6 +121,18 @@ pub(super) fn file(root: &OwnedFd, path: &str, data: &[u8], attributes: &Attribu
         attributes.apply(&file).context(context)?;
         Ok(())
     })
+}
+
+/// Opens a file that is there, for writing.
+fn existing_file(root: &OwnedFd, path: &str) -> Result<Option<std::fs::File>> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    match tree::openat2(root, path.trim_start_matches('/'), flags, Mode::empty(), resolve) {
+        Ok(file) if Metadata::of(&file)?.kind == Kind::File => Ok(Some(file.into())),
+        // What cannot be opened so is no file, or not there.
+        Ok(_) | Err(Errno::NOENT | Errno::ISDIR | Errno::NXIO | Errno::NODEV | Errno::LOOP | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Makes a symbolic link.
