@@ -318,8 +318,20 @@ fn privileged_buildx_opens_a_failed_step_and_a_result() {
     let debug = |on: &str, dockerfile: &str, look: &str, seen: &str| {
         client.write("Dockerfile", dockerfile);
         let mut terminal = Terminal::run(&program, [40, 120], |command| {
-            command.args(["buildx", "debug", on, "--invoke=/bin/sh", "build", "--progress=plain", "--network=none", "."]);
-            command.current_dir(client.daemon.kiln.scratch()).env("HOME", &home).env("DOCKER_HOST", &client.daemon.host);
+            command.args([
+                "buildx",
+                "debug",
+                on,
+                "--invoke=/bin/sh",
+                "build",
+                "--progress=plain",
+                "--network=none",
+                ".",
+            ]);
+            command
+                .current_dir(client.daemon.kiln.scratch())
+                .env("HOME", &home)
+                .env("DOCKER_HOST", &client.daemon.host);
             command.env("BUILDX_EXPERIMENTAL", "1").env_remove("DOCKER_CONFIG").env_remove("DOCKER_CONTEXT");
         });
         terminal.until_it_says("Interactive container");

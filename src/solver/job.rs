@@ -204,9 +204,7 @@ pub(super) struct Shared {
     /// Set when the result is compared with that of another build; then layers that differ in times only are told apart.
     pub(super) witness: Option<Witness>,
     /// Caches of other machines, in which results are looked for, as long as they hold what they promise.
-    imports: Imports,
-    /// What BuildKit knows of the steps, for caches.
-    pub(super) peer: Peer,
+    pub(super) imports: Imports,
     /// Set when a layer that an imported cache promised could not be had.
     pub(super) broken: Arc<AtomicBool>,
     /// Where layers are sent while the build runs.

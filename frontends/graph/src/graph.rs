@@ -226,7 +226,12 @@ impl Graph {
     pub fn replace(&mut self, ops: impl IntoIterator<Item = (VertexId, Op)>) {
         let mut changed = vec![false; self.vertices.len()];
         for (id, op) in ops {
-            self.vertices[id.index()].op = op;
+            let vertex = &mut self.vertices[id.index()];
+            vertex.op = op;
+            if matches!(vertex.wording, Wording::Received(_)) {
+                // It is not what was received.
+                vertex.wording = Wording::Part;
+            }
             changed[id.index()] = true;
         }
         for id in self.ids() {

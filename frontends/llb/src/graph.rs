@@ -20,7 +20,7 @@ pub(crate) type Output = Option<Edge>;
 pub(crate) struct Reader<'a> {
     definition: &'a pb::Definition,
     host: &'a Platform,
-    received: HashMap<Digest, Received>,
+    received: HashMap<Digest, Operation>,
     bytes: HashMap<Digest, &'a [u8]>,
     /// The result: an operation and its output; `None` is an empty file system.
     result: Option<(Digest, u32)>,
@@ -33,7 +33,7 @@ pub(crate) struct Reader<'a> {
 }
 
 /// An operation as it was received.
-struct Received {
+struct Operation {
     op: pb::Op,
     /// Set for the operation that the messages of the protocol lack here.
     passthrough: Option<Passthrough>,
@@ -171,7 +171,7 @@ impl<'a> Reader<'a> {
     /// Adds an operation; returns what its outputs are.
     fn add(&mut self, digest: Digest) -> Result<Vec<Output>, Refusal> {
         let received = self.received.remove(&digest);
-        let Received { op, passthrough } = received.expect("each operation is added once, after it was looked up");
+        let Operation { op, passthrough } = received.expect("each operation is added once, after it was looked up");
         let mut received = Vec::with_capacity(op.inputs.len());
         for (at, input) in op.inputs.iter().enumerate() {
             let field = format!("inputs[{at}]");
@@ -299,7 +299,7 @@ pub(crate) fn bounded(field: &str, length: usize) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn parse(bytes: &[u8]) -> Result<Received, Refusal> {
+fn parse(bytes: &[u8]) -> Result<Operation, Refusal> {
     let op = <pb::Op as prost::Message>::decode(bytes);
     let op = op.map_err(|error| Refusal::malformed("def", format!("its bytes are no operation: {error}")))?;
     if let Some(field) = wire::unknown_field(bytes) {
@@ -313,12 +313,12 @@ fn parse(bytes: &[u8]) -> Result<Received, Refusal> {
     if passthrough.is_some() && op.op.is_some() {
         return Err(Refusal::malformed("op", "it does two things"));
     }
-    Ok(Received { op, passthrough })
+    Ok(Operation { op, passthrough })
 }
 
 /// Reads what the last operation points to.
-fn result(received: &HashMap<Digest, Received>, last: Digest) -> Result<(Digest, u32), Refusal> {
-    let Received { op, passthrough } = &received[&last];
+fn result(received: &HashMap<Digest, Operation>, last: Digest) -> Result<(Digest, u32), Refusal> {
+    let Operation { op, passthrough } = &received[&last];
     if op.op.is_some() || passthrough.is_some() {
         return Err(Refusal::malformed("op", "the last operation must do nothing but point to the result"));
     }

@@ -111,7 +111,7 @@ pub(super) fn file(root: &OwnedFd, path: &str, data: &[u8], attributes: &Attribu
         };
         file.set_len(0).and_then(|()| file.write_all(data)).context(context)?;
         let attributes = Attributes { mode: found.mode, uid, gid, ..attributes.clone() };
-        return attributes.apply(&file).context(context);
+        return attributes.apply(&file).map(drop).context(context);
     }
     let (dir, Some(name)) = parent(root, path)? else { return Err(Error::invalid("the root is no file")) };
     keeping_time(&dir, || {
