@@ -80,7 +80,8 @@ fn list(archive: &Path) -> Listing {
         let link = entry.link_name().ok().flatten().map(|link| link.display().to_string()).unwrap_or_default();
         let mut data = String::new();
         entry.read_to_string(&mut data).expect("the tests' files are text");
-        let (mode, uid, gid) = (header.mode().unwrap(), header.uid().unwrap(), header.gid().unwrap());
+        let number = "the numbers of a header can be read";
+        let (mode, uid, gid) = (header.mode().expect(number), header.uid().expect(number), header.gid().expect(number));
         let line = format!("{:?} {mode:o} {uid}:{gid} {link:?} {data:?} {xattrs:?}", header.entry_type());
         // Times that are kept or asked for are old ones here.
         let time = header.mtime().ok().filter(|time| (1..1_000_000_000).contains(time));

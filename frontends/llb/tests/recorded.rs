@@ -15,8 +15,9 @@ fn text(graph: &Graph, root: usize) -> String {
         let inputs: Vec<String> =
             vertex.inputs.iter().map(|edge| format!("{}.{}", edge.vertex.index(), edge.output)).collect();
         let mark = if at == root { " (result)" } else { "" };
-        writeln!(text, "{at} {:?} for {} on [{}]{mark}", vertex.meta.name, vertex.platform, inputs.join(", ")).unwrap();
-        vertex.op.each_part(&mut |name, value| writeln!(text, "    {name}: {value:?}").unwrap());
+        writeln!(text, "{at} {:?} for {} on [{}]{mark}", vertex.meta.name, vertex.platform, inputs.join(", "))
+            .expect("a text takes all");
+        vertex.op.each_part(&mut |name, value| writeln!(text, "    {name}: {value:?}").expect("a text takes all"));
     }
     text
 }
