@@ -159,7 +159,7 @@ impl Graph {
     /// When an input is not a vertex of this graph, or an operation refers to an input that was not given.
     pub fn add(&mut self, op: Op, inputs: Vec<Edge>, platform: Platform, meta: Meta) -> VertexId {
         assert!(inputs.iter().all(|edge| edge.vertex.index() < self.vertices.len()), "inputs are added first");
-        let digest = self.digest_of(&op, &inputs, &platform);
+        let digest = digest_of(&self.vertices, &mut self.framed, &op, &inputs, &platform);
         self.insert(Vertex { op, inputs, platform, meta, digest, wording: Wording::Own })
     }
 
@@ -196,31 +196,6 @@ impl Graph {
         id
     }
 
-    fn digest_of(&mut self, op: &Op, inputs: &[Edge], platform: &Platform) -> Digest {
-        // Hashed at once: many small updates would cost more than the hash does.
-        let mut framed = std::mem::take(&mut self.framed);
-        framed.clear();
-        let mut frame = |bytes: &[u8]| {
-            framed.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-            framed.extend_from_slice(bytes);
-        };
-        frame(platform.os.as_bytes());
-        frame(platform.architecture.as_bytes());
-        frame(platform.variant.as_bytes());
-        op.each_part(&mut |name, value| {
-            frame(name.as_bytes());
-            frame(value.as_bytes());
-        });
-        frame(b"");
-        for edge in inputs {
-            frame(self.vertices[edge.vertex.index()].digest.as_bytes());
-            frame(&edge.output.to_le_bytes());
-        }
-        let digest = Digest::of(&framed);
-        self.framed = framed;
-        digest
-    }
-
     /// Puts other operations into the place of those of some vertices. They, and what needs them, get digests of what they are
     /// now; two vertices may be equal then.
     pub fn replace(&mut self, ops: impl IntoIterator<Item = (VertexId, Op)>) {
@@ -240,7 +215,8 @@ impl Graph {
                 continue;
             }
             changed[id.index()] = true;
-            let digest = self.digest_of(&vertex.op, &vertex.inputs, &vertex.platform);
+            let Vertex { op, inputs, platform, .. } = vertex;
+            let digest = digest_of(&self.vertices, &mut self.framed, op, inputs, platform);
             let old = std::mem::replace(&mut self.vertices[id.index()].digest, digest);
             self.by_digest.remove(&old);
             self.by_digest.entry(digest).or_insert(id);
@@ -325,6 +301,29 @@ impl Graph {
         }
         self.ids().filter(|id| needed[id.index()]).collect()
     }
+}
+
+/// Identifies a vertex; `framed` is what is hashed.
+fn digest_of(vertices: &[Vertex], framed: &mut Vec<u8>, op: &Op, inputs: &[Edge], platform: &Platform) -> Digest {
+    // Hashed at once: many small updates would cost more than the hash does.
+    framed.clear();
+    let mut frame = |bytes: &[u8]| {
+        framed.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        framed.extend_from_slice(bytes);
+    };
+    frame(platform.os.as_bytes());
+    frame(platform.architecture.as_bytes());
+    frame(platform.variant.as_bytes());
+    op.each_part(&mut |name, value| {
+        frame(name.as_bytes());
+        frame(value.as_bytes());
+    });
+    frame(b"");
+    for edge in inputs {
+        frame(vertices[edge.vertex.index()].digest.as_bytes());
+        frame(&edge.output.to_le_bytes());
+    }
+    Digest::of(framed)
 }
 
 #[cfg(test)]
