@@ -449,7 +449,7 @@ impl Work {
             match input {
                 Input::FileSystem(file_system) => provisional.add("file system", file_system.provisional()),
                 Input::Content(hash) | Input::Selection(hash) => {
-                    provisional.add("content", blake3::Hash::from_bytes(*hash).to_hex().as_str())
+                    provisional.add("content", blake3::Hash::from_bytes(*hash).to_hex().as_str());
                 }
             }
         }

@@ -53,7 +53,7 @@ pub fn select(tree: &Tree, copy: &Copy, cancel: &Cancel) -> Result<Selection> {
     let rules = Rules::of(tree, copy)?;
     let scan = Scan { tree, rules, cancel };
     let paths = if copy.wildcard && has_wildcards(&copy.source) {
-        let paths = expand(tree, &copy.source, cancel)?;
+        let paths = expand(tree, &copy.source, copy.follow_symlinks, cancel)?;
         if paths.is_empty() && !copy.allow_empty_wildcard {
             return Err(Error::not_found(format!("{}: no file in {} matches", copy.source, tree.name)));
         }
@@ -118,8 +118,9 @@ pub(super) fn open_beneath(root: &OwnedFd, path: &[u8], flags: OFlags) -> rustix
     tree::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-/// Returns the paths that match a pattern of several components, in order of their names.
-fn expand(tree: &Tree, pattern: &str, cancel: &Cancel) -> Result<Vec<Vec<u8>>> {
+/// Returns the paths that match a pattern of several components, in order of their names. Symbolic links that lead nowhere are
+/// among them only when they are not followed.
+fn expand(tree: &Tree, pattern: &str, follow: bool, cancel: &Cancel) -> Result<Vec<Vec<u8>>> {
     let pattern = String::from_utf8(relative(pattern)).expect("it was made of a string");
     let mut paths: VecDeque<Vec<u8>> = VecDeque::from([Vec::new()]);
     for component in pattern.split('/') {
@@ -139,7 +140,8 @@ fn expand(tree: &Tree, pattern: &str, cancel: &Cancel) -> Result<Vec<Vec<u8>>> {
             }
         }
     }
-    let exists = |path: &Vec<u8>| open_beneath(&tree.root, path, OFlags::PATH).is_ok();
+    let flags = if follow { OFlags::PATH } else { OFlags::PATH | OFlags::NOFOLLOW };
+    let exists = |path: &Vec<u8>| open_beneath(&tree.root, path, flags).is_ok();
     let visible = |path: &Vec<u8>| match &tree.ignore {
         Some(ignore) => {
             let path = String::from_utf8_lossy(path);

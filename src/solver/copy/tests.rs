@@ -210,6 +210,19 @@ fn privileged_patterns_links_and_dots_stay_within_the_context() {
 }
 
 #[test]
+fn privileged_a_pattern_takes_links_that_lead_nowhere_unless_they_are_followed() {
+    on_both_drivers(|bench| {
+        bench.file("d/x", "x");
+        symlink("nothing", bench.source("dangling")).unwrap();
+        let made = bench.layer(None, &[Copy { follow_symlinks: false, ..copy("/d*", "/links/") }]).unwrap();
+        let root = bench.mount(made);
+        assert!(root.stat("/links/dangling").is_symlink());
+        let made = bench.layer(None, &[copy("/d*", "/followed/")]).unwrap();
+        assert!(!bench.mount(made).path("/followed/dangling").is_symlink());
+    });
+}
+
+#[test]
 fn privileged_what_is_not_there_is_named_with_its_reason() {
     on_both_drivers(|bench| {
         bench.file("Readme.md", "x");

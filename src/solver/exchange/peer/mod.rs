@@ -39,9 +39,11 @@ pub(in crate::solver) struct Peer {
     keys: Mutex<HashMap<VertexId, Arc<[StepKey]>>>,
     /// Digests of content; `None` when there is none.
     contents: Mutex<HashMap<ContentId, Option<Digest>>>,
-    /// Which records of a cache stand for outputs, by the position of the cache.
-    found: Mutex<HashMap<(usize, Edge), Arc<[usize]>>>,
+    found: Mutex<Found>,
 }
+
+/// Which records of a cache stand for outputs, by the position of the cache.
+type Found = HashMap<(usize, Edge), Arc<[usize]>>;
 
 /// Content: the vertex that takes it, which of its keys tells what, and the number of the input.
 type ContentId = (VertexId, usize, usize);
