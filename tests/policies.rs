@@ -59,11 +59,9 @@ fn privileged_rules_decide_about_the_sources_of_a_dockerfile() {
         let words = format!("error evaluating the source policy: source \"{source}\" denied by policy");
         said.expect_stderr(&[&words, place]);
     }
-    let only_busybox = format!(
-        r#"{{"rules": [{{"action": "DENY", "selector": {{"identifier": "docker-image://*"}}}},
-            {{"action": "ALLOW", "selector": {{"identifier": "docker-image://docker.io/library/busybox*"}}}}]}}"#
-    );
-    build(&kiln, "FROM busybox\nRUN true\n", &only_busybox).ok();
+    let only_busybox = r#"{"rules": [{"action": "DENY", "selector": {"identifier": "docker-image://*"}},
+        {"action": "ALLOW", "selector": {"identifier": "docker-image://docker.io/library/busybox*"}}]}"#;
+    build(&kiln, "FROM busybox\nRUN true\n", only_busybox).ok();
     build(&kiln, "FROM busybox\n", r#"{"rules": [{"action": "NO"}]}"#)
         .fails()
         .expect_stderr(&["rule 1", "ALLOW, DENY or CONVERT"]);
@@ -159,7 +157,7 @@ fn judge(request: CheckPolicyRequest) -> CheckPolicyResponse {
                 platform: request.platform,
                 ..frontend::ResolveSourceMetaRequest::default()
             };
-            CheckPolicyResponse { result: Some(Verdict::Request(asked)) }
+            CheckPolicyResponse { result: Some(Verdict::Request(Box::new(asked))) }
         }
     }
 }

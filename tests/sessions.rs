@@ -131,9 +131,10 @@ async fn privileged_clients_fetch_tokens_and_share_them_with_whom_they_are() {
     // Somebody with the same credentials proves that, and needs no token of his own.
     let (second, two) = log_in(&daemon, "second", Some(1)).await;
     look_up(&daemon, "second", &image).await.unwrap();
-    let asked = second.lock().unwrap();
-    assert_eq!((asked.scopes.len(), asked.verified, asked.credentials), (0, 1, 0), "{asked:?}");
-    drop(asked);
+    {
+        let asked = second.lock().unwrap();
+        assert_eq!((asked.scopes.len(), asked.verified, asked.credentials), (0, 1, 0), "{asked:?}");
+    }
     let (third, three) = log_in(&daemon, "third", Some(2)).await;
     look_up(&daemon, "third", &image).await.unwrap();
     assert_eq!(third.lock().unwrap().scopes, ["repository:app:pull"]);

@@ -266,8 +266,8 @@ impl Core {
         let error = failed.map_or_else(|| Error::internal("a step failed without a reason"), Failed::error);
         let mut failure = Failure::of_step(error, &entry.job.graph, vertex);
         match failed.and_then(|failed| failed.remains.clone()) {
-            Some(Remains::Step(id)) if entry.job.keep == Keep::Step => failure.kept = Some(id.into()),
-            Some(Remains::Files(left)) => failure.left = Some(left),
+            Some(Remains::Step(id)) if entry.job.keep == Keep::Step => failure = failure.keeping(id),
+            Some(files @ Remains::Files(_)) => failure.remains = Some(Box::new(files)),
             _ => {}
         }
         self.end(task.job, Err(failure));

@@ -1,12 +1,12 @@
 //! How a build fails: the error, and the place in the source that it is about.
 
 use std::fmt;
-use std::sync::Arc;
 
 use kiln_graph::graph::Location;
 use kiln_graph::{Diagnostic, Digest, Graph, SourceFile};
 
 use super::unmade::{Left, Unmade};
+use super::value::Remains;
 use crate::error::{Error, Kind};
 
 /// A failed build.
@@ -18,10 +18,8 @@ pub struct Failure {
     pub vertex: Option<Digest>,
     /// The places in the sources it is about.
     pub places: Vec<Place>,
-    /// The id under which the step is kept as it stood, when that was asked for; see [`super::Solver::failed_step`].
-    pub kept: Option<Box<str>>,
-    /// What the process of the step left, for whoever can look into it.
-    pub(super) left: Option<Arc<Left>>,
+    /// What is left of the step, for whoever can look into it.
+    pub(super) remains: Option<Box<Remains>>,
     /// The step in the words of definitions, for frontends.
     pub unmade: Option<Box<Unmade>>,
 }
@@ -45,6 +43,29 @@ impl Failure {
     #[must_use]
     pub fn reported(&self) -> Option<&tonic::Status> {
         self.error.cause::<Reported>().map(|reported| &reported.0)
+    }
+
+    /// Returns the id under which the step is kept as it stood, when that was asked for; see [`super::Solver::failed_step`].
+    #[must_use]
+    pub fn kept(&self) -> Option<&str> {
+        match self.remains.as_deref() {
+            Some(Remains::Step(id)) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Returns what the process of the step left.
+    pub(super) fn left(&self) -> Option<&Left> {
+        match self.remains.as_deref() {
+            Some(Remains::Files(left)) => Some(left),
+            _ => None,
+        }
+    }
+
+    /// Adds the id under which the step is kept.
+    #[must_use]
+    pub fn keeping(self, id: String) -> Self {
+        Self { remains: Some(Box::new(Remains::Step(id))), ..self }
     }
 
     /// Makes a failure of a step.
@@ -96,7 +117,7 @@ impl std::error::Error for Reported {}
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, vertex: None, places: Vec::new(), kept: None, left: None, unmade: None }
+        Self { error, vertex: None, places: Vec::new(), remains: None, unmade: None }
     }
 }
 

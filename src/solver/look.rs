@@ -39,22 +39,23 @@ impl Shared {
         &self,
         request: ResolveImageConfigRequest,
     ) -> Result<ResolveImageConfigResponse, Failure> {
-        let ResolveImageConfigRequest { r#ref, platform, resolve_mode, log_name, resolver_type, store_id, .. } =
-            request;
+        let ResolveImageConfigRequest {
+            r#ref: name, platform, resolve_mode, log_name, resolver_type, store_id, ..
+        } = request;
         if resolver_type == OCI_LAYOUT {
             let attrs = (!store_id.is_empty()).then(|| ("oci.store".to_owned(), store_id)).into_iter().collect();
-            let source = pb::SourceOp { identifier: format!("oci-layout://{}", r#ref), attrs };
+            let source = pb::SourceOp { identifier: format!("oci-layout://{name}"), attrs };
             let asked = ResolveSourceMetaRequest { source: Some(source), platform, ..Default::default() };
             let answer = self.look_at_permitted(asked).await?;
             let image = answer.image.ok_or_else(|| Error::internal("a layout gave no image"))?;
-            return Ok(ResolveImageConfigResponse { digest: image.digest, config: image.config, r#ref });
+            return Ok(ResolveImageConfigResponse { digest: image.digest, config: image.config, r#ref: name });
         }
         if resolver_type != REGISTRY {
             return Err(not_yet(&format!("the resolver {resolver_type} of images")).into());
         }
         let policy = policy(&resolve_mode)?;
-        let reference = r#ref.parse().map_err(Error::from)?;
-        let looking = self.looking(&r#ref, &log_name)?;
+        let reference = name.parse().map_err(Error::from)?;
+        let looking = self.looking(&name, &log_name)?;
         let platform = platform.map(kiln_llb::decode_platform);
         let found = self.find_image(&reference, platform.as_ref(), policy).await;
         looking.end(found.as_ref().err());

@@ -44,7 +44,7 @@ impl Bridge {
             let (op, name) = (kiln_llb::encode_vertex(&job.graph, id), vertex.meta.name.clone());
             let (inputs, mounts) = match (&vertex.op, &op.op) {
                 (Op::Exec(exec), Some(pb::op::Op::Exec(encoded))) => {
-                    let shown = self.file_systems(job, vertex, exec, failure.left.as_deref());
+                    let shown = self.file_systems(job, vertex, exec, failure.left());
                     let of = |mount: &pb::Mount| shown.get(mount.dest.as_str()).cloned().unwrap_or_default();
                     encoded.mounts.iter().map(of).unzip()
                 }

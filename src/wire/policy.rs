@@ -39,7 +39,7 @@ pub enum Verdict {
     Decision(DecisionResponse),
     /// It wants to know more first.
     #[prost(message, tag = "2")]
-    Request(ResolveSourceMetaRequest),
+    Request(Box<ResolveSourceMetaRequest>),
 }
 
 /// What becomes of a source.

@@ -333,7 +333,7 @@ fn a_graph_that_is_written_down_is_read_as_it_was() {
 /// The operation that published messages lack: field 8, with an id and which input each output is.
 fn passthrough(graph: &mut Graph, inputs: Vec<pb::Input>, id: &str, outputs: &[u8]) -> pb::Input {
     let mut bytes = pb::Op { inputs, ..pb::Op::default() }.encode_to_vec();
-    let length = |bytes: &[u8]| u8::try_from(bytes.len()).unwrap();
+    let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("it is short");
     let mut inner = vec![0x0a, length(id.as_bytes())];
     inner.extend_from_slice(id.as_bytes());
     inner.extend([0x12, length(outputs)]);

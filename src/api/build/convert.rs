@@ -243,7 +243,7 @@ fn failure_as(failure: &Failure, code: tonic::Code) -> tonic::Status {
 /// those of some versions refuse to read.
 fn unmade(failure: &Failure) -> Vec<SolveDetail> {
     let Some(unmade) = &failure.unmade else {
-        let kept = failure.kept.iter().map(ToString::to_string);
+        let kept = failure.kept().map(ToOwned::to_owned).into_iter();
         return kept.map(|id| SolveDetail { mount_ids: vec![id], ..SolveDetail::default() }).collect();
     };
     let Unmade { op, name, inputs, mounts } = unmade.as_ref();
@@ -369,8 +369,8 @@ mod tests {
         let file = SourceFile::new("Dockerfile", "FROM x\nRUN false\n");
         let place = Place { file, lines: (2, 2), columns: None, finding: None };
         let vertex = Digest::of(b"v");
-        let mut failed = Failure::from(Error::invalid("exit code: 1"));
-        (failed.vertex, failed.places, failed.kept) = (Some(vertex), vec![place], Some("failed-1".into()));
+        let mut failed = Failure::from(Error::invalid("exit code: 1")).keeping("failed-1".to_owned());
+        (failed.vertex, failed.places) = (Some(vertex), vec![place]);
         let status = failure(&failed);
         assert_eq!((status.code(), status.message()), (tonic::Code::InvalidArgument, "exit code: 1"));
         let details = decode_details(status.details());

@@ -45,7 +45,7 @@ impl Shared {
             let said: CheckPolicyResponse =
                 session.unary(CHECK, request).await.context(|| "ask the client's policy")?;
             match said.result {
-                Some(Verdict::Request(asked)) => told = self.tell(&source, asked).await?,
+                Some(Verdict::Request(asked)) => told = self.tell(&source, *asked).await?,
                 Some(Verdict::Decision(decision)) => match decide(&source, decision)? {
                     None => return Ok(source),
                     Some(converted) => {

@@ -229,7 +229,7 @@ fn privileged_a_step_for_another_platform_runs_through_the_hosts_emulator() {
 /// Builds what fails and is kept; returns its id.
 async fn keep(world: &World, dockerfile: &str) -> String {
     let request = BuildRequest { keep_failed: true, ..world.request(dockerfile) };
-    world.run(request).await.result.unwrap_err().kept.expect("the step is kept").into()
+    world.run(request).await.result.unwrap_err().kept().expect("the step is kept").to_owned()
 }
 
 async fn inspect(world: &World, id: &str, script: &str) -> (String, i32) {
@@ -272,7 +272,7 @@ fn privileged_a_failed_step_is_kept_as_it_stood() {
         world.solver.release_failed(&id).await.unwrap();
         assert_eq!(world.solver.failed_step(&id).unwrap_err().kind(), Kind::NotFound);
         let plain = world.build(dockerfile).await;
-        assert_eq!(plain.result.unwrap_err().kept, None, "nobody asked for it");
+        assert_eq!(plain.result.unwrap_err().kept(), None, "nobody asked for it");
     });
 }
 
