@@ -22,8 +22,11 @@ fn client() -> Option<PathBuf> {
     found
 }
 
-/// A daemon and the client for it.
-fn start() -> Option<(Daemon, impl Fn(&str, &str, &[&str]) -> Run)> {
+/// A daemon and what runs the client for it.
+type Started<F> = Option<(Daemon, F)>;
+
+/// Starts a daemon.
+fn start() -> Started<impl Fn(&str, &str, &[&str]) -> Run> {
     let client = client()?;
     let daemon = Daemon::start()?;
     daemon.dockerfile(DOCKERFILE);
