@@ -600,7 +600,7 @@ impl Op {
 
     /// Hands the names and values of [`Self::parts`] on, one by one.
     pub fn each_part(&self, take: &mut dyn FnMut(&str, &str)) {
-        let mut parts = Parts { take, name: String::new(), value: String::new() };
+        let mut parts = Parts { take, name: String::with_capacity(64), value: String::with_capacity(128) };
         let parts = &mut parts;
         match self {
             Self::Source(source) => source.collect(parts),

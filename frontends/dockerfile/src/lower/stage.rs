@@ -1,6 +1,7 @@
 //! One stage: its instructions in order, each changing the filesystem, the configuration, or what later ones see.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 
 use kiln_graph::diagnostic::similar;
 use kiln_graph::graph::{Location, Meta};
@@ -296,12 +297,19 @@ impl<'l, 'a> StageLowering<'l, 'a> {
         let separator = if label.is_empty() { "" } else { " " };
         for (number, step) in (1..).zip(&self.steps) {
             let Step { nodes, link, text, platform } = step;
-            let prefix = format!("[{platform}{label}{separator}{number:>width$}/{total}]", width = total.len());
+            let named = |before: &str| {
+                let fixed = platform.len() + label.len() + 2 * total.len() + before.len();
+                let mut name = String::with_capacity(fixed + text.len() + 4);
+                let width = total.len();
+                write!(name, "[{platform}{label}{separator}{number:>width$}/{total}]{before}{text}")
+                    .expect("a String takes everything");
+                name
+            };
             for node in nodes {
-                self.lowering.draft.name(*node, [&prefix, " ", text].concat());
+                self.lowering.draft.name(*node, named(" "));
             }
             if let Some(link) = link {
-                self.lowering.draft.name(*link, [&prefix, " LINK ", text].concat());
+                self.lowering.draft.name(*link, named(" LINK "));
             }
         }
     }
