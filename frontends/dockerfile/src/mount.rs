@@ -2,6 +2,8 @@
 //!
 //! Which stage or image `from` names, and how a mount enters the graph, is lowering's business.
 
+use std::borrow::Cow;
+
 use kiln_graph::Diagnostic;
 use kiln_graph::diagnostic::closest;
 use kiln_graph::op::Sharing;
@@ -25,7 +27,18 @@ struct Field {
     key: Key,
     /// The field as written, key included.
     word: Word,
-    value: Option<Word>,
+    /// Where its value begins in the word.
+    value: Option<usize>,
+}
+
+impl Field {
+    fn value(&self) -> Option<Word> {
+        self.value.map(|start| self.word.part(start..self.word.text.len()))
+    }
+
+    fn text(&self) -> &str {
+        self.value.map_or("", |start| &self.word.text[start..])
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +81,13 @@ const KEYS: &[(&str, Key)] = &[
     ("env", Key::Env),
 ];
 
-const TYPES: &[&str] = &["bind", "cache", "tmpfs", "secret", "ssh"];
+const TYPES: &[(&str, Type)] = &[
+    ("bind", Type::Bind),
+    ("cache", Type::Cache),
+    ("tmpfs", Type::Tmpfs),
+    ("secret", Type::Secret),
+    ("ssh", Type::Ssh),
+];
 const SHARINGS: &[&str] = &["shared", "private", "locked"];
 
 /// Who a cache, a secret or an agent's socket belongs to, as far as that is said.
@@ -160,32 +179,39 @@ impl MountFlag {
     /// # Errors
     /// All fields that no mount has, and what [`Self::resolve`] refuses.
     pub(crate) fn parse(word: Word) -> Result<Self, Vec<Diagnostic>> {
-        let (fields, wrong): (Vec<_>, Vec<_>) =
-            split::fields(&word).map_err(|error| vec![error])?.into_iter().map(field).partition(Result::is_ok);
-        if !wrong.is_empty() {
-            return Err(wrong.into_iter().filter_map(Result::err).collect());
+        let written = split::fields(&word).map_err(|error| vec![error])?;
+        let mut fields = Vec::with_capacity(written.len());
+        let mut wrong = Vec::new();
+        for word in written {
+            match field(word) {
+                Ok(field) => fields.push(field),
+                Err(error) => wrong.push(error),
+            }
         }
-        let fields = fields.into_iter().filter_map(Result::ok).collect();
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
         let mut flag = Self { word, fields, settled: None };
         if !flag.word.text.contains('$') {
-            let mount = flag.resolve(&mut |word| Ok(word.text.clone())).map_err(|error| vec![error])?;
+            let mount = flag.resolve(&mut Ok).map_err(|error| vec![error])?;
             // Expansion takes quotes and escapes away, too.
-            flag.settled = (!flag.word.text.contains(['\'', '"', '\\', '`'])).then_some(mount);
+            let mount = (!flag.word.text.contains(['\'', '"', '\\', '`'])).then(|| mount.into_owned());
+            flag.settled = mount;
         }
         Ok(flag)
     }
 
     /// Returns what `from` names, unless the mount is of a type that has no source.
     #[must_use]
-    pub fn from(&self) -> Option<&Word> {
-        let sourceless = |field: &&Field| {
-            let is = |kind: &&str| field.value.as_ref().is_some_and(|value| value.text.eq_ignore_ascii_case(kind));
+    pub fn from(&self) -> Option<Word> {
+        let sourceless = |field: &Field| {
+            let is = |kind: &&str| field.text().eq_ignore_ascii_case(kind);
             field.key == Key::Type && ["tmpfs", "secret", "ssh"].iter().any(is)
         };
-        if self.fields.iter().any(|field| sourceless(&field)) {
+        if self.fields.iter().any(sourceless) {
             return None;
         }
-        self.fields.iter().rev().find(|field| field.key == Key::From)?.value.as_ref()
+        self.fields.iter().rev().find(|field| field.key == Key::From)?.value()
     }
 
     /// Decides what the mount is. `expand` expands variables in a value.
@@ -194,21 +220,20 @@ impl MountFlag {
     /// The first value that is wrong or does not fit the type, or what `expand` fails with.
     pub(crate) fn resolve(
         &self,
-        expand: &mut dyn FnMut(&Word) -> Result<String, Diagnostic>,
-    ) -> Result<Mount, Diagnostic> {
+        expand: &mut dyn FnMut(Word) -> Result<Word, Diagnostic>,
+    ) -> Result<Cow<'_, Mount>, Diagnostic> {
         if let Some(mount) = &self.settled {
-            return Ok(mount.clone());
+            return Ok(Cow::Borrowed(mount));
         }
         let mut options = Options::default();
         for field in &self.fields {
-            let value = match &field.value {
-                Some(value) if field.key == Key::From => Some(value.clone()),
-                Some(value) => Some(Word::new(expand(value)?, value.span)),
-                None => None,
+            let value = match field.value() {
+                Some(value) if field.key != Key::From => Some(expand(value)?),
+                value => value,
             };
             options.set(field, value)?;
         }
-        options.mount(&self.word)
+        options.mount(&self.word).map(Cow::Owned)
     }
 
     /// Returns the fields that have no effect on a mount of this type.
@@ -227,7 +252,7 @@ impl MountFlag {
 fn field(word: Word) -> Result<Field, Diagnostic> {
     let length = word.text.find('=').unwrap_or(word.text.len());
     let name = &word.text[..length];
-    let value = (length < word.text.len()).then(|| word.part(length + 1..word.text.len()));
+    let value = (length < word.text.len()).then_some(length + 1);
     let Some((_, key)) = KEYS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) else {
         let error = Diagnostic::error(word.part(0..length).span, format!("mounts have no option {name:?}"));
         return Err(suggest(error, &name.to_ascii_lowercase(), KEYS.iter().map(|(known, _)| *known)));
@@ -236,10 +261,11 @@ fn field(word: Word) -> Result<Field, Diagnostic> {
     match &value {
         None if !switch => Err(Diagnostic::error(word.span, format!("the mount option {name} has no value"))
             .with_hint(format!("write {name}=VALUE"))),
-        Some(value) if *key == Key::From && value.text.contains('$') => {
-            Err(Diagnostic::error(value.span, "variables are not expanded in the mount option from")
-                .with_hint("define a stage with FROM and name it here"))
-        }
+        Some(start) if *key == Key::From && word.text[*start..].contains('$') => Err(Diagnostic::error(
+            word.part(*start..word.text.len()).span,
+            "variables are not expanded in the mount option from",
+        )
+        .with_hint("define a stage with FROM and name it here")),
         _ => Ok(Field { key: *key, word, value }),
     }
 }
@@ -284,7 +310,7 @@ impl Options {
         let text = value.as_ref().map_or("", |value| value.text.as_str());
         let invalid = |what: &str| {
             let name = field.word.text.split('=').next().unwrap_or_default();
-            let span = field.value.as_ref().unwrap_or(&field.word).span;
+            let span = field.value().map_or(field.word.span, |value| value.span);
             Diagnostic::error(span, format!("{name}={text} is not {what}"))
         };
         let switch = || value.as_ref().map_or(Some(true), |value| scalar::boolean(&value.text));
@@ -292,14 +318,11 @@ impl Options {
         let number = || text.parse::<u32>().map_err(|_| invalid("a number"));
         match field.key {
             Key::Type => {
-                self.kind = match text.to_ascii_lowercase().as_str() {
-                    "bind" => Type::Bind,
-                    "cache" => Type::Cache,
-                    "tmpfs" => Type::Tmpfs,
-                    "secret" => Type::Secret,
-                    "ssh" => Type::Ssh,
-                    other => return Err(suggest(invalid("a type of mount"), other, TYPES.iter().copied())),
-                }
+                let Some((_, kind)) = TYPES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)) else {
+                    let names = TYPES.iter().map(|(name, _)| *name);
+                    return Err(suggest(invalid("a type of mount"), &text.to_ascii_lowercase(), names));
+                };
+                self.kind = *kind;
             }
             Key::From => self.from = value.filter(|value| !value.text.is_empty()),
             Key::Source => self.source = value.map(|value| value.text).unwrap_or_default(),
@@ -420,7 +443,8 @@ mod tests {
 
     fn parse(text: &str) -> Result<Mount, Vec<Diagnostic>> {
         let flag = MountFlag::parse(Word::new(text, Span::new(0, text.len())))?;
-        flag.resolve(&mut |word| Ok(word.text.clone())).map_err(|error| vec![error])
+        let mount = flag.resolve(&mut Ok).map_err(|error| vec![error])?;
+        Ok(mount.into_owned())
     }
 
     #[track_caller]
@@ -511,7 +535,7 @@ mod tests {
         let text = "type=$kind,target=/x,from=base";
         let flag = MountFlag::parse(Word::new(text, Span::new(0, text.len()))).unwrap();
         assert_eq!(flag.from().unwrap().text, "base");
-        let mut expand = |word: &Word| Ok(word.text.replace("$kind", "cache"));
-        assert!(matches!(flag.resolve(&mut expand), Ok(Mount::Cache { .. })));
+        let mut expand = |word: Word| Ok(Word::new(word.text.replace("$kind", "cache"), word.span));
+        assert!(matches!(flag.resolve(&mut expand), Ok(mount) if matches!(*mount, Mount::Cache { .. })));
     }
 }

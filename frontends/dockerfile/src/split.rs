@@ -2,6 +2,7 @@
 //!
 //! Quotes are only recognised here, not resolved, where the expansion of variables resolves them later ([`crate::shell`]).
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use kiln_graph::Diagnostic;
@@ -76,11 +77,16 @@ pub(crate) fn leading_flags(text: Text<'_>, escape: char) -> (Vec<RawFlag>, Text
     let mut rest = text.trim();
     while rest.as_str().starts_with("--") {
         let (length, resolved) = flag_word(rest.as_str(), escape);
-        let word = Word::new(resolved, rest.slice(0..length).span());
+        let written = rest.slice(0..length);
         rest = rest.slice(length..rest.as_str().len()).trim();
-        if word.text == "--" {
+        if resolved == "--" {
             break;
         }
+        let Cow::Owned(resolved) = resolved else {
+            flags.push(plain_flag(written));
+            continue;
+        };
+        let word = Word::new(resolved, written.span());
         let name_end = word.text.find('=').unwrap_or(word.text.len());
         let value = (name_end < word.text.len()).then(|| word.part(name_end + 1..word.text.len()));
         flags.push(RawFlag { name: word.part(2.min(name_end)..name_end), value });
@@ -88,19 +94,27 @@ pub(crate) fn leading_flags(text: Text<'_>, escape: char) -> (Vec<RawFlag>, Text
     (flags, rest)
 }
 
+/// A flag that stands in the file as it is.
+fn plain_flag(written: Text<'_>) -> RawFlag {
+    let text = written.as_str();
+    let name_end = text.find('=').unwrap_or(text.len());
+    let value = (name_end < text.len()).then(|| written.slice(name_end + 1..text.len()).word());
+    RawFlag { name: written.slice(2.min(name_end)..name_end).word(), value }
+}
+
 /// Reads one flag: its length in the text, and what it is with quotes and escapes resolved.
-fn flag_word(text: &str, escape: char) -> (usize, String) {
+fn flag_word(text: &str, escape: char) -> (usize, Cow<'_, str>) {
     // Most flags have no quotes and no escapes.
     let length = text.find(char::is_whitespace).unwrap_or(text.len());
     if !text[..length].contains(['\'', '"', escape]) {
-        return (length, text[..length].to_owned());
+        return (length, Cow::Borrowed(&text[..length]));
     }
     let mut resolved = String::new();
     let mut quote = None;
     let mut chars = text.char_indices();
     while let Some((at, c)) = chars.next() {
         if quote.is_none() && c.is_whitespace() {
-            return (at, resolved);
+            return (at, Cow::Owned(resolved));
         }
         if c == escape {
             resolved.extend(chars.next().map(|(_, c)| c));
@@ -112,7 +126,7 @@ fn flag_word(text: &str, escape: char) -> (usize, String) {
             resolved.push(c);
         }
     }
-    (text.len(), resolved)
+    (text.len(), Cow::Owned(resolved))
 }
 
 /// What an argument that may be a JSON array turned out to be.

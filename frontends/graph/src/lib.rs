@@ -9,6 +9,7 @@ pub mod digest;
 pub mod graph;
 pub mod oci;
 pub mod op;
+mod part;
 pub mod platform;
 pub mod reference;
 pub mod source;

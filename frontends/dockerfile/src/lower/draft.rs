@@ -271,11 +271,11 @@ impl Reads {
     /// Adds a path. Patterns of paths have no `**`, so what is above one is read as a whole.
     fn path(&mut self, path: &str) {
         let cleaned = path::absolute("/", path);
-        let parts: Vec<&str> = cleaned.split('/').skip(1).collect();
-        let end = parts.iter().position(|part| glob::has_wildcards(part) && part.contains("**")).unwrap_or(parts.len());
-        let relative = parts[..end].join("/");
+        let plain = |part: &&str| !(glob::has_wildcards(part) && part.contains("**"));
+        let length: usize = cleaned[1..].split('/').take_while(plain).map(|part| part.len() + 1).sum();
+        let relative = &cleaned[1..length.max(1)];
         self.everything |= relative.is_empty();
-        self.paths.insert(relative);
+        self.paths.insert(relative.to_owned());
     }
 
     fn follow(&self) -> Vec<String> {

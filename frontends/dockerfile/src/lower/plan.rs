@@ -222,12 +222,12 @@ impl<'a> Plan<'a> {
                 let triggers = self.stages[index].triggers.iter();
                 for trigger in triggers.clone() {
                     for (name, copy) in sources_of(&trigger.instruction.kind) {
-                        let origin = self.source(name, copy, index).map_err(|error| trigger.adjust(error))?;
+                        let origin = self.source(&name, copy, index).map_err(|error| trigger.adjust(error))?;
                         origins.push((origin, trigger.at));
                     }
                 }
                 for (name, copy) in stage.instructions.iter().flat_map(|i| sources_of(&i.kind)) {
-                    origins.push((self.source(name, copy, index)?, name.span));
+                    origins.push((self.source(&name, copy, index)?, name.span));
                 }
             }
             for (origin, span) in origins {
@@ -369,9 +369,9 @@ fn adjust(file: &SourceFile, at: Span, error: Diagnostic) -> Diagnostic {
 }
 
 /// The names of stages, contexts or images that an instruction takes files from, and whether stages may be named by number.
-fn sources_of(kind: &Kind) -> Vec<(&Word, bool)> {
+fn sources_of(kind: &Kind) -> Vec<(Word, bool)> {
     match kind {
-        Kind::Copy(copy) => copy.from.iter().map(|from| (from, true)).collect(),
+        Kind::Copy(copy) => copy.from.iter().map(|from| (from.clone(), true)).collect(),
         Kind::Run(run) => run.mounts.iter().filter_map(|mount| mount.from()).map(|from| (from, false)).collect(),
         _ => Vec::new(),
     }

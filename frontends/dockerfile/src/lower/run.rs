@@ -10,6 +10,7 @@ use super::globals;
 use super::stage::StageLowering;
 use crate::heredoc::{self, Heredoc};
 use crate::instruction::{Command, Head, Run, RunNetwork};
+use crate::line::Word;
 use crate::mount::{Mount, MountFlag, Permissions};
 use crate::path;
 use crate::shell::{Lexer, Quotes, Unset};
@@ -138,15 +139,19 @@ impl StageLowering<'_, '_> {
     /// `RUN |2 A=1 B=2 /bin/sh -c make # buildkit`: the declared arguments, then the argument vector.
     fn run_history(&self, args: &[String]) -> String {
         let arguments = &self.state.arguments;
-        let number = if arguments.is_empty() { String::new() } else { format!(" |{}", arguments.len()) };
-        let mut parts = vec!["RUN", &number];
+        let length: usize = args.iter().map(|argument| argument.len() + 1).sum();
+        let mut text = String::with_capacity(length + 32 * (arguments.len() + 1));
+        text.push_str("RUN");
+        if !arguments.is_empty() {
+            text.extend([" |", &arguments.len().to_string()]);
+        }
         for (name, value) in arguments {
             let value = self.state.variables.get(name).or(value.as_deref()).unwrap_or_default();
-            parts.extend([" ", name, "=", value]);
+            text.extend([" ", name, "=", value]);
         }
-        parts.extend(args.iter().flat_map(|argument| [" ", argument]));
-        parts.push(" # buildkit");
-        parts.concat()
+        text.extend(args.iter().flat_map(|argument| [" ", argument]));
+        text.push_str(" # buildkit");
+        text
     }
 
     /// What progress shows: variables filled in, secrets masked, the first line of a script.
@@ -172,52 +177,53 @@ impl StageLowering<'_, '_> {
         inputs: &mut Inputs,
         mounts: &mut Mounts,
     ) -> Result<(), Diagnostic> {
-        let mount = flag.resolve(&mut |word| self.expand(word))?;
+        let mount = flag.resolve(&mut |word| Ok(Word::new(self.expand(&word)?, word.span)))?;
         for field in flag.idle_fields(&mount) {
             self.note(field.span, format!("{} has no effect on this type of mount", field.text));
         }
-        let (target, readonly, kind) = match mount {
+        let (target, readonly, kind) = match &*mount {
             Mount::Bind { from, source, target, readonly } => {
-                let node = match &from {
+                let node = match from {
                     Some(from) => self.source(from, false)?,
                     None => Some(self.context(head.span)),
                 };
                 let input = node.map(|node| inputs.index(node));
-                let kind = MountKind::Bind { input, selector: selector(&source), output: None };
-                (self.mount_point(&target, flag)?, readonly, kind)
+                let kind = MountKind::Bind { input, selector: selector(source), output: None };
+                (self.mount_point(target, flag)?, *readonly, kind)
             }
             Mount::Cache { id, sharing, from, source, target, readonly, permissions } => {
-                let node = match &from {
+                let node = match from {
                     Some(from) => self.source(from, false)?,
                     None => None,
                 };
-                let (node, selector) = self.cache_content(node, selector(&source), permissions, head.span);
+                let (node, selector) = self.cache_content(node, selector(source), *permissions, head.span);
                 let request = self.lowering.request;
                 let namespace = request.or_build_arg(&request.cache_namespace, "BUILDKIT_CACHE_MOUNT_NS");
-                let id = format!("{namespace}/{id}");
+                let id = [namespace, "/", id].concat();
                 let input = node.map(|node| inputs.index(node));
-                let kind = MountKind::Cache { id, sharing, input, selector };
-                (self.mount_point(&target, flag)?, readonly, kind)
+                let kind = MountKind::Cache { id, sharing: *sharing, input, selector };
+                (self.mount_point(target, flag)?, *readonly, kind)
             }
             Mount::Tmpfs { target, size_bytes } => {
-                (self.mount_point(&target, flag)?, false, MountKind::Tmpfs { size_bytes })
+                (self.mount_point(target, flag)?, false, MountKind::Tmpfs { size_bytes: *size_bytes })
             }
             Mount::Secret { id, target, env, required, permissions } => {
-                self.state.outline.secret(&id, required, self.place(head.span));
+                self.state.outline.secret(id, *required, self.place(head.span));
                 if let Some(name) = env {
-                    mounts.secret_env.push(SecretEnv { id: id.clone(), name, optional: !required });
+                    let (id, name) = (id.clone(), name.clone());
+                    mounts.secret_env.push(SecretEnv { id, name, optional: !required });
                 }
                 let Some(target) = target else { return Ok(()) };
-                let file = secret_file(id, 0o400, required, permissions);
-                (path::absolute("/", &target), true, MountKind::Secret(file))
+                let file = secret_file(id.clone(), 0o400, *required, *permissions);
+                (path::absolute("/", target), true, MountKind::Secret(file))
             }
             Mount::Ssh { id, target, required, permissions } => {
-                self.state.outline.agent(&id, required, self.place(head.span));
-                let target = target.unwrap_or_else(|| format!("{SSH_SOCKET}{}", mounts.ssh_agents));
+                self.state.outline.agent(id, *required, self.place(head.span));
+                let target = target.clone().unwrap_or_else(|| format!("{SSH_SOCKET}{}", mounts.ssh_agents));
                 let target = path::absolute("/", &target);
                 mounts.ssh_agents += 1;
                 mounts.ssh_socket.get_or_insert_with(|| target.clone());
-                (target, true, MountKind::Ssh(secret_file(id, 0o600, required, permissions)))
+                (target, true, MountKind::Ssh(secret_file(id.clone(), 0o600, *required, *permissions)))
             }
         };
         mounts.mounts.push(op::Mount { target, readonly, kind });

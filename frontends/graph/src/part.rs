@@ -1,0 +1,285 @@
+//! What identifies an operation: its [`Part`]s, named values in a fixed order.
+//!
+//! Digests and cache keys are made of parts, and a cache miss is explained by comparing them. Values that must not cause a miss
+//! (proxies, addresses of extra hosts, resource limits) are no parts.
+
+use std::fmt::{self, Display, Write as _};
+
+use crate::digest::Digest;
+use crate::op::{
+    Copy, Exec, FileAction, FileOp, GitAccess, GitSource, HttpSource, Mount, MountKind, NetworkMode, Op, Root,
+    SecretFile, SecurityMode, Source,
+};
+
+/// One named value that belongs to an operation's identity.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Part {
+    /// What the value is, in words for people, for example `build argument GIT_SHA`.
+    pub name: String,
+    /// The value.
+    pub value: String,
+}
+
+/// Hands parts on, one by one; what is not text yet is written into two buffers, so that identifying an operation allocates
+/// little.
+struct Parts<'a> {
+    take: &'a mut dyn FnMut(&str, &str),
+    name: String,
+    value: String,
+}
+
+impl Parts<'_> {
+    fn add(&mut self, name: impl Display, value: impl Display) {
+        self.name.clear();
+        self.value.clear();
+        write!(self.name, "{name}").expect("a String takes everything");
+        write!(self.value, "{value}").expect("a String takes everything");
+        (self.take)(&self.name, &self.value);
+    }
+
+    /// Adds what is text already.
+    fn text(&mut self, name: &str, value: &str) {
+        (self.take)(name, value);
+    }
+
+    /// Adds what is text already, of the thing of that name.
+    fn text_of(&mut self, kind: &str, name: &str, value: &str) {
+        self.name.clear();
+        self.name.extend([kind, " ", name]);
+        (self.take)(&self.name, value);
+    }
+
+    fn add_if(&mut self, condition: bool, name: &str, value: impl Display) {
+        if condition {
+            self.add(name, value);
+        }
+    }
+
+    fn add_time(&mut self, path: &str, mtime_ns: Option<i64>) {
+        if let Some(ns) = mtime_ns {
+            self.add(format_args!("time of {path}"), ns);
+        }
+    }
+
+    fn list(&mut self, name: &str, values: &[String]) {
+        for value in values {
+            self.text(name, value);
+        }
+    }
+}
+
+/// An input or an output as a part has it.
+fn number(index: Option<u32>) -> i64 {
+    index.map_or(-1, i64::from)
+}
+
+fn access(readonly: bool) -> &'static str {
+    if readonly { "ro" } else { "rw" }
+}
+
+impl Op {
+    /// Returns the values that identify the operation, in a fixed order. Inputs are not among them.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Part> {
+        let mut parts = Vec::new();
+        self.each_part(&mut |name, value| parts.push(Part { name: name.to_owned(), value: value.to_owned() }));
+        parts
+    }
+
+    /// Hands the names and values of [`Self::parts`] on, one by one.
+    pub fn each_part(&self, take: &mut dyn FnMut(&str, &str)) {
+        let mut parts = Parts { take, name: String::with_capacity(64), value: String::with_capacity(128) };
+        let parts = &mut parts;
+        match self {
+            Self::Source(source) => source.collect(parts),
+            Self::Exec(exec) => exec.collect(parts),
+            Self::File(file) => file.collect(parts),
+            Self::Merge => parts.text("operation", "merge"),
+            Self::Diff { lower, upper } => {
+                parts.text("operation", "diff");
+                parts.add("lower", number(*lower));
+                parts.add("upper", number(*upper));
+            }
+            Self::Build { filename } => {
+                parts.text("operation", "build");
+                parts.text("definition", filename);
+            }
+        }
+    }
+}
+
+impl Source {
+    fn collect(&self, parts: &mut Parts<'_>) {
+        match self {
+            Self::Image(image) => {
+                parts.text("operation", "image");
+                parts.add("reference", image.reference.to_string());
+                parts.add("image", format_args!("{:?}", image.image_id));
+                parts.add("resolve", format_args!("{:?}", image.resolve));
+                parts.add_if(image.checksum.is_some(), "checksum", format_args!("{:?}", image.checksum));
+                parts.add_if(image.layer_limit.is_some(), "layers", format_args!("{:?}", image.layer_limit));
+            }
+            Self::Local(local) => {
+                parts.text("operation", "local");
+                parts.text("name", &local.name);
+                parts.list("ignore pattern", &local.exclude);
+                parts.list("include pattern", &local.include);
+                parts.list("path", &local.follow);
+                parts.add_if(!local.session.is_empty(), "session", local.session.as_str());
+                parts.add_if(!local.key_hint.is_empty(), "key", local.key_hint.as_str());
+            }
+            Self::Git(git) => {
+                parts.text("operation", "git");
+                parts.add("options", format_args!("{:?}", GitSource { access: GitAccess::default(), ..git.clone() }));
+            }
+            Self::Http(http) => {
+                parts.text("operation", "http");
+                let plain = HttpSource { header_secret: String::new(), headers: Vec::new(), ..http.clone() };
+                parts.add("options", format_args!("{plain:?}"));
+            }
+            Self::OciLayout(layout) => {
+                parts.text("operation", "oci-layout");
+                parts.text("name", &layout.name);
+                parts.add("digest", layout.digest.to_string());
+                if let Some(limit) = layout.layer_limit {
+                    parts.add("layers", limit.to_string());
+                }
+            }
+        }
+    }
+}
+
+impl Exec {
+    fn collect(&self, parts: &mut Parts<'_>) {
+        parts.text("operation", "exec");
+        parts.list("command", &self.args);
+        for entry in &self.env {
+            let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+            let kind = if self.build_args.iter().any(|arg| arg == name) { "build argument" } else { "variable" };
+            parts.text_of(kind, name, value);
+        }
+        parts.text("working directory", &self.cwd);
+        parts.add_if(!self.user.is_empty(), "user", self.user.as_str());
+        parts.add_if(!self.hostname.is_empty(), "host name", self.hostname.as_str());
+        let Root { input, readonly, output } = &self.root;
+        parts.add("root", format_args!("{} {} {}", number(*input), access(*readonly), number(*output)));
+        parts.add_if(self.network != NetworkMode::Sandbox, "network", format_args!("{:?}", self.network));
+        parts.add_if(self.security != SecurityMode::Sandbox, "security", format_args!("{:?}", self.security));
+        for mount in &self.mounts {
+            mount.collect(parts);
+        }
+        for secret in &self.secret_env {
+            parts.add(
+                format_args!("secret variable {}", secret.name),
+                format_args!("{} {}", secret.id, secret.optional),
+            );
+        }
+        for (host, _) in &self.extra_hosts {
+            parts.text("extra host", host);
+        }
+        for limit in &self.ulimits {
+            parts.add(format_args!("ulimit {}", limit.name), format_args!("{}:{}", limit.soft, limit.hard));
+        }
+        for device in &self.devices {
+            parts.add("device", format_args!("{} {}", device.name, device.optional));
+        }
+        parts.add_if(self.shm_size_bytes.is_some(), "size of /dev/shm", format_args!("{:?}", self.shm_size_bytes));
+        for code in &self.valid_exit_codes {
+            parts.add("valid exit code", code.to_string());
+        }
+    }
+}
+
+impl Mount {
+    /// Texts stand last in a part, or have one of their own, so that none can be taken for what follows.
+    fn collect(&self, parts: &mut Parts<'_>) {
+        let Self { target, readonly, kind } = self;
+        let access = access(*readonly);
+        let name = format_args!("mount {target}");
+        match kind {
+            MountKind::Bind { input, selector, output } => {
+                let (input, output) = (number(*input), number(*output));
+                parts.add(name, format_args!("bind {input} {output} {access} {selector}"));
+            }
+            MountKind::Cache { id, sharing, input, selector } => {
+                parts.add(name, format_args!("cache {} {sharing:?} {access} {id}", number(*input)));
+                parts.add_if(!selector.is_empty(), "path of a cache", selector);
+            }
+            MountKind::Tmpfs { size_bytes } => parts.add(name, format_args!("tmpfs {size_bytes:?} {access}")),
+            MountKind::Secret(file) => parts.add(name, format_args!("secret {access} {file}")),
+            MountKind::Ssh(file) => parts.add(name, format_args!("ssh {access} {file}")),
+        }
+    }
+}
+
+impl Display for SecretFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, uid, gid, mode, optional } = self;
+        write!(f, "{uid}:{gid} {mode:o} {optional} {id}")
+    }
+}
+
+impl FileOp {
+    fn collect(&self, parts: &mut Parts<'_>) {
+        parts.text("operation", "file");
+        parts.add("base", number(self.base));
+        for action in &self.actions {
+            action.collect(parts);
+        }
+    }
+}
+
+impl FileAction {
+    fn collect(&self, parts: &mut Parts<'_>) {
+        match self {
+            Self::Copy(copy) => copy.collect(parts),
+            Self::Mkfile { path, data, mode, owner, mtime_ns } => {
+                parts.text("file", path);
+                parts.add(format_args!("content of {path}"), Digest::of(data).to_string());
+                parts.add(format_args!("mode of {path}"), format_args!("{mode:o}"));
+                parts.add(format_args!("owner of {path}"), format_args!("{owner:?}"));
+                parts.add_time(path, *mtime_ns);
+            }
+            Self::Mkdir { path, mode, parents, owner, mtime_ns } => {
+                parts.text("directory", path);
+                parts.add(format_args!("mode of {path}"), format_args!("{mode:o}"));
+                parts.add(format_args!("owner of {path}"), format_args!("{owner:?} {parents}"));
+                parts.add_time(path, *mtime_ns);
+            }
+            Self::Symlink { path, target, owner, mtime_ns } => {
+                parts.text("symbolic link", path);
+                parts.add(format_args!("target of {path}"), target.as_str());
+                parts.add(format_args!("owner of {path}"), format_args!("{owner:?}"));
+                parts.add_time(path, *mtime_ns);
+            }
+            Self::Remove { path, allow_missing, wildcard } => {
+                parts.text("removed path", path);
+                parts.add(format_args!("removal of {path}"), format_args!("{allow_missing} {wildcard}"));
+            }
+        }
+    }
+}
+
+impl Copy {
+    fn collect(&self, parts: &mut Parts<'_>) {
+        parts.add("copy from", number(self.from));
+        parts.text("source", &self.source);
+        parts.text("destination", &self.dest);
+        parts.add_if(self.owner.is_some(), "--chown", format_args!("{:?}", self.owner));
+        parts.add_if(self.mode.is_some(), "--chmod", format_args!("{:?}", self.mode));
+        let flags = [
+            self.follow_symlinks,
+            self.contents_only,
+            self.unpack,
+            self.create_dest_path,
+            self.wildcard,
+            self.allow_empty_wildcard,
+            self.replace_existing,
+        ];
+        parts.add("copy options", flags.map(|flag| if flag { '1' } else { '0' }).iter().collect::<String>());
+        parts.list("--include", &self.include);
+        parts.list("--exclude", &self.exclude);
+        parts.list("required path", &self.required);
+        parts.add_if(self.mtime_ns.is_some(), "time", format_args!("{:?}", self.mtime_ns));
+    }
+}
