@@ -20,21 +20,20 @@ pub struct Part {
     pub value: String,
 }
 
-/// Hands parts on, one by one; what is not text yet is written into two buffers, so that identifying an operation allocates
+/// Hands parts on, one by one; what is not text yet is written into one buffer, so that identifying an operation allocates
 /// little.
 struct Parts<'a> {
     take: &'a mut dyn FnMut(&str, &str),
-    name: String,
-    value: String,
+    buffer: String,
 }
 
 impl Parts<'_> {
     fn add(&mut self, name: impl Display, value: impl Display) {
-        self.name.clear();
-        self.value.clear();
-        write!(self.name, "{name}").expect("a String takes everything");
-        write!(self.value, "{value}").expect("a String takes everything");
-        (self.take)(&self.name, &self.value);
+        self.buffer.clear();
+        write!(self.buffer, "{name}").expect("a String takes everything");
+        let end = self.buffer.len();
+        write!(self.buffer, "{value}").expect("a String takes everything");
+        (self.take)(&self.buffer[..end], &self.buffer[end..]);
     }
 
     /// Adds what is text already.
@@ -44,9 +43,9 @@ impl Parts<'_> {
 
     /// Adds what is text already, of the thing of that name.
     fn text_of(&mut self, kind: &str, name: &str, value: &str) {
-        self.name.clear();
-        self.name.extend([kind, " ", name]);
-        (self.take)(&self.name, value);
+        self.buffer.clear();
+        self.buffer.extend([kind, " ", name]);
+        (self.take)(&self.buffer, value);
     }
 
     fn add_if(&mut self, condition: bool, name: &str, value: impl Display) {
@@ -88,7 +87,7 @@ impl Op {
 
     /// Hands the names and values of [`Self::parts`] on, one by one.
     pub fn each_part(&self, take: &mut dyn FnMut(&str, &str)) {
-        let mut parts = Parts { take, name: String::with_capacity(64), value: String::with_capacity(128) };
+        let mut parts = Parts { take, buffer: String::with_capacity(128) };
         let parts = &mut parts;
         match self {
             Self::Source(source) => source.collect(parts),

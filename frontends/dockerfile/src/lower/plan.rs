@@ -12,6 +12,7 @@ use super::request::{Files, ImageKey, ImageName, NamedContext, Need, Request, Re
 use crate::check;
 use crate::instruction::{Dockerfile, Instruction, Kind, Stage};
 use crate::line::Word;
+use crate::mount::MountFlag;
 use crate::parse::parse_trigger;
 use crate::scalar;
 use crate::shell::{Expansion, Lexer, Variables};
@@ -372,7 +373,7 @@ fn adjust(file: &SourceFile, at: Span, error: Diagnostic) -> Diagnostic {
 fn sources_of(kind: &Kind) -> Vec<(Word, bool)> {
     match kind {
         Kind::Copy(copy) => copy.from.iter().map(|from| (from.clone(), true)).collect(),
-        Kind::Run(run) => run.mounts.iter().filter_map(|mount| mount.from()).map(|from| (from, false)).collect(),
+        Kind::Run(run) => run.mounts.iter().filter_map(MountFlag::from).map(|from| (from, false)).collect(),
         _ => Vec::new(),
     }
 }

@@ -156,11 +156,11 @@ impl StageLowering<'_, '_> {
 
     /// What progress shows: variables filled in, secrets masked, the first line of a script.
     fn run_title(&self, head: &Head, run: &Run, secrets: &[SecretEnv]) -> String {
-        let mut text = head.text.clone();
+        let mut text = Cow::Borrowed(head.text.as_str());
         if let (Command::Shell(line), [only]) = (&run.command, run.heredocs.as_slice())
             && heredoc::opening(&line.text).is_some()
         {
-            text.push_str(&format!(" ({})", summary(only)));
+            text.to_mut().extend([" (", &summary(only), ")"]);
         }
         let mut variables = Cow::Borrowed(&self.state.variables);
         for secret in secrets {
