@@ -29,11 +29,30 @@ impl Word {
     /// else it is the whole word's.
     #[must_use]
     pub fn part(&self, range: Range<usize>) -> Self {
-        let text = self.text[range.clone()].to_owned();
+        self.piece(range).into()
+    }
+
+    /// Returns what [`Self::part`] does, without copying the text.
+    pub(crate) fn piece(&self, range: Range<usize>) -> Piece<'_> {
         let start = self.span.start as usize;
         let literal = self.span.range().len() == self.text.len();
         let span = if literal { Span::new(start + range.start, start + range.end) } else { self.span };
-        Self { text, span }
+        Piece { text: Cow::Borrowed(&self.text[range]), span }
+    }
+}
+
+/// A word that belongs to a larger one, or to a line; its text is borrowed where it stands there as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece<'w> {
+    /// The text.
+    pub(crate) text: Cow<'w, str>,
+    /// Where it stands.
+    pub(crate) span: Span,
+}
+
+impl From<Piece<'_>> for Word {
+    fn from(Piece { text, span }: Piece<'_>) -> Self {
+        Self { text: text.into_owned(), span }
     }
 }
 
@@ -42,8 +61,9 @@ impl Word {
 pub(crate) struct Line<'s> {
     /// The joined text. Blanks are stripped from the start of the first line only, as the language wants it.
     pub(crate) text: Cow<'s, str>,
-    /// Where each piece of `text` begins, in it and in the file.
-    pieces: Vec<(usize, usize)>,
+    /// Where each of its physical lines begins, in `text` and in the file: the first, and those that continue it.
+    first: (usize, usize),
+    continued: Vec<(usize, usize)>,
     /// All of it in the file.
     pub(crate) span: Span,
     /// The last of its physical lines, without the bodies of here-documents.
@@ -61,19 +81,27 @@ impl<'s> Line<'s> {
         if text.is_empty() {
             return;
         }
-        self.pieces.push((self.text.len(), source));
         if self.text.is_empty() {
+            self.first = (0, source);
             self.text = Cow::Borrowed(text);
-        } else {
-            self.text.to_mut().push_str(text);
+            return;
         }
+        self.continued.push((self.text.len(), source));
+        if let Cow::Borrowed(first) = self.text {
+            // Mostly more lines follow.
+            let mut joined = String::with_capacity(4 * (first.len() + text.len()));
+            joined.push_str(first);
+            self.text = Cow::Owned(joined);
+        }
+        self.text.to_mut().push_str(text);
     }
 
     /// Returns the place in the file of a range of the joined text.
     pub(crate) fn span_of(&self, range: Range<usize>) -> Span {
         let place = |offset: usize| {
-            let piece = self.pieces.partition_point(|(joined, _)| *joined <= offset).saturating_sub(1);
-            self.pieces.get(piece).map_or(self.span.start as usize, |(joined, source)| source + (offset - joined))
+            let before = self.continued.partition_point(|(joined, _)| *joined <= offset);
+            let (joined, source) = before.checked_sub(1).map_or(self.first, |last| self.continued[last]);
+            source + (offset - joined)
         };
         let start = place(range.start);
         let end = if range.is_empty() { start } else { place(range.end - 1) + 1 };
@@ -120,7 +148,11 @@ impl<'l> Text<'l> {
     }
 
     pub(crate) fn word(self) -> Word {
-        Word::new(self.as_str(), self.span())
+        self.piece().into()
+    }
+
+    pub(crate) fn piece(self) -> Piece<'l> {
+        Piece { text: Cow::Borrowed(self.as_str()), span: self.span() }
     }
 }
 
@@ -183,7 +215,8 @@ impl<'s> Lines<'s> {
         let span = Span::new(start, start + first.len());
         let mut line = Line {
             text: Cow::Borrowed(""),
-            pieces: Vec::new(),
+            first: (0, span.start as usize),
+            continued: Vec::new(),
             span,
             last: span,
             comments,

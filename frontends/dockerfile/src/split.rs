@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use kiln_graph::Diagnostic;
 
-use crate::line::{Text, Word};
+use crate::line::{Piece, Text, Word};
 
 /// What separates words: Go's `[\t\v\f\r ]`.
 fn is_blank(c: char) -> bool {
@@ -64,15 +64,15 @@ fn ranges_of_quoted_words(text: &str, escape: char) -> Vec<Range<usize>> {
 
 /// A `--name` or `--name=value` before an instruction's arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct RawFlag {
+pub(crate) struct RawFlag<'l> {
     /// The name without dashes.
-    pub(crate) name: Word,
+    pub(crate) name: Piece<'l>,
     /// What follows `=`, quotes and escapes resolved.
-    pub(crate) value: Option<Word>,
+    pub(crate) value: Option<Piece<'l>>,
 }
 
 /// Takes the flags off the front of an instruction's arguments. A bare `--` ends them.
-pub(crate) fn leading_flags(text: Text<'_>, escape: char) -> (Vec<RawFlag>, Text<'_>) {
+pub(crate) fn leading_flags(text: Text<'_>, escape: char) -> (Vec<RawFlag<'_>>, Text<'_>) {
     let mut flags = Vec::new();
     let mut rest = text.trim();
     while rest.as_str().starts_with("--") {
@@ -88,25 +88,30 @@ pub(crate) fn leading_flags(text: Text<'_>, escape: char) -> (Vec<RawFlag>, Text
         };
         let word = Word::new(resolved, written.span());
         let name_end = word.text.find('=').unwrap_or(word.text.len());
-        let value = (name_end < word.text.len()).then(|| word.part(name_end + 1..word.text.len()));
-        flags.push(RawFlag { name: word.part(2.min(name_end)..name_end), value });
+        let part = |range: Range<usize>| {
+            let Word { text, span } = word.part(range);
+            Piece { text: Cow::Owned(text), span }
+        };
+        let value = (name_end < word.text.len()).then(|| part(name_end + 1..word.text.len()));
+        flags.push(RawFlag { name: part(2.min(name_end)..name_end), value });
     }
     (flags, rest)
 }
 
 /// A flag that stands in the file as it is.
-fn plain_flag(written: Text<'_>) -> RawFlag {
+fn plain_flag(written: Text<'_>) -> RawFlag<'_> {
     let text = written.as_str();
     let name_end = text.find('=').unwrap_or(text.len());
-    let value = (name_end < text.len()).then(|| written.slice(name_end + 1..text.len()).word());
-    RawFlag { name: written.slice(2.min(name_end)..name_end).word(), value }
+    let value = (name_end < text.len()).then(|| written.slice(name_end + 1..text.len()).piece());
+    RawFlag { name: written.slice(2.min(name_end)..name_end).piece(), value }
 }
 
 /// Reads one flag: its length in the text, and what it is with quotes and escapes resolved.
 fn flag_word(text: &str, escape: char) -> (usize, Cow<'_, str>) {
     // Most flags have no quotes and no escapes.
-    let length = text.find(char::is_whitespace).unwrap_or(text.len());
-    if !text[..length].contains(['\'', '"', escape]) {
+    let plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'\'' | b'"') && char::from(*byte) != escape;
+    let length = text.bytes().take_while(plain).count();
+    if text.as_bytes().get(length).is_none_or(u8::is_ascii_whitespace) {
         return (length, Cow::Borrowed(&text[..length]));
     }
     let mut resolved = String::new();
@@ -197,37 +202,40 @@ fn json_string_length(text: &str) -> Option<usize> {
 
 /// Splits comma-separated fields as Go's `encoding/csv` does: a field may stand in double quotes, `""` is one of them.
 ///
-/// # Errors
-/// A quote in the middle of a plain field, or one that is not closed.
-pub(crate) fn fields(word: &Word) -> Result<Vec<Word>, Diagnostic> {
+/// The last item is an error when there is a quote in the middle of a plain field, or one that is not closed.
+pub(crate) fn fields(word: &Word) -> impl Iterator<Item = Result<Piece<'_>, Diagnostic>> {
+    let mut next = Some(0);
+    std::iter::from_fn(move || {
+        let start = next.take()?;
+        Some(field(word, start).map(|(piece, end)| {
+            next = (end < word.text.len()).then_some(end + 1);
+            piece
+        }))
+    })
+}
+
+/// Reads the field that starts there; returns where it ends, too.
+fn field(word: &Word, start: usize) -> Result<(Piece<'_>, usize), Diagnostic> {
     let text = word.text.as_str();
     let wrong = |what: &str| {
         Diagnostic::error(word.span, format!("{text:?} has {what}"))
             .with_hint("fields are separated by commas; a field that holds a comma stands in \\\"...\\\" as a whole")
     };
-    let mut fields = Vec::new();
-    let mut at = 0;
-    loop {
-        let rest = &text[at..];
-        let end = if let Some(quoted) = rest.strip_prefix('"') {
-            let length = closing_quote(quoted).ok_or_else(|| wrong("a quote that is not closed"))?;
-            let value = quoted[..length].replace("\"\"", "\"");
-            fields.push(Word::new(value, word.part(at..at + length + 2).span));
-            at + length + 2
-        } else {
-            let length = rest.find(',').unwrap_or(rest.len());
-            if rest[..length].contains('"') {
-                return Err(wrong("a quote in the middle of a field"));
-            }
-            fields.push(word.part(at..at + length));
-            at + length
-        };
-        match text[end..].chars().next() {
-            None => return Ok(fields),
-            Some(',') => at = end + 1,
-            Some(_) => return Err(wrong("text after a closing quote")),
+    let rest = &text[start..];
+    let Some(quoted) = rest.strip_prefix('"') else {
+        let length = rest.find([',', '"']).unwrap_or(rest.len());
+        if rest[length..].starts_with('"') {
+            return Err(wrong("a quote in the middle of a field"));
         }
+        return Ok((word.piece(start..start + length), start + length));
+    };
+    let length = closing_quote(quoted).ok_or_else(|| wrong("a quote that is not closed"))?;
+    let end = start + length + 2;
+    if !matches!(text.as_bytes().get(end), None | Some(b',')) {
+        return Err(wrong("text after a closing quote"));
     }
+    let text = Cow::Owned(quoted[..length].replace("\"\"", "\""));
+    Ok((Piece { text, span: word.piece(start..end).span }, end))
 }
 
 /// Finds the quote that closes a field, skipping doubled ones.
@@ -266,8 +274,7 @@ mod tests {
         let text = r#"--a --b="x y"z --c=\"q\" -- --d e"#;
         let line = line(text);
         let (flags, rest) = leading_flags(line.whole(), '\\');
-        let flags: Vec<_> =
-            flags.iter().map(|f| (f.name.text.as_str(), f.value.as_ref().map(|v| v.text.as_str()))).collect();
+        let flags: Vec<_> = flags.iter().map(|f| (&*f.name.text, f.value.as_ref().map(|v| &*v.text))).collect();
         assert_eq!(flags, [("a", None), ("b", Some("x yz")), ("c", Some("\"q\""))]);
         assert_eq!(rest.as_str(), "--d e");
     }
@@ -300,7 +307,7 @@ mod tests {
     fn comma_separated_fields_may_be_quoted() {
         let split = |text: &str| {
             let word = Word::new(text, Span::new(0, text.len()));
-            fields(&word).map(|f| f.into_iter().map(|w| w.text).collect::<Vec<_>>())
+            fields(&word).map(|field| field.map(|f| f.text.into_owned())).collect::<Result<Vec<_>, _>>()
         };
         assert_eq!(split("a=1,\"b=x,\"\"y\"\"\",c").unwrap(), ["a=1", "b=x,\"y\"", "c"]);
         assert_eq!(split("").unwrap(), [""]);

@@ -81,8 +81,8 @@ pub struct Vertex {
     pub op: Op,
     /// What it works on; operations refer to these by position.
     pub inputs: Vec<Edge>,
-    /// The platform it is for.
-    pub platform: Platform,
+    /// The platform it is for; mostly that of many others.
+    pub platform: Arc<Platform>,
     /// Everything else.
     pub meta: Meta,
     digest: Digest,
@@ -157,7 +157,8 @@ impl Graph {
     ///
     /// # Panics
     /// When an input is not a vertex of this graph, or an operation refers to an input that was not given.
-    pub fn add(&mut self, op: Op, inputs: Vec<Edge>, platform: Platform, meta: Meta) -> VertexId {
+    pub fn add(&mut self, op: Op, inputs: Vec<Edge>, platform: impl Into<Arc<Platform>>, meta: Meta) -> VertexId {
+        let platform = platform.into();
         assert!(inputs.iter().all(|edge| edge.vertex.index() < self.vertices.len()), "inputs are added first");
         let digest = digest_of(&self.vertices, &mut self.framed, &op, &inputs, &platform);
         self.insert(Vertex { op, inputs, platform, meta, digest, wording: Wording::Own })
@@ -171,10 +172,11 @@ impl Graph {
         &mut self,
         op: Op,
         inputs: Vec<Edge>,
-        platform: Platform,
+        platform: impl Into<Arc<Platform>>,
         meta: Meta,
         digest: Digest,
     ) -> VertexId {
+        let platform = platform.into();
         assert!(inputs.iter().all(|edge| edge.vertex.index() < self.vertices.len()), "inputs are added first");
         self.insert(Vertex { op, inputs, platform, meta, digest, wording: Wording::Part })
     }

@@ -2,6 +2,8 @@
 //!
 //! What identifies an operation are its [`Part`]s.
 
+use std::sync::Arc;
+
 use crate::digest::Digest;
 pub use crate::part::Part;
 use crate::reference::Reference;
@@ -191,10 +193,10 @@ pub enum SecurityMode {
 pub struct Exec {
     /// The argument vector.
     pub args: Vec<String>,
-    /// Environment as `KEY=value`, in order.
-    pub env: Vec<String>,
+    /// Environment as `KEY=value`, in order; often that of other processes, too.
+    pub env: Arc<[String]>,
     /// The names of those variables that are build arguments (for messages only).
-    pub build_args: Vec<String>,
+    pub build_args: Arc<[String]>,
     /// The working directory; made when missing.
     pub cwd: String,
     /// `user[:group]`, looked up in the root file system; empty means root.

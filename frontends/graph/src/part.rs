@@ -8,7 +8,7 @@ use std::fmt::{self, Display, Write as _};
 use crate::digest::Digest;
 use crate::op::{
     Copy, Exec, FileAction, FileOp, GitAccess, GitSource, HttpSource, Mount, MountKind, NetworkMode, Op, Root,
-    SecretFile, SecurityMode, Source,
+    SecretFile, SecurityMode, Sharing, Source,
 };
 
 /// One named value that belongs to an operation's identity.
@@ -36,6 +36,20 @@ impl Parts<'_> {
         (self.take)(&self.buffer[..end], &self.buffer[end..]);
     }
 
+    /// Adds what is not formatted: the name is the pieces one after the other, the value the words with blanks between them.
+    fn words(&mut self, name: &[&str], words: &[Word<'_>]) {
+        self.buffer.clear();
+        self.buffer.extend(name.iter().copied());
+        let end = self.buffer.len();
+        for (number, word) in words.iter().enumerate() {
+            if number > 0 {
+                self.buffer.push(' ');
+            }
+            word.write(&mut self.buffer);
+        }
+        (self.take)(&self.buffer[..end], &self.buffer[end..]);
+    }
+
     /// Adds what is text already.
     fn text(&mut self, name: &str, value: &str) {
         (self.take)(name, value);
@@ -43,9 +57,7 @@ impl Parts<'_> {
 
     /// Adds what is text already, of the thing of that name.
     fn text_of(&mut self, kind: &str, name: &str, value: &str) {
-        self.buffer.clear();
-        self.buffer.extend([kind, " ", name]);
-        (self.take)(&self.buffer, value);
+        self.words(&[kind, " ", name], &[Word::Text(value)]);
     }
 
     fn add_if(&mut self, condition: bool, name: &str, value: impl Display) {
@@ -67,9 +79,22 @@ impl Parts<'_> {
     }
 }
 
-/// An input or an output as a part has it.
-fn number(index: Option<u32>) -> i64 {
-    index.map_or(-1, i64::from)
+/// A piece of a value. Formatting is a tenth of what it costs to identify an operation, so the usual ones do without.
+enum Word<'a> {
+    Text(&'a str),
+    /// An input or an output; none is -1.
+    Index(Option<u32>),
+}
+
+impl Word<'_> {
+    fn write(&self, buffer: &mut String) {
+        match self {
+            Self::Text(text) => buffer.push_str(text),
+            Self::Index(None) => buffer.push_str("-1"),
+            Self::Index(Some(digit @ 0..=9)) => buffer.extend(char::from_digit(*digit, 10)),
+            Self::Index(Some(index)) => write!(buffer, "{index}").expect("a String takes everything"),
+        }
+    }
 }
 
 fn access(readonly: bool) -> &'static str {
@@ -96,8 +121,8 @@ impl Op {
             Self::Merge => parts.text("operation", "merge"),
             Self::Diff { lower, upper } => {
                 parts.text("operation", "diff");
-                parts.add("lower", number(*lower));
-                parts.add("upper", number(*upper));
+                parts.words(&["lower"], &[Word::Index(*lower)]);
+                parts.words(&["upper"], &[Word::Index(*upper)]);
             }
             Self::Build { filename } => {
                 parts.text("operation", "build");
@@ -152,7 +177,7 @@ impl Exec {
     fn collect(&self, parts: &mut Parts<'_>) {
         parts.text("operation", "exec");
         parts.list("command", &self.args);
-        for entry in &self.env {
+        for entry in self.env.iter() {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
             let kind = if self.build_args.iter().any(|arg| arg == name) { "build argument" } else { "variable" };
             parts.text_of(kind, name, value);
@@ -161,7 +186,7 @@ impl Exec {
         parts.add_if(!self.user.is_empty(), "user", self.user.as_str());
         parts.add_if(!self.hostname.is_empty(), "host name", self.hostname.as_str());
         let Root { input, readonly, output } = &self.root;
-        parts.add("root", format_args!("{} {} {}", number(*input), access(*readonly), number(*output)));
+        parts.words(&["root"], &[Word::Index(*input), Word::Text(access(*readonly)), Word::Index(*output)]);
         parts.add_if(self.network != NetworkMode::Sandbox, "network", format_args!("{:?}", self.network));
         parts.add_if(self.security != SecurityMode::Sandbox, "security", format_args!("{:?}", self.security));
         for mount in &self.mounts {
@@ -197,12 +222,22 @@ impl Mount {
         let name = format_args!("mount {target}");
         match kind {
             MountKind::Bind { input, selector, output } => {
-                let (input, output) = (number(*input), number(*output));
-                parts.add(name, format_args!("bind {input} {output} {access} {selector}"));
+                let (input, output) = (Word::Index(*input), Word::Index(*output));
+                let words = [Word::Text("bind"), input, output, Word::Text(access), Word::Text(selector)];
+                parts.words(&["mount ", target], &words);
             }
             MountKind::Cache { id, sharing, input, selector } => {
-                parts.add(name, format_args!("cache {} {sharing:?} {access} {id}", number(*input)));
-                parts.add_if(!selector.is_empty(), "path of a cache", selector);
+                let sharing = match sharing {
+                    Sharing::Shared => "Shared",
+                    Sharing::Private => "Private",
+                    Sharing::Locked => "Locked",
+                };
+                let (input, sharing) = (Word::Index(*input), Word::Text(sharing));
+                let words = [Word::Text("cache"), input, sharing, Word::Text(access), Word::Text(id)];
+                parts.words(&["mount ", target], &words);
+                if !selector.is_empty() {
+                    parts.text("path of a cache", selector);
+                }
             }
             MountKind::Tmpfs { size_bytes } => parts.add(name, format_args!("tmpfs {size_bytes:?} {access}")),
             MountKind::Secret(file) => parts.add(name, format_args!("secret {access} {file}")),
@@ -221,7 +256,7 @@ impl Display for SecretFile {
 impl FileOp {
     fn collect(&self, parts: &mut Parts<'_>) {
         parts.text("operation", "file");
-        parts.add("base", number(self.base));
+        parts.words(&["base"], &[Word::Index(self.base)]);
         for action in &self.actions {
             action.collect(parts);
         }
@@ -261,7 +296,7 @@ impl FileAction {
 
 impl Copy {
     fn collect(&self, parts: &mut Parts<'_>) {
-        parts.add("copy from", number(self.from));
+        parts.words(&["copy from"], &[Word::Index(self.from)]);
         parts.text("source", &self.source);
         parts.text("destination", &self.dest);
         parts.add_if(self.owner.is_some(), "--chown", format_args!("{:?}", self.owner));
@@ -275,7 +310,8 @@ impl Copy {
             self.allow_empty_wildcard,
             self.replace_existing,
         ];
-        parts.add("copy options", flags.map(|flag| if flag { '1' } else { '0' }).iter().collect::<String>());
+        let flags = flags.map(|flag| if flag { "1" } else { "0" });
+        parts.text("copy options", &flags.concat());
         parts.list("--include", &self.include);
         parts.list("--exclude", &self.exclude);
         parts.list("required path", &self.required);

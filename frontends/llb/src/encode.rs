@@ -196,7 +196,7 @@ pub(crate) fn exec_op(exec: &Exec) -> pb::ExecOp {
     };
     let meta = pb::Meta {
         args: exec.args.clone(),
-        env: exec.env.clone(),
+        env: exec.env.to_vec(),
         cwd: exec.cwd.clone(),
         user: exec.user.clone(),
         proxy_env: (!exec.proxy.env.is_empty()).then_some(proxy_env),

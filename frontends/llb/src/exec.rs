@@ -83,7 +83,7 @@ fn process(meta: pb::Meta) -> Result<Exec, Refusal> {
     }
     Ok(Exec {
         args,
-        env,
+        env: env.into(),
         cwd: absolute(&cwd),
         user,
         hostname,

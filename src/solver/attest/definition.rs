@@ -198,7 +198,7 @@ fn exec_op(exec: &Exec) -> Value {
     // Proxies are not part of a step, and may hold credentials.
     let meta = Message::default()
         .set("args", exec.args.clone())
-        .set("env", exec.env.clone())
+        .set("env", exec.env.to_vec())
         .set("cwd", exec.cwd.as_str())
         .set("user", exec.user.as_str())
         .set("extraHosts", hosts.collect::<Vec<_>>())

@@ -207,7 +207,7 @@ fn scanner_step(
     mounts.push(Mount { target: "/tmp".to_owned(), readonly: false, kind: MountKind::Tmpfs { size_bytes: None } });
     let exec = Exec {
         args,
-        env,
+        env: env.into(),
         cwd: if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir.clone() },
         root: Root { input: Some(0), ..Root::default() },
         mounts,

@@ -428,7 +428,8 @@ fn exec_of(request: ProcessRequest) -> (Exec, bool, String) {
     if terminal {
         default("TERM", "xterm");
     }
-    (Exec { args, env, secret_env, cwd, user, ulimits, security, ..Exec::default() }, terminal, cgroup_parent)
+    let exec = Exec { args, env: env.into(), secret_env, cwd, user, ulimits, security, ..Exec::default() };
+    (exec, terminal, cgroup_parent)
 }
 
 /// Opens what a mount shows, before it is mounted.

@@ -131,7 +131,7 @@ impl Job {
     /// # Errors
     /// `NotFound` for a secret that the client does not have, `InvalidArgument` for one that is no text.
     pub(in crate::solver) async fn environment(&self, exec: &Exec) -> Result<Vec<String>> {
-        let mut env = exec.env.clone();
+        let mut env = exec.env.to_vec();
         env.extend(exec.proxy.env.iter().map(|(name, value)| format!("{name}={value}")));
         for secret in &exec.secret_env {
             let Some(value) = self.secret(&secret.id, secret.optional).await? else { continue };

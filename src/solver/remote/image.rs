@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kiln_graph::VertexId;
 use kiln_graph::op::{ImageSource, OciLayoutSource, ResolveMode};
+use kiln_graph::{Platform, VertexId};
 
 use crate::error::{Error, Result};
 use crate::image::{Policy, Resolved};
@@ -14,7 +14,7 @@ use crate::solver::lock;
 impl Job {
     /// Finds out what an image is; no layer is fetched.
     pub(super) async fn pin_image(self: &Arc<Self>, id: VertexId, image: &ImageSource) -> Result<()> {
-        let platform = &self.graph.vertex(id).platform;
+        let platform: &Platform = &self.graph.vertex(id).platform;
         if self.pins.image(image, platform).is_some() {
             return Ok(());
         }
@@ -39,7 +39,7 @@ impl Job {
 impl Job {
     /// Finds out what an image of a layout is that only the client sees, unless the frontend did.
     pub(super) async fn pin_layout(self: &Arc<Self>, id: VertexId, layout: &OciLayoutSource) -> Result<()> {
-        let platform = &self.graph.vertex(id).platform;
+        let platform: &Platform = &self.graph.vertex(id).platform;
         let places = &self.locals.paths;
         let (path, name) = contexts::layout(places, &layout.name)?;
         let known = self.pins.layout(layout, platform).is_some()

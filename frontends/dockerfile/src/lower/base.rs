@@ -1,5 +1,7 @@
 //! What stages begin with and copy from: images, contexts, nothing.
 
+use std::sync::Arc;
+
 use kiln_graph::graph::Location;
 use kiln_graph::oci::{ContainerConfig, ImageConfig};
 use kiln_graph::op::{ImageSource, Source};
@@ -23,7 +25,7 @@ pub(super) struct Built {
     /// The filesystem; `None` is an empty one.
     pub(super) node: Option<Node>,
     pub(super) image: ImageConfig,
-    pub(super) platform: Platform,
+    pub(super) platform: Arc<Platform>,
     /// The variables in force.
     pub(super) variables: Variables,
     /// The arguments declared so far, with their values.
@@ -40,11 +42,11 @@ pub(super) struct Built {
 }
 
 impl Built {
-    fn new(node: Option<Node>, image: ImageConfig, platform: Platform) -> Self {
+    fn new(node: Option<Node>, image: ImageConfig, platform: impl Into<Arc<Platform>>) -> Self {
         Self {
             node,
             image,
-            platform,
+            platform: platform.into(),
             variables: Variables::new(),
             arguments: Vec::new(),
             workdir_set: false,
@@ -208,7 +210,7 @@ impl<'a> Lowering<'a> {
         }
         let lexer = Lexer::new(self.dockerfile.directives.escape);
         let name = lexer.expand(&stage.base.text, &self.globals.variables).map(|name| name.text).unwrap_or_default();
-        let (expected, actual) = (expected.clone().normalized().to_string(), image.to_string());
+        let (expected, actual) = (Platform::clone(expected).normalized().to_string(), image.to_string());
         let message = format!(
             "Base image {name} was pulled with platform {}, expected {} for current build",
             scalar::quote(&actual),

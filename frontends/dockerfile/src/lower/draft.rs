@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Index;
+use std::sync::Arc;
 
 use kiln_graph::graph::{Location, Meta, Wording};
 use kiln_graph::op::{FileAction, FileOp, InputIndex, MountKind, Op, Source};
@@ -21,7 +22,7 @@ pub(super) struct Node(usize);
 struct Vertex {
     op: Op,
     inputs: Vec<Node>,
-    platform: Platform,
+    platform: Arc<Platform>,
     meta: Meta,
     origin: Origin,
 }
@@ -75,9 +76,9 @@ impl Inputs {
 }
 
 impl Draft {
-    /// Starts a draft; the Dockerfile becomes file 0.
-    pub(super) fn new(file: SourceFile) -> Self {
-        Self { vertices: Vec::new(), files: vec![file] }
+    /// Starts a draft of about so many steps; the Dockerfile becomes file 0.
+    pub(super) fn new(file: SourceFile, steps: usize) -> Self {
+        Self { vertices: Vec::with_capacity(steps), files: vec![file] }
     }
 
     /// Adds a source file for locations.
@@ -86,7 +87,8 @@ impl Draft {
         u32::try_from(self.files.len() - 1).expect("there are few source files")
     }
 
-    pub(super) fn add(&mut self, op: Op, inputs: Inputs, platform: Platform, meta: Meta) -> Node {
+    pub(super) fn add(&mut self, op: Op, inputs: Inputs, platform: impl Into<Arc<Platform>>, meta: Meta) -> Node {
+        let platform = platform.into();
         self.push(Vertex { op, inputs: inputs.0, platform, meta, origin: Origin::Own })
     }
 

@@ -13,7 +13,7 @@ impl Files {
     /// those of [`crate::lower()`], for the same files and the platform of the machine that builds.
     #[must_use]
     pub fn graph(&self, platform: &Platform) -> (Graph, VertexId) {
-        let mut draft = Draft::new(SourceFile::new("", ""));
+        let mut draft = Draft::new(SourceFile::new("", ""), 1);
         let node = draft.add_files(None, self, &platform.clone().normalized(), None);
         let (graph, edges) = draft.finish(&[node]);
         let root = edges[node].vertex;

@@ -166,7 +166,7 @@ fn lower_parsed(
         globals,
         epoch_s,
         target_platform: request.target_platform(),
-        draft: Draft::new(dockerfile.file.clone()),
+        draft: Draft::new(dockerfile.file.clone(), plan.steps()),
         built: Vec::new(),
         image_nodes: HashMap::new(),
         context_nodes: HashMap::new(),
@@ -252,10 +252,9 @@ impl Lowering<'_> {
         let scan = self.scans();
         let target = self.target();
         let (root, base) = (target.node, target.base.clone());
-        let config = self.image();
+        let (config, outline) = (self.image(), self.outline());
         let roots: Vec<Node> = root.into_iter().chain(scan.iter().map(|(_, node)| *node)).collect();
-        let draft = std::mem::replace(&mut self.draft, Draft::new(self.dockerfile.file.clone()));
-        let (graph, edges) = draft.finish(&roots);
+        let (graph, edges) = self.draft.finish(&roots);
         let context = self.context_nodes.get(&None).and_then(|node| edges.get(*node));
         let context_paths = context.map(|edge| match &graph.vertex(edge.vertex).op {
             Op::Source(Source::Local(local)) => local.follow.clone(),
@@ -267,7 +266,7 @@ impl Lowering<'_> {
             config,
             base,
             scan: scan.into_iter().map(|(name, node)| (name, edges[node])).collect(),
-            outline: self.outline(),
+            outline,
             epoch_s: self.epoch_s,
             context_paths: context_paths.unwrap_or_default(),
             warnings: Vec::new(),

@@ -12,7 +12,6 @@ use super::request::{Files, ImageKey, ImageName, NamedContext, Need, Request, Re
 use crate::check;
 use crate::instruction::{Dockerfile, Instruction, Kind, Stage};
 use crate::line::Word;
-use crate::mount::MountFlag;
 use crate::parse::parse_trigger;
 use crate::scalar;
 use crate::shell::{Expansion, Lexer, Variables};
@@ -133,6 +132,12 @@ impl<'a> Plan<'a> {
         !only.stage.instructions.iter().any(involves_others)
     }
 
+    /// About how many steps the stages that are needed have.
+    pub(super) fn steps(&self) -> usize {
+        let needed = self.stages.iter().filter(|stage| stage.reachable);
+        needed.map(|stage| stage.stage.instructions.len() + 1).sum()
+    }
+
     /// Reads what a stage derives from.
     fn base(&self, stage: &Stage, read: &mut Reading<'_>) -> Result<(Origin<'a>, Option<Platform>), Diagnostic> {
         read.check_default(stage);
@@ -223,12 +228,12 @@ impl<'a> Plan<'a> {
                 let triggers = self.stages[index].triggers.iter();
                 for trigger in triggers.clone() {
                     for (name, copy) in sources_of(&trigger.instruction.kind) {
-                        let origin = self.source(&name, copy, index).map_err(|error| trigger.adjust(error))?;
+                        let origin = self.source(name, copy, index).map_err(|error| trigger.adjust(error))?;
                         origins.push((origin, trigger.at));
                     }
                 }
                 for (name, copy) in stage.instructions.iter().flat_map(|i| sources_of(&i.kind)) {
-                    origins.push((self.source(&name, copy, index)?, name.span));
+                    origins.push((self.source(name, copy, index)?, name.span));
                 }
             }
             for (origin, span) in origins {
@@ -370,12 +375,14 @@ fn adjust(file: &SourceFile, at: Span, error: Diagnostic) -> Diagnostic {
 }
 
 /// The names of stages, contexts or images that an instruction takes files from, and whether stages may be named by number.
-fn sources_of(kind: &Kind) -> Vec<(Word, bool)> {
-    match kind {
-        Kind::Copy(copy) => copy.from.iter().map(|from| (from.clone(), true)).collect(),
-        Kind::Run(run) => run.mounts.iter().filter_map(MountFlag::from).map(|from| (from, false)).collect(),
-        _ => Vec::new(),
-    }
+fn sources_of(kind: &Kind) -> impl Iterator<Item = (&Word, bool)> {
+    let (copy, mounts) = match kind {
+        Kind::Copy(copy) => (copy.from.as_ref(), &[][..]),
+        Kind::Run(run) => (None, run.mounts.as_slice()),
+        _ => (None, &[][..]),
+    };
+    let mounted = mounts.iter().filter_map(|mount| mount.from.as_ref());
+    copy.into_iter().map(|from| (from, true)).chain(mounted.map(|from| (from, false)))
 }
 
 /// Collects images that are not known yet, each once.

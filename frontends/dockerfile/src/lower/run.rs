@@ -10,10 +10,9 @@ use super::globals;
 use super::stage::StageLowering;
 use crate::heredoc::{self, Heredoc};
 use crate::instruction::{Command, Head, Run, RunNetwork};
-use crate::line::Word;
 use crate::mount::{Mount, MountFlag, Permissions};
 use crate::path;
-use crate::shell::{Lexer, Quotes, Unset};
+use crate::shell::{Environment, Lexer, Quotes, Unset};
 
 /// Where a here-document that begins with `#!` is mounted.
 const SCRIPTS: &str = "/dev/pipes";
@@ -40,9 +39,9 @@ impl StageLowering<'_, '_> {
         for flag in &run.mounts {
             self.mount(head, flag, &mut inputs, &mut mounts)?;
         }
-        let mut env = self.state.variables.to_environment();
+        let Environment { entries: mut env, arguments } = self.state.variables.environment().clone();
         if let Some(socket) = mounts.ssh_socket.filter(|_| self.state.variables.get("SSH_AUTH_SOCK").is_none()) {
-            env.push(format!("SSH_AUTH_SOCK={socket}"));
+            env = env.iter().cloned().chain([format!("SSH_AUTH_SOCK={socket}")]).collect();
         }
         let request = self.lowering.request;
         let title = self.run_title(head, run, &mounts.secret_env);
@@ -50,7 +49,7 @@ impl StageLowering<'_, '_> {
         let exec = Exec {
             args,
             env,
-            build_args: self.state.variables.argument_names().map(str::to_owned).collect(),
+            build_args: arguments,
             cwd: self.working_dir().into_owned(),
             user: self.state.image.config.user.clone(),
             hostname: request.or_build_arg(&request.hostname, "BUILDKIT_SANDBOX_HOSTNAME").to_owned(),
@@ -177,11 +176,11 @@ impl StageLowering<'_, '_> {
         inputs: &mut Inputs,
         mounts: &mut Mounts,
     ) -> Result<(), Diagnostic> {
-        let mount = flag.resolve(&mut |word| Ok(Word::new(self.expand(&word)?, word.span)))?;
-        for field in flag.idle_fields(&mount) {
+        let resolved = flag.resolve(&mut |value| Ok(self.expand(&value.into())?.into()))?;
+        for field in &resolved.idle {
             self.note(field.span, format!("{} has no effect on this type of mount", field.text));
         }
-        let (target, readonly, kind) = match &*mount {
+        let (target, readonly, kind) = match &resolved.mount {
             Mount::Bind { from, source, target, readonly } => {
                 let node = match from {
                     Some(from) => self.source(from, false)?,

@@ -3,7 +3,7 @@
 use kiln_graph::diagnostic::closest;
 use kiln_graph::{Diagnostic, Span};
 
-use crate::line::Word;
+use crate::line::{Piece, Word};
 use crate::split::RawFlag;
 
 /// What a flag takes.
@@ -83,8 +83,8 @@ impl Flags {
     ///
     /// # Errors
     /// All flags that are unknown, repeated or have a wrong value.
-    pub(super) fn parse(keyword: &str, raw: Vec<RawFlag>) -> Result<Self, Vec<Diagnostic>> {
-        let mut flags = Self::default();
+    pub(super) fn parse(keyword: &str, raw: Vec<RawFlag<'_>>) -> Result<Self, Vec<Diagnostic>> {
+        let mut flags = Self { given: Vec::with_capacity(raw.len()) };
         let mut errors = Vec::new();
         for flag in raw {
             if let Err(error) = flags.add(keyword, flag) {
@@ -94,7 +94,7 @@ impl Flags {
         if errors.is_empty() { Ok(flags) } else { Err(errors) }
     }
 
-    fn add(&mut self, keyword: &str, RawFlag { name, value }: RawFlag) -> Result<(), Diagnostic> {
+    fn add(&mut self, keyword: &str, RawFlag { name, value }: RawFlag<'_>) -> Result<(), Diagnostic> {
         let Some((known, takes)) = flags_of(keyword).iter().find(|(known, _)| *known == name.text) else {
             return Err(unknown(keyword, &name));
         };
@@ -110,7 +110,7 @@ impl Flags {
                     return Err(Diagnostic::error(value.span, message));
                 }
             },
-            (_, Some(value)) => value,
+            (_, Some(value)) => value.into(),
             (_, None) => {
                 return Err(Diagnostic::error(name.span, format!("the flag --{known} has no value"))
                     .with_hint(format!("write --{known}=VALUE")));
@@ -143,7 +143,7 @@ impl Flags {
     }
 }
 
-fn unknown(keyword: &str, name: &Word) -> Diagnostic {
+fn unknown(keyword: &str, name: &Piece<'_>) -> Diagnostic {
     let error = Diagnostic::error(name.span, format!("{keyword} has no flag --{}", name.text));
     let own = flags_of(keyword);
     if let Some(near) = closest(&name.text, own.iter().map(|(known, _)| *known)) {
@@ -159,7 +159,7 @@ fn unknown(keyword: &str, name: &Word) -> Diagnostic {
 }
 
 /// Refuses flags on an instruction that has none.
-pub(super) fn none(keyword: &str, raw: Vec<RawFlag>) -> Result<(), Vec<Diagnostic>> {
+pub(super) fn none(keyword: &str, raw: Vec<RawFlag<'_>>) -> Result<(), Vec<Diagnostic>> {
     Flags::parse(keyword, raw).map(|_| ())
 }
 

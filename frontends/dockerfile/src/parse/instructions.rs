@@ -375,8 +375,9 @@ fn choice<T: Copy>(flags: &Flags, name: &str, values: &[(&str, T)]) -> Result<T,
 /// Reads `name[,required]`.
 fn device(word: &Word) -> Result<Device, Errors> {
     let mut device = Device { name: String::new(), required: false };
-    for field in split::fields(word).map_err(|error| vec![error])? {
-        let (key, value) = field.text.split_once('=').map_or((field.text.as_str(), None), |(k, v)| (k, Some(v)));
+    for field in split::fields(word) {
+        let field = field.map_err(|error| vec![error])?;
+        let (key, value) = field.text.split_once('=').map_or((&*field.text, None), |(k, v)| (k, Some(v)));
         match (key.to_ascii_lowercase().as_str(), value) {
             ("required", None) => device.required = true,
             ("required", Some(value)) => match scalar::boolean(value) {
@@ -384,7 +385,9 @@ fn device(word: &Word) -> Result<Device, Errors> {
                 None => return error(field.span, format!("required={value} is not true or false")),
             },
             ("name", Some(value)) => value.clone_into(&mut device.name),
-            _ if device.name.is_empty() && (value.is_none() || key.contains('/')) => device.name = field.text,
+            _ if device.name.is_empty() && (value.is_none() || key.contains('/')) => {
+                device.name = field.text.into_owned()
+            }
             _ => return error(field.span, format!("devices have no option {:?}", field.text)),
         }
     }

@@ -103,7 +103,7 @@ struct Parts<'l> {
     head: &'l Head,
     /// The keyword in upper case.
     keyword: &'static str,
-    flags: Vec<RawFlag>,
+    flags: Vec<RawFlag<'l>>,
     arguments: Text<'l>,
     heredocs: Vec<Heredoc>,
     comments: &'l [Word],

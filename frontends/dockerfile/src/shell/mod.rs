@@ -9,7 +9,7 @@ mod variables;
 use std::fmt;
 
 use pattern::{Anchor, Length, Pattern};
-pub use variables::Variables;
+pub use variables::{Environment, Variables};
 
 /// The longest text an expansion may give, in bytes: a file of a few lines could otherwise ask for terabytes.
 const MAX_BYTES: usize = 4 << 20;

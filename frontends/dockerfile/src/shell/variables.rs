@@ -1,6 +1,8 @@
 //! The variables in force at some point of a build: an ordered list with quick access by name.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Where a variable's value came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,17 @@ enum Origin {
 pub struct Variables {
     entries: Vec<(String, String, Origin)>,
     by_name: HashMap<String, usize>,
+    /// What processes are given, until a variable is set.
+    environment: OnceCell<Environment>,
+}
+
+/// The variables of a process.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// All of them as `NAME=value`, in order.
+    pub entries: Arc<[String]>,
+    /// The names of those whose value was last set by ARG, in order.
+    pub arguments: Arc<[String]>,
 }
 
 impl Variables {
@@ -36,6 +49,7 @@ impl Variables {
     }
 
     fn insert(&mut self, name: &str, value: String, origin: Origin) {
+        self.environment.take();
         if let Some(at) = self.by_name.remove(name) {
             self.entries.remove(at);
             self.by_name.values_mut().filter(|other| **other > at).for_each(|other| *other -= 1);
@@ -55,15 +69,13 @@ impl Variables {
         self.entries.iter().map(|(name, _, _)| name.as_str())
     }
 
-    /// Returns the names whose value was last set by ARG, in order.
-    pub fn argument_names(&self) -> impl Iterator<Item = &str> {
-        self.entries.iter().filter(|(_, _, origin)| *origin == Origin::Argument).map(|(name, _, _)| name.as_str())
-    }
-
-    /// Returns all variables as `NAME=value`, in order.
-    #[must_use]
-    pub fn to_environment(&self) -> Vec<String> {
-        self.entries.iter().map(|(name, value, _)| [name, "=", value].concat()).collect()
+    /// Returns what a process is given.
+    pub fn environment(&self) -> &Environment {
+        self.environment.get_or_init(|| {
+            let entries = self.entries.iter().map(|(name, value, _)| [name, "=", value].concat()).collect();
+            let arguments = self.entries.iter().filter(|(_, _, origin)| *origin == Origin::Argument);
+            Environment { entries, arguments: arguments.map(|(name, _, _)| name.clone()).collect() }
+        })
     }
 }
 
