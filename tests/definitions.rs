@@ -9,10 +9,12 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use kiln::client::{Agent, AgentIo, Agents, ContentDir, Offer};
 use kiln::types::build::{CacheOptions, CacheOptionsEntry, SolveRequest, frontend, pb};
+use kiln_graph::Digest;
 use support::asking::Asking;
 use support::frontend::Frontend;
-use support::llb::{Llb, attrs, mkfile};
-use support::{Daemon, Kiln, is_root};
+use support::llb::{Bind, Llb, attrs, mkfile};
+use support::registry::{self, Access, Connection, PASSWORD, Registry, USER};
+use support::{Daemon, Kiln, command, is_root};
 
 fn none() -> Offer {
     Offer::new(Arc::new(|_| Ok(None)), Arc::new(|_| Ok(None)))
@@ -70,6 +72,96 @@ async fn privileged_layouts_of_the_client_are_sources() {
     };
     assert_eq!(of(&[("oci.store", "kept")]).await, ["one", "two"]);
     assert_eq!(of(&[("oci.store", "kept"), ("oci.layerlimit", "1")]).await, ["one"]);
+    asking.build.abort();
+}
+
+/// Puts a blob, and a manifest that points at it, into a registry that wants a password; returns their digests.
+fn upload(registry: &Registry, dir: &Path, blob: &[u8]) -> (Digest, Digest) {
+    let digest = Digest::of(blob);
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest.to_string(), "size": blob.len()},
+        "layers": [],
+    });
+    let manifest = manifest.to_string();
+    std::fs::write(dir.join("blob"), blob).unwrap();
+    std::fs::write(dir.join("manifest"), &manifest).unwrap();
+    let script = format!(
+        "to=http://{}/v2/some/blobs
+        place=$(curl -fsu {USER}:{PASSWORD} -X POST -D - $to/blobs/uploads/ | tr -d '\\r' | sed -n 's/^Location: //Ip')
+        curl -fsu {USER}:{PASSWORD} -X PUT --data-binary @blob -H 'Content-Type: application/octet-stream' \"$place&digest={digest}\"
+        curl -fsu {USER}:{PASSWORD} -X PUT --data-binary @manifest \
+            -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' $to/manifests/latest",
+        registry.host()
+    );
+    command::shell(dir, &script);
+    (digest, Digest::of(manifest.as_bytes()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_blobs_of_registries_and_layouts_are_files() {
+    if !registry::is_installed() {
+        return;
+    }
+    let Some(daemon) = Daemon::start() else { return };
+    let registry = Registry::start_with(Access::Password, Connection::Plain);
+    let (digest, manifest) = upload(&registry, &daemon.kiln.scratch(), b"of a registry\n");
+    let name = format!("docker-image+blob://{}/some/blobs", registry.host());
+    let layout = daemon.kiln.scratch().join("layout");
+    let (kept, forged) = (Digest::of(b"of a layout\n"), Digest::of(b"something else\n"));
+    std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
+    std::fs::write(layout.join("blobs/sha256").join(kept.hex()), "of a layout\n").unwrap();
+    std::fs::write(layout.join("blobs/sha256").join(forged.hex()), "forged\n").unwrap();
+    let content = BTreeMap::from([("oci:kept".to_owned(), ContentDir { path: layout, writable: false })]);
+    let blob = |name: &str, digest: Digest, attrs: &[(&str, &str)]| {
+        let mut llb = Llb::default();
+        let file = llb.source(&format!("{name}@{digest}"), attrs);
+        llb.end(&file)
+    };
+
+    // Whoever may not pull cannot have it.
+    let mut stranger = Asking::open(&daemon, "stranger").await;
+    let refused = stranger.cat(blob(&name, digest, &[]), "/x").await.unwrap_err();
+    assert!(refused.message().contains("some/blobs") && !refused.message().contains("has no blob"), "{refused}");
+    stranger.build.abort();
+
+    let credentials = Arc::new(|_: &str| Ok(Some((USER.to_owned(), PASSWORD.to_owned()))));
+    let offer = Offer { content, ..Offer::new(Arc::new(|_| Ok(None)), credentials) };
+    let client = Frontend::open_with(&daemon, "blobs", offer).await;
+    let mut asking = Asking::of(client);
+    let given = [("http.filename", "dir/named"), ("http.perm", "0640"), ("http.uid", "7"), ("http.gid", "8")];
+    let mut llb = Llb::default();
+    let file = llb.source(&format!("{name}@{digest}"), &given);
+    let base = llb.busybox();
+    let script = "stat -c '%n %a %u:%g %Y' /in/* > /out; cat /in/* >> /out";
+    let told = llb.run(&base, script, &[Bind::of(&file, "/in")]).remove(0);
+    assert_eq!(asking.cat(llb.end(&told), "/out").await.unwrap(), "/in/named 640 7:8 0\nof a registry\n");
+    let plain = asking.solve(blob(&name, digest, &[("image.recordtype", "internal")])).await.unwrap();
+    assert_eq!(asking.list(&plain, "/").await, [digest.hex()]);
+    assert_eq!(asking.stat(&plain, &digest.hex()).await, "600 0:0");
+    // A manifest is one, too, though registries keep it elsewhere.
+    let found = asking.cat(blob(&name, manifest, &[]), &manifest.hex()).await.unwrap();
+    assert!(found.contains(&digest.to_string()), "{found}");
+
+    let of_layout = "oci-layout+blob://example.com/any";
+    let store = [("oci.store", "kept"), ("http.filename", "f")];
+    assert_eq!(asking.cat(blob(of_layout, kept, &store), "/f").await.unwrap(), "of a layout\n");
+    let wrong = asking.cat(blob(of_layout, forged, &store), "/f").await.unwrap_err();
+    assert!(wrong.message().contains(&forged.to_string()) && wrong.message().contains("digest"), "{wrong}");
+    for (name, attrs) in [(name.as_str(), &store[1..]), (of_layout, &store[..])] {
+        let missing = asking.cat(blob(name, Digest::of(b"nobody has this"), attrs), "/f").await.unwrap_err();
+        assert!(missing.message().contains("no blob") && missing.message().contains("+blob://"), "{missing}");
+    }
+    // What is known by its digest is the same wherever it is from: no server is asked for it again.
+    let nowhere = blob("docker-image+blob://127.0.0.1:9/no/such", digest, &given);
+    assert_eq!(asking.cat(nowhere, "/named").await.unwrap(), "of a registry\n");
+
+    let source = Some(pb::SourceOp { identifier: format!("{name}@{digest}"), attrs: attrs(&given) });
+    let request = frontend::ResolveSourceMetaRequest { source: source.clone(), ..Default::default() };
+    let request = asking.client.call(request);
+    let answer = asking.client.bridge.resolve_source_meta(request).await.unwrap().into_inner();
+    assert_eq!((answer.source, answer.image, answer.http), (source, None, None));
     asking.build.abort();
 }
 

@@ -14,7 +14,7 @@ use super::pull::{BlobSource, ChainLayer};
 use super::resolve::{Origin, Resolved, check_artifact, no_platform, parse};
 use super::{Images, MAX_DOCUMENT, parse_config};
 use crate::error::{Error, Result, ResultExt as _};
-use crate::store::{Lease, SnapshotId, tree};
+use crate::store::{Blob, Lease, SnapshotId, tree};
 use crate::task::Cancel;
 
 /// An index may list an index, but not for ever.
@@ -117,6 +117,28 @@ impl Images {
             });
         }
         Err(Error::invalid("its indexes lead to indexes"))
+    }
+
+    /// Takes a blob of a layout, whatever is in it, into the store, and returns it, leased. Blocking.
+    ///
+    /// # Errors
+    /// `NotFound` when the layout has no such blob; `Corrupt` when it is not what its name says; `InvalidArgument` when it is
+    /// no file, or larger than `max_bytes`.
+    pub fn import_from_layout(&self, lease: &Lease, dir: &Path, digest: &Digest, max_bytes: u64) -> Result<Blob> {
+        let context = || format!("read the OCI layout {}", dir.display());
+        if let Some(known) = self.store.blob(lease, digest)? {
+            return Ok(known);
+        }
+        let opened = tree::open_root(dir).context(context)?;
+        let file = blob(&opened, digest).context(context)?;
+        let metadata = file.metadata().context(context)?;
+        if !metadata.is_file() || metadata.len() > max_bytes {
+            let why = format!("{digest} is no file, or one of more than {max_bytes} bytes");
+            return Err(Error::invalid(why)).context(context);
+        }
+        // More bytes than the file had are another file's digest.
+        let mut content = file.take(max_bytes);
+        self.store.import_blob(lease, digest, &mut content).context(context)
     }
 
     /// Unpacks what is not here yet. The digests of the layers' content are verified. Blocking.

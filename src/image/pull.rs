@@ -271,6 +271,32 @@ impl Images {
         self.leased_blob(lease, descriptor.digest).await
     }
 
+    /// Sees to it that a blob, whatever is in it, is here, and returns it, leased.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is not what its digest promises; otherwise those of the source.
+    pub async fn fetch_blob(
+        &self,
+        lease: &Lease,
+        descriptor: &Descriptor,
+        source: &dyn BlobSource,
+        report: &Report,
+    ) -> Result<Blob> {
+        let cancel = Cancel::new();
+        let fetch = Fetch {
+            images: self,
+            lease,
+            source,
+            report,
+            layer: descriptor,
+            diff_id: None,
+            unpacker: None,
+            cancel: &cancel,
+        };
+        fetch.run().await?;
+        self.leased_blob(lease, descriptor.digest).await
+    }
+
     /// Fetches a small blob into the store, unless it is here, and returns its content.
     ///
     /// # Errors
@@ -288,19 +314,8 @@ impl Images {
                 "{digest} has {size} bytes, and at most {max_bytes} are accepted here"
             )));
         }
-        let (cancel, report): (_, Report) = (Cancel::new(), Arc::new(|_, _| {}));
-        let fetch = Fetch {
-            images: self,
-            lease,
-            source,
-            report: &report,
-            layer: descriptor,
-            diff_id: None,
-            unpacker: None,
-            cancel: &cancel,
-        };
-        fetch.run().await?;
-        let blob = self.leased_blob(lease, descriptor.digest).await?;
+        let report: Report = Arc::new(|_, _| {});
+        let blob = self.fetch_blob(lease, descriptor, source, &report).await?;
         task::blocking(move || Ok(blob.read(max_bytes)?.into())).await
     }
 

@@ -4,10 +4,10 @@
 //! receiving. `Descriptor::urls` are not followed: a manifest must not make this machine fetch addresses of its choice.
 
 use bytes::Bytes;
-use http::header::{CONTENT_RANGE, RANGE};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderValue, Method, StatusCode};
-use kiln_graph::Reference;
 use kiln_graph::oci::Descriptor;
+use kiln_graph::{Digest, Reference};
 use tokio::sync::mpsc;
 
 use super::endpoint::Endpoint;
@@ -105,6 +105,39 @@ impl Client {
         let endpoint = self.registry(reference);
         let access = Access::pull("look for a blob of", reference, &endpoint);
         self.check_blob(&endpoint, &access, descriptor).await
+    }
+
+    /// Returns the size of a blob of which the digest is known only. Mirrors are asked first.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such blob; `Unavailable` when the registry does not say how large it is; otherwise as
+    /// [`Client::resolve`].
+    pub async fn blob_size(&self, reference: &Reference, digest: &Digest) -> Result<u64> {
+        for mirror in self.mirrors(reference) {
+            match self.size_at(&mirror, reference, digest).await {
+                Ok(size) => return Ok(size),
+                Err(error) => self.skip(&mirror, &error),
+            }
+        }
+        self.size_at(&self.registry(reference), reference, digest).await
+    }
+
+    async fn size_at(&self, endpoint: &Endpoint, reference: &Reference, digest: &Digest) -> Result<u64> {
+        let access = Access::pull("look for a blob of", reference, endpoint);
+        let request = Request::new(Method::HEAD, endpoint.url(&format!("blobs/{digest}"))?);
+        let answer = self.retrying(|| self.call(endpoint, &access, &request)).await?;
+        match answer.status() {
+            StatusCode::OK => {
+                let size = answer.header(CONTENT_LENGTH).and_then(|text| text.parse().ok());
+                let silent = || Error::unavailable(format!("{access}: {} does not say its size", endpoint.name));
+                size.ok_or_else(silent)
+            }
+            StatusCode::NOT_FOUND => {
+                let name = reference.familiar_repository();
+                Err(Error::not_found(format!("{} has no blob {digest} in {name}", endpoint.name)))
+            }
+            _ => Err(unexpected(endpoint, &access, answer).await),
+        }
     }
 
     pub(super) async fn check_blob(

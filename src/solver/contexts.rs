@@ -33,12 +33,17 @@ pub(super) const KEPT: &str = "\0local ";
 /// What the names of OCI layouts begin with among the client's directories.
 const LAYOUT: &str = "oci-layout:";
 
+/// What a layout of the client is called among its directories.
+pub(super) fn layout_key(name: &str) -> String {
+    format!("{LAYOUT}{name}")
+}
+
 /// An OCI layout of the client: where it is, when this engine sees it, and what messages call an image of it.
 ///
 /// # Errors
 /// `InvalidArgument` for a malformed name.
 pub(super) fn layout(paths: &BTreeMap<String, PathBuf>, name: &str) -> Result<(Option<PathBuf>, Reference)> {
-    let path = paths.get(&format!("{LAYOUT}{name}")).cloned();
+    let path = paths.get(&layout_key(name)).cloned();
     let reference = name.split("::").next().unwrap_or(name).parse();
     Ok((path, reference.map_err(|error| Error::invalid(format!("the context {name}: {error}")))?))
 }

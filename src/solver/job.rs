@@ -403,7 +403,9 @@ impl Job {
                 Ok(FileSystem::of_image(vertex, resolved).into())
             }
             Source::Local(local) => Ok(Value::Local(self.locals.open(local)?)),
-            Source::Git(_) | Source::Http(_) => Err(Error::internal("a source that is fetched was taken as it is")),
+            Source::Git(_) | Source::Http(_) | Source::Blob(_) => {
+                Err(Error::internal("a source that is fetched was taken as it is"))
+            }
             Source::OciLayout(layout) => {
                 let (path, name) = contexts::layout(&self.locals.paths, &layout.name)?;
                 let resolved = match path {

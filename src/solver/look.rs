@@ -130,7 +130,8 @@ impl Shared {
                 let name = source.identifier;
                 self.look_at_fetched(&decoded, name, platform.unwrap_or_else(Platform::host), &mut response).await?;
             }
-            Source::Local(_) => {}
+            // Nothing is to be found out about these: that a blob is there is seen when it is fetched, as with BuildKit.
+            Source::Local(_) | Source::Blob(_) => {}
         }
         Ok(response)
     }

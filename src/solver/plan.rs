@@ -87,7 +87,7 @@ impl Job {
                 self.note_peer_records(*id).map_err(|error| Failure::of_step(error, &self.graph, vertex))?;
             }
             let found = match &vertex.op {
-                Op::Source(source @ (Source::Git(_) | Source::Http(_))) => {
+                Op::Source(source @ (Source::Git(_) | Source::Http(_) | Source::Blob(_))) => {
                     self.identify_source(connection, *id, source).map(Some)
                 }
                 Op::Source(source) => self.source(vertex, source).map(|value| Some(Found::Value(value, Vec::new()))),

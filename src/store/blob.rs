@@ -113,6 +113,16 @@ impl Store {
         writer.finish_as(digest)
     }
 
+    /// Stores a blob that is read from `content`, under a digest that was promised. Blocking.
+    ///
+    /// # Errors
+    /// `Corrupt` when it has another digest; `Exhausted` on a full disk; those of `content`.
+    pub fn import_blob(&self, lease: &Lease, digest: &Digest, content: &mut dyn io::Read) -> Result<Blob> {
+        let mut writer = self.writer(lease, digest.algorithm())?;
+        io::copy(content, &mut writer)?;
+        writer.finish_as(digest)
+    }
+
     /// Starts a blob whose digest is not known yet; it will be its SHA-256. Blocking.
     ///
     /// # Errors

@@ -53,6 +53,8 @@ pub enum Source {
     Http(HttpSource),
     /// An image in an OCI layout of the client.
     OciLayout(OciLayoutSource),
+    /// One blob of an image, as a file.
+    Blob(ImageBlob),
 }
 
 /// Whether a registry is asked for an image that exists locally.
@@ -163,6 +165,50 @@ pub struct OciLayoutSource {
     pub digest: Digest,
     /// How many of its layers are used, from the lowest on; `None` is all.
     pub layer_limit: Option<u32>,
+}
+
+/// One blob of an image, as the only file of a file system.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ImageBlob {
+    /// Which one.
+    pub blob: BlobLocator,
+    /// The name of the file; empty means the digits of the digest.
+    pub filename: String,
+    /// The file's permission bits.
+    pub mode: Option<u32>,
+    /// The file's owner.
+    pub uid: u32,
+    /// The file's group.
+    pub gid: u32,
+}
+
+/// Which blob is meant, and who has it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BlobLocator {
+    /// Who has it; not part of its identity.
+    pub place: BlobPlace,
+    /// What it is.
+    pub digest: Digest,
+}
+
+/// Who has a blob.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum BlobPlace {
+    /// A repository of a registry.
+    Registry(Reference),
+    /// An OCI layout that the client offers, by its name.
+    Layout(String),
+}
+
+impl BlobLocator {
+    /// Returns the address, as LLB writes it: `docker-image+blob://` or `oci-layout+blob://`, a name and the digest.
+    #[must_use]
+    pub fn address(&self) -> String {
+        match &self.place {
+            BlobPlace::Registry(name) => format!("docker-image+blob://{}", name.with_digest(self.digest)),
+            BlobPlace::Layout(name) => format!("oci-layout+blob://{name}@{}", self.digest),
+        }
+    }
 }
 
 /// Which network a process sees.

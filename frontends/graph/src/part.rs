@@ -7,8 +7,8 @@ use std::fmt::{self, Display, Write as _};
 
 use crate::digest::Digest;
 use crate::op::{
-    Copy, Exec, FileAction, FileOp, GitAccess, GitSource, HttpSource, Mount, MountKind, NetworkMode, Op, Root,
-    SecretFile, SecurityMode, Sharing, Source,
+    Copy, Exec, FileAction, FileOp, GitAccess, GitSource, HttpSource, ImageBlob, Mount, MountKind, NetworkMode, Op,
+    Root, SecretFile, SecurityMode, Sharing, Source,
 };
 
 /// One named value that belongs to an operation's identity.
@@ -168,6 +168,13 @@ impl Source {
                 if let Some(limit) = layout.layer_limit {
                     parts.add("layers", limit.to_string());
                 }
+            }
+            Self::Blob(file) => {
+                let ImageBlob { blob, filename, mode, uid, gid } = file;
+                parts.text("operation", "blob");
+                parts.text("address", &blob.address());
+                parts.text("name", filename);
+                parts.add("mode", format_args!("{mode:?} {uid}:{gid}"));
             }
         }
     }

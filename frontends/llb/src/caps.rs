@@ -65,6 +65,7 @@ pub const CAPABILITIES: &[&str] = &[
     "source.image.checksum",
     "source.image.layerlimit",
     "source.image.resolvemode",
+    "source.imageblob",
     "source.local",
     "source.local.differ",
     "source.local.excludepatterns",
@@ -94,6 +95,6 @@ mod tests {
     fn capabilities_are_sorted_and_others_refused_by_name() {
         assert!(CAPABILITIES.is_sorted());
         assert!(check("source.image").is_ok());
-        assert!(check("source.imageblob").unwrap_err().to_string().contains("source.imageblob"));
+        assert!(check("source.imageblobs").unwrap_err().to_string().contains("did you mean source.imageblob?"));
     }
 }

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use kiln_graph::op::{
-    Copy, Exec, FileAction, FileOp, Mode, Mount, MountKind, NetworkMode, Op, Owner, OwnerId, ResolveMode, SecretFile,
-    SecurityMode, Sharing, Source,
+    BlobPlace, Copy, Exec, FileAction, FileOp, Mode, Mount, MountKind, NetworkMode, Op, Owner, OwnerId, ResolveMode,
+    SecretFile, SecurityMode, Sharing, Source,
 };
 use kiln_graph::{Digest, Edge, Graph, Platform, Vertex, VertexId};
 use prost::Message as _;
@@ -123,6 +123,15 @@ impl Attributes {
         self.set(name, if value { "true" } else { "" });
     }
 
+    /// The attributes of a source that is one file.
+    fn file(&mut self, name: &str, mode: Option<u32>, uid: u32, gid: u32) {
+        let id = |id: u32| if id == 0 { String::new() } else { id.to_string() };
+        self.set("http.filename", name);
+        self.set("http.perm", mode.map(|mode| format!("0{mode:o}")).unwrap_or_default());
+        self.set("http.uid", id(uid));
+        self.set("http.gid", id(gid));
+    }
+
     fn list(&mut self, name: &str, list: &[String]) {
         if !list.is_empty() {
             self.set(name, serde_json::to_string(list).expect("texts can be written as JSON"));
@@ -166,10 +175,7 @@ pub(crate) fn source_op(source: &Source, session: &str) -> pb::SourceOp {
         }
         Source::Http(http) => {
             attrs.set("http.checksum", http.checksum.map(|digest| digest.to_string()).unwrap_or_default());
-            attrs.set("http.filename", http.filename.as_str());
-            attrs.set("http.perm", http.mode.map(|mode| format!("0{mode:o}")).unwrap_or_default());
-            attrs.set("http.uid", if http.uid == 0 { String::new() } else { http.uid.to_string() });
-            attrs.set("http.gid", if http.gid == 0 { String::new() } else { http.gid.to_string() });
+            attrs.file(&http.filename, http.mode, http.uid, http.gid);
             attrs.set("http.authheadersecret", http.header_secret.as_str());
             http.headers.iter().for_each(|(name, value)| attrs.set(&format!("http.header.{name}"), value.as_str()));
             http.url.clone()
@@ -177,6 +183,11 @@ pub(crate) fn source_op(source: &Source, session: &str) -> pb::SourceOp {
         Source::OciLayout(layout) => {
             attrs.set("oci.layerlimit", layout.layer_limit.map(|limit| limit.to_string()).unwrap_or_default());
             format!("oci-layout://{}@{}", layout.name, layout.digest)
+        }
+        Source::Blob(file) => {
+            attrs.file(&file.filename, file.mode, file.uid, file.gid);
+            attrs.set("oci.store", if let BlobPlace::Layout(name) = &file.blob.place { name } else { "" });
+            file.blob.address()
         }
     };
     pb::SourceOp { identifier, attrs: attrs.0 }

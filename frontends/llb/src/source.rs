@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_graph::op::{
-    GitAccess, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode, Source,
+    BlobLocator, BlobPlace, GitAccess, GitSource, HttpSource, ImageBlob, ImageSource, LocalSource, OciLayoutSource,
+    ResolveMode, Source,
 };
 use kiln_graph::{Digest, Reference};
 
@@ -66,6 +67,10 @@ fn identifier(reason: impl std::fmt::Display) -> Refusal {
     Refusal::malformed("source.identifier", reason.to_string())
 }
 
+/// The schemes of blobs.
+const REGISTRY_BLOB: &str = "docker-image+blob";
+const LAYOUT_BLOB: &str = "oci-layout+blob";
+
 /// Reads a source.
 pub(crate) fn read(source: pb::SourceOp) -> Result<Source, Refusal> {
     bounded("source.attrs", source.attrs.len())?;
@@ -79,11 +84,9 @@ pub(crate) fn read(source: pb::SourceOp) -> Result<Source, Refusal> {
         "git" => Source::Git(git(rest, &mut attrs)?),
         "http" | "https" => Source::Http(http(&text, &mut attrs)?),
         "oci-layout" => Source::OciLayout(oci_layout(rest, &mut attrs)?),
-        "docker-image+blob" | "oci-layout+blob" => {
-            return Err(Refusal::unsupported("source.identifier", format!("blobs ({scheme}://) are not supported")));
-        }
+        REGISTRY_BLOB | LAYOUT_BLOB => Source::Blob(blob(scheme, rest, &mut attrs)?),
         other => {
-            let known = ["docker-image", "local", "git", "http", "https", "oci-layout"];
+            let known = ["docker-image", REGISTRY_BLOB, "local", "git", "http", "https", "oci-layout", LAYOUT_BLOB];
             let near = kiln_graph::diagnostic::closest(other, known);
             let hint = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
             return Err(Refusal::unsupported("source.identifier", format!("unknown scheme {other:?}{hint}")));
@@ -169,16 +172,27 @@ fn git(rest: &str, attrs: &mut Attributes) -> Result<GitSource, Refusal> {
     })
 }
 
-fn http(url: &str, attrs: &mut Attributes) -> Result<HttpSource, Refusal> {
+/// The attributes of a source that is one file: its permissions, its owner and its group.
+fn file(attrs: &mut Attributes) -> Result<(Option<u32>, u32, u32), Refusal> {
     let mode = attrs.parsed("http.perm", |text| {
-        // As Go reads numbers: 0644 and 0o644 are octal, 0x1a4 is hexadecimal.
-        let digits = |text: &str, radix| u32::from_str_radix(text, radix).ok();
-        let prefixed = |prefix: &str, radix| text.strip_prefix(prefix).and_then(|text| digits(text, radix));
-        let number = prefixed("0x", 16).or_else(|| prefixed("0o", 8)).or_else(|| prefixed("0b", 2));
-        let number = number.or_else(|| prefixed("0", 8)).or_else(|| digits(text, 10));
-        number.filter(|mode| *mode <= 0o7777).ok_or_else(|| "expected permissions such as 0644".to_owned())
+        let mode = number(text).filter(|mode| *mode <= 0o7777);
+        mode.ok_or_else(|| "expected permissions such as 0644".to_owned())
     })?;
-    let id = |text: &str| text.parse().map_err(|_| "expected a number".to_owned());
+    let id = |text: &str| number(text).ok_or_else(|| "expected a number".to_owned());
+    let uid = attrs.parsed("http.uid", id)?.unwrap_or_default();
+    Ok((mode, uid, attrs.parsed("http.gid", id)?.unwrap_or_default()))
+}
+
+/// Reads a number as Go does: 0644 and 0o644 are octal, 0x1a4 is hexadecimal.
+fn number(text: &str) -> Option<u32> {
+    let digits = |text: &str, radix| u32::from_str_radix(text, radix).ok();
+    let prefixed = |prefix: &str, radix| text.strip_prefix(prefix).and_then(|text| digits(text, radix));
+    let number = prefixed("0x", 16).or_else(|| prefixed("0o", 8)).or_else(|| prefixed("0b", 2));
+    number.or_else(|| prefixed("0", 8)).or_else(|| digits(text, 10))
+}
+
+fn http(url: &str, attrs: &mut Attributes) -> Result<HttpSource, Refusal> {
+    let (mode, uid, gid) = file(attrs)?;
     let mut headers = Vec::new();
     for name in ["accept", "user-agent"] {
         headers.extend(attrs.take(&format!("http.header.{name}")).map(|value| (name.to_owned(), value)));
@@ -188,8 +202,8 @@ fn http(url: &str, attrs: &mut Attributes) -> Result<HttpSource, Refusal> {
         checksum: attrs.digest("http.checksum")?,
         filename: attrs.text("http.filename"),
         mode,
-        uid: attrs.parsed("http.uid", id)?.unwrap_or_default(),
-        gid: attrs.parsed("http.gid", id)?.unwrap_or_default(),
+        uid,
+        gid,
         header_secret: attrs.text("http.authheadersecret"),
         headers,
     })
@@ -197,12 +211,49 @@ fn http(url: &str, attrs: &mut Attributes) -> Result<HttpSource, Refusal> {
 
 fn oci_layout(rest: &str, attrs: &mut Attributes) -> Result<OciLayoutSource, Refusal> {
     let (name, digest) = rest.rsplit_once('@').ok_or_else(|| identifier("an OCI layout's image needs a digest"))?;
-    let store = attrs.text("oci.store");
-    // Layouts are named for the whole build, whichever of its sessions offers them.
-    attrs.take("oci.session");
-    let name = if store.is_empty() { name.to_owned() } else { store };
+    let mut name = name.to_owned();
+    layout_store(&mut name, attrs);
     let layer_limit = attrs.parsed("oci.layerlimit", layer_limit)?;
     Ok(OciLayoutSource { name, digest: digest.parse().map_err(identifier)?, layer_limit })
+}
+
+fn blob(scheme: &str, rest: &str, attrs: &mut Attributes) -> Result<ImageBlob, Refusal> {
+    let mut blob = locator(scheme, rest).map_err(identifier)?;
+    attrs.parsed("image.recordtype", |kind| match kind {
+        // It says how the record of the blob is listed, which is by what uses it here.
+        "regular" | "internal" | "frontend" => Ok(()),
+        _ => Err("expected regular, internal or frontend".to_owned()),
+    })?;
+    if let BlobPlace::Layout(name) = &mut blob.place {
+        layout_store(name, attrs);
+    }
+    let (mode, uid, gid) = file(attrs)?;
+    // 0 is what is written when nothing is said, as with BuildKit.
+    Ok(ImageBlob { blob, filename: attrs.text("http.filename"), mode: mode.filter(|mode| *mode != 0), uid, gid })
+}
+
+/// A layout has the name that its image is called by, unless a store is named.
+fn layout_store(name: &mut String, attrs: &mut Attributes) {
+    // Layouts are named for the whole build, whichever of its sessions offers them.
+    attrs.take("oci.session");
+    if let Some(store) = attrs.take("oci.store").filter(|store| !store.is_empty()) {
+        *name = store;
+    }
+}
+
+/// Reads which blob is meant, behind the scheme: a name and a digest.
+fn locator(scheme: &str, rest: &str) -> Result<BlobLocator, String> {
+    let (name, digest) = rest.rsplit_once('@').ok_or_else(|| format!("{rest:?}: a blob needs a digest"))?;
+    let digest = digest.parse().map_err(|error| format!("{error}"))?;
+    let place = match scheme {
+        REGISTRY_BLOB => {
+            let name: Reference = name.parse().map_err(|error| format!("{error}"))?;
+            BlobPlace::Registry(name.with_digest(digest))
+        }
+        _ if name.is_empty() => return Err(format!("{rest:?}: an OCI layout needs a name")),
+        _ => BlobPlace::Layout(name.to_owned()),
+    };
+    Ok(BlobLocator { place, digest })
 }
 
 #[cfg(test)]
@@ -258,13 +309,35 @@ mod tests {
     }
 
     #[test]
+    fn blobs_are_files_of_registries_and_layouts() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let blob = |identifier: &str, attrs: &[(&str, &str)]| match source(identifier, attrs).unwrap() {
+            Source::Blob(blob) => blob,
+            other => panic!("{other:?}"),
+        };
+        let attrs = [("http.filename", "f"), ("http.perm", "0644"), ("http.uid", "1"), ("http.gid", "0x10")];
+        let at = format!("docker-image+blob://busybox:1@{digest}");
+        let file = blob(&at, &[&attrs[..], &[("image.recordtype", "internal")]].concat());
+        assert_eq!((file.filename.as_str(), file.mode, file.uid, file.gid), ("f", Some(0o644), 1, 16));
+        assert_eq!(file.blob.address(), format!("docker-image+blob://docker.io/library/busybox@{digest}"));
+        let at = format!("oci-layout+blob://example.com/a/b@{digest}");
+        let plain = blob(&at, &[("http.perm", "0"), ("oci.session", "s")]);
+        assert_eq!((plain.mode, plain.blob.place), (None, BlobPlace::Layout("example.com/a/b".into())));
+        assert_eq!(blob(&at, &[("oci.store", "own")]).blob.place, BlobPlace::Layout("own".into()));
+    }
+
+    #[test]
     fn what_is_not_known_or_makes_no_sense_is_refused_by_name() {
         let digest = format!("sha256:{}", "a".repeat(64));
         for (identifier, attrs, kind, word) in [
             ("busybox", &[][..], Kind::Malformed, "source.identifier"),
             ("docker-imag://x", &[], Kind::Unsupported, "did you mean docker-image"),
             ("docker-image://UPPER", &[], Kind::Malformed, "source.identifier"),
-            ("docker-image+blob://a@b", &[], Kind::Unsupported, "docker-image+blob"),
+            ("docker-image+blob://a@b", &[], Kind::Malformed, "digest"),
+            ("docker-image+blob://a:latest", &[], Kind::Malformed, "digest"),
+            (&format!("oci-layout+blob://@{digest}"), &[], Kind::Malformed, "name"),
+            (&format!("docker-image+blob://a@{digest}"), &[("image.recordtype", "x")], Kind::Malformed, "recordtype"),
+            (&format!("docker-image+blob://a@{digest}"), &[("oci.store", "x")], Kind::Unsupported, "oci.store"),
             ("git://a/b", &[("git.sig.pubkey", "x")], Kind::Unsupported, "git.sig.pubkey"),
             ("docker-image://x", &[("image.layerlimit", "0")], Kind::Malformed, "image.layerlimit"),
             ("local://x", &[("local.includepattern", "[1]")], Kind::Malformed, "local.includepattern"),

@@ -188,6 +188,11 @@ fn source_op(source: &Source) -> Value {
             super::provenance::without_credentials(&http.url)
         }
         Source::OciLayout(layout) => format!("oci-layout://{}@{}", layout.name, layout.digest),
+        Source::Blob(_) => {
+            let op = kiln_llb::encode_source(source);
+            attrs = op.attrs.iter().fold(attrs, |attrs, (name, value)| attrs.set(name, value.as_str()));
+            op.identifier
+        }
     };
     Message::default().set("identifier", identifier).set("attrs", attrs.done()).done()
 }

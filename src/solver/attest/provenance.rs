@@ -251,7 +251,7 @@ impl Job {
                     Purl::of_path("oci", &layout.name, "").with("platform", platform.clone().normalized().to_string());
                 Some(Material { uri: purl.to_string(), digest: layout.digest.to_string() })
             }
-            Source::Git(_) | Source::Http(_) => self.fetched_material(source),
+            Source::Git(_) | Source::Http(_) | Source::Blob(_) => self.fetched_material(source),
             Source::Local(_) => None,
         }
     }

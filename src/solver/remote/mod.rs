@@ -1,10 +1,11 @@
-//! Sources that are fetched: git repositories and files by HTTP.
+//! Sources that are fetched: git repositories, files by HTTP and blobs of images.
 //!
 //! Before a build is planned, each source is *pinned*: which commit a reference means, whether a file is the one that was
 //! fetched before. That asks servers and fetches nothing; what is fetched is a step like others, which runs while others do.
 //! The result is a layer, recorded under what the source turned out to be, whoever it came from.
 
 mod agent;
+mod blob;
 mod checkout;
 mod git;
 mod http;
@@ -106,7 +107,7 @@ impl Job {
         let reachable = self.graph.reachable(roots.iter().copied());
         let pins = reachable.into_iter().filter_map(|id| match &self.graph.vertex(id).op {
             Op::Source(Source::Image(ImageSource { image_id: Some(_), .. })) => None,
-            Op::Source(Source::Local(_)) => None,
+            Op::Source(Source::Local(_) | Source::Blob(_)) => None,
             Op::Source(source) => Some(self.pin(id, source)),
             _ => None,
         });
@@ -122,7 +123,7 @@ impl Job {
             Source::Http(http) => self.pin_file(http).await.map(|version| version.map(Pin::File)),
             Source::Image(image) => self.pin_image(id, image).await.map(|()| None),
             Source::OciLayout(layout) => self.pin_layout(id, layout).await.map(|()| None),
-            Source::Local(_) => Ok(None),
+            Source::Local(_) | Source::Blob(_) => Ok(None),
         };
         match pinned {
             Ok(pin) => {
@@ -167,6 +168,7 @@ impl Job {
                 http::peer_key(http, Some(&version)).into_iter().collect()
             }
             (Source::Http(http), None) => http::peer_key(http, None).into_iter().collect(),
+            (Source::Blob(blob), _) => blob::peer_key(blob).into_iter().collect(),
             _ => Vec::new(),
         }
     }
@@ -177,6 +179,7 @@ impl Job {
             (Source::Git(git), Some(Pin::Commit(commit))) => Some(git::identity(git, &commit)),
             (Source::Http(http), Some(Pin::File(version))) => Some(http::identity(http, &version)),
             (Source::Http(http), None) => http::promised(http),
+            (Source::Blob(blob), _) => Some(blob::identity(blob)),
             _ => None,
         }
     }
@@ -208,6 +211,7 @@ impl Job {
             match source {
                 Source::Git(git) => self.run_git(id, git, reporter, &cancel).await,
                 Source::Http(http) => self.run_http(id, http, reporter, &cancel).await,
+                Source::Blob(blob) => self.run_blob(id, blob, reporter).await,
                 _ => Err(Error::internal("a source that needs no work was run as a step")),
             }
         };
@@ -223,6 +227,7 @@ impl Job {
             (Source::Git(git), Some(Pin::Commit(commit))) => Some(git::material(git, &commit)),
             (Source::Http(http), Some(Pin::File(version))) => http::material(http, &version.digest),
             (Source::Http(http), None) => http.checksum.and_then(|digest| http::material(http, &digest)),
+            (Source::Blob(blob), _) => Some(blob::material(&blob.blob)),
             _ => None,
         }
     }

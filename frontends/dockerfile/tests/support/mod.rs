@@ -208,6 +208,7 @@ fn kind(op: &Op) -> &'static str {
         Op::Source(Source::Git(_)) => "git",
         Op::Source(Source::Http(_)) => "http",
         Op::Source(Source::OciLayout(_)) => "oci-layout",
+        Op::Source(Source::Blob(_)) => "blob",
         Op::Exec(_) => "exec",
         Op::File(_) => "file",
         Op::Merge => "merge",
@@ -240,6 +241,7 @@ fn source_details(source: &Source) -> Vec<String> {
         Source::Git(git) => vec![format!("{git:?}")],
         Source::Http(http) => vec![format!("{http:?}")],
         Source::OciLayout(layout) => vec![format!("{layout:?}")],
+        Source::Blob(blob) => vec![format!("{blob:?}")],
     }
 }
 

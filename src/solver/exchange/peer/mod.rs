@@ -110,7 +110,9 @@ impl Job {
                 });
                 layers.into_iter().chain(manifest).map(|key| source_record(&key)).collect()
             }
-            Source::Git(_) | Source::Http(_) => self.pinned_keys(source).iter().map(|key| source_record(key)).collect(),
+            Source::Git(_) | Source::Http(_) | Source::Blob(_) => {
+                self.pinned_keys(source).iter().map(|key| source_record(key)).collect()
+            }
             Source::Local(_) => Vec::new(),
         }
     }
