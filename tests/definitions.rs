@@ -165,6 +165,32 @@ async fn privileged_blobs_of_registries_and_layouts_are_files() {
     asking.build.abort();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_directory_may_be_listed_and_sent_in_part() {
+    let Some(daemon) = Daemon::start() else { return };
+    for name in ["data", "dir/file1", "dir/file2", "dir/sub/bar1", "dir/sub2/bar3", "foo"] {
+        daemon.kiln.write(name, name);
+    }
+    let mut asking = Asking::open(&daemon, "listed").await;
+    let exceptions = ("local.metadatatransferexclude", "[\"dir/**/*1\",\"foo\"]");
+    let listed = [("local.metadatatransfer", "true"), exceptions, ("local.excludepatterns", "[\"dir/sub2\"]")];
+    let script = "find /in -mindepth 1 | sort > /out; cat /in/dir/file1 >> /out
+        grep -o 'd[a-z]*/[a-z0-9]*\\|data\\|foo' /in/.fsutil-metadata >> /out; stat -c %a /in/.fsutil-metadata >> /out";
+    let mut of = async |attrs: &[(&str, &str)], script: &str| {
+        let mut llb = Llb::default();
+        let context = llb.source("local://context", attrs);
+        let base = llb.busybox();
+        let told = llb.run(&base, script, &[Bind::of(&context, "/in")]).remove(0);
+        asking.cat(llb.end(&told), "/out").await.unwrap()
+    };
+    let expected = "/in/.fsutil-metadata\n/in/dir\n/in/dir/file1\n/in/dir/sub\n/in/dir/sub/bar1\n/in/foo\ndir/file1\
+        data\ndir/file1\ndir/file2\ndir/sub\ndir/sub\nfoo\n644\n";
+    assert_eq!(of(&listed, script).await, expected);
+    // The same directory in full is another one.
+    assert_eq!(of(&[], "test ! -e /in/.fsutil-metadata && cat /in/dir/file2 > /out").await, "dir/file2");
+    asking.build.abort();
+}
+
 /// How many records the caches in a directory have.
 fn records(dir: &Path) -> usize {
     let blobs = std::fs::read_dir(dir.join("blobs/sha256")).expect("the cache has blobs");

@@ -11,6 +11,7 @@ mod entry;
 mod filter;
 mod folder;
 mod kept;
+mod listed;
 mod memory;
 mod receive;
 mod send;
@@ -20,15 +21,33 @@ pub use entry::{Entry, EntryKind};
 pub use filter::Filter;
 pub use folder::Folder;
 pub use kept::{Kept, Learnt};
+pub use listed::Listed;
 pub use memory::Files;
 pub use receive::{Sink, answers, receive};
 pub use send::{Branch, Source, outgoing, send};
 
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
+use futures_util::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::error::Result;
 
 /// Packets on their way between the connection and the files, in each direction. One holds 32 KiB of data as a rule, and never
 /// more than a message of gRPC does (4 MiB).
 const UNDER_WAY: usize = 16;
+
+/// Brings what a sink keeps up to date with a tree that is here.
+///
+/// # Errors
+/// Those of [`send()`] and [`receive()`].
+pub async fn copy<S: Sink>(source: Source, sink: S) -> Result<S> {
+    let ((say, said), (answer, answered)) = (outgoing(), answers());
+    let sending = send(source, ReceiverStream::new(answered).map(Ok), say);
+    let receiving = receive(ReceiverStream::new(said).map(Ok), answer, sink);
+    let (sent, received) = tokio::join!(sending, receiving);
+    let received = received?;
+    sent.map(|()| received)
+}
 
 fn packet(kind: PacketType, id: u32, data: Vec<u8>) -> Packet {
     Packet { r#type: kind.into(), stat: None, id, data }

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 
 use bollard_buildkit_proto::fsutil::types::Stat;
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
-use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::receive::answers;
@@ -19,13 +18,7 @@ const BOOT: &str = "boot";
 
 /// Sends one directory to a sink.
 async fn transfer<S: Sink>(from: &Path, filter: Filter, sink: S) -> Result<S> {
-    let source = Source::directory(tree::open_root(from).unwrap(), filter, true);
-    let ((say, said), (answer, answered)) = (outgoing(), answers());
-    let sending = send(source, ReceiverStream::new(answered).map(Ok), say);
-    let receiving = receive(ReceiverStream::new(said).map(Ok), answer, sink);
-    let (sent, received) = tokio::join!(sending, receiving);
-    let received = received?;
-    sent.map(|()| received)
+    copy(Source::directory(tree::open_root(from).unwrap(), filter, true), sink).await
 }
 
 fn kept(dir: &Path) -> Kept {
@@ -133,6 +126,63 @@ async fn privileged_a_transfer_that_broke_off_goes_on_where_it_was() {
     assert!((1000..40_000).contains(&rest.received_bytes()), "{}", rest.received_bytes());
     drop(rest);
     assert_eq!(names(&Kept::tree(to.path())), names(from.path()));
+}
+
+/// The entries of a list of all.
+fn listed(copy: &Path) -> Vec<Stat> {
+    use prost::Message as _;
+    let list = std::fs::read(copy.join(".fsutil-metadata")).unwrap();
+    let (mut rest, mut stats) = (list.as_slice(), Vec::new());
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let (stat, after) = after.split_at(u32::from_le_bytes(*length) as usize);
+        stats.push(Stat::decode(stat).unwrap());
+        rest = after;
+    }
+    stats
+}
+
+#[tokio::test]
+async fn privileged_a_copy_may_hold_some_files_and_a_list_of_all() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = |name: &str| from.path().join(name);
+    std::fs::create_dir_all(path("dir/sub")).unwrap();
+    std::fs::create_dir_all(path("dir/sub2")).unwrap();
+    for name in ["data", "dir/file1", "dir/file2", "dir/sub/bar1", "dir/sub/bar2", "dir/sub2/bar3", "foo"] {
+        std::fs::write(path(name), name).unwrap();
+    }
+    // Nobody can put another list there.
+    symlink("/etc/passwd", path(".fsutil-metadata")).unwrap();
+    let exceptions = ["dir/**/*1", "foo"].map(str::to_owned);
+    let copy = Kept::tree(to.path());
+    let sink = || Listed::open(to.path(), kept(to.path()), &exceptions).unwrap();
+    drop(transfer(from.path(), Filter::default(), sink()).await.unwrap());
+    let taken = [".fsutil-metadata", "dir", "dir/file1", "dir/sub", "dir/sub/bar1", "foo"];
+    assert_eq!(names(&copy), taken);
+    let paths = |copy: &Path| listed(copy).into_iter().map(|stat| stat.path).collect::<Vec<_>>();
+    let all = ["data", "dir", "dir/file1", "dir/file2", "dir/sub", "dir/sub/bar1", "dir/sub/bar2", "dir/sub2"];
+    assert_eq!(paths(&copy), [&all[..], &["dir/sub2/bar3", "foo"]].concat());
+    let file = listed(&copy).remove(3);
+    assert_eq!((file.size, file.mode & 0o777), (9, path("dir/file2").metadata().unwrap().mode() & 0o777));
+    let first = std::fs::metadata(copy.join(".fsutil-metadata")).unwrap().ino();
+
+    // What stays the same is not written again.
+    let again = transfer(from.path(), Filter::default(), sink()).await.unwrap();
+    assert_eq!(again.received_bytes(), 0);
+    drop(again);
+    assert_eq!(std::fs::metadata(copy.join(".fsutil-metadata")).unwrap().ino(), first);
+
+    std::fs::remove_dir_all(path("dir/sub")).unwrap();
+    std::fs::write(path("dir/file1"), "updated").unwrap();
+    std::fs::write(path("dir/bar1"), "new").unwrap();
+    drop(transfer(from.path(), Filter::default(), sink()).await.unwrap());
+    assert_eq!(names(&copy), [".fsutil-metadata", "dir", "dir/bar1", "dir/file1", "foo"]);
+    assert_eq!(std::fs::read(copy.join("dir/file1")).unwrap(), b"updated");
+    assert_eq!(paths(&copy), ["data", "dir", "dir/bar1", "dir/file1", "dir/file2", "dir/sub2", "dir/sub2/bar3", "foo"]);
+    assert_eq!(names(to.path()).iter().filter(|name| !name.starts_with("tree")).collect::<Vec<_>>(), ["index"]);
+    assert!(Listed::open(to.path(), kept(to.path()), &["[".to_owned()]).is_err());
 }
 
 #[tokio::test]

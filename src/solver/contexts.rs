@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use futures_util::future::try_join_all;
+use futures_util::future::{Either, try_join_all};
 use kiln_dockerfile::Ignore;
 use kiln_graph::op::{LocalSource, OciLayoutSource, Op, Sharing, Source};
 use kiln_graph::{Platform, Reference, VertexId};
@@ -21,7 +21,7 @@ use super::request::BuildRequest;
 use super::session::Session;
 use super::value::LocalDir;
 use crate::error::{Error, Kind, Result, ResultExt as _};
-use crate::filesync::{Files, Filter, Kept};
+use crate::filesync::{self, Files, Filter, Kept, Listed, Sink};
 use crate::image::{Images, Resolved};
 use crate::store::{Lease, tree};
 use crate::task;
@@ -188,7 +188,8 @@ impl Locals {
 
     /// Says whether a directory must be transferred to be read.
     fn is_elsewhere(&self, local: &LocalSource) -> bool {
-        !self.paths.contains_key(&local.name) && !lock(&self.copies).contains_key(local)
+        let in_place = self.paths.contains_key(&local.name) && local.listed_but.is_none();
+        !in_place && !lock(&self.copies).contains_key(local)
     }
 
     /// Says whether a directory is the main context: one of the same name may belong to a graph that came with the request.
@@ -200,8 +201,8 @@ impl Locals {
     /// Finds the path of a local directory.
     fn path(&self, local: &LocalSource) -> Result<PathBuf> {
         let name = &local.name;
-        let copied = || lock(&self.copies).get(local).map(Copy::path);
-        let path = self.paths.get(name).cloned().or_else(copied);
+        let copied = lock(&self.copies).get(local).map(Copy::path);
+        let path = copied.or_else(|| self.paths.get(name).cloned());
         path.ok_or_else(|| Error::invalid(format!("the client offers no local directory {name:?}")))
     }
 
@@ -215,7 +216,10 @@ impl Locals {
         }
         let (path, name) = (self.path(local)?, &local.name);
         let root = tree::open_root(&path).context(|| format!("open the local directory {name:?}"))?;
-        let (shown, ignore) = if *name == self.context && self.is_context(local) {
+        let (shown, ignore) = if local.listed_but.is_some() {
+            // What is left out was not sent, and patterns must not hide the list.
+            (format!("the context {name}"), Arc::default())
+        } else if *name == self.context && self.is_context(local) {
             ("the build context".to_owned(), Arc::clone(&self.ignore))
         } else {
             let patterns = Ignore::from_patterns(local.exclude.iter().map(String::as_str));
@@ -236,8 +240,37 @@ impl Locals {
     }
 }
 
+/// Who sends a directory.
+enum Sender<'a> {
+    /// A client.
+    Session(&'a Session),
+    /// This engine itself, which sees it.
+    Place(&'a Path),
+}
+
+impl Sender<'_> {
+    /// What kept copies of its directories are known by.
+    fn shared_key(&self) -> String {
+        match self {
+            Self::Session(session) => session.shared_key().to_owned(),
+            Self::Place(path) => path.display().to_string(),
+        }
+    }
+
+    async fn files<S: Sink>(&self, name: &str, filter: Filter, sink: S) -> Result<S> {
+        match self {
+            Self::Session(session) => session.files(name, &filter, sink).await,
+            Self::Place(path) => {
+                let path = (*path).to_owned();
+                let source = task::blocking(move || filesync::Source::open(&path, filter)).await?;
+                filesync::copy(source, sink).await
+            }
+        }
+    }
+}
+
 impl Job {
-    /// Transfers the client's directories that the roots need and that cannot be read in place.
+    /// Transfers the client's directories that the roots need and that cannot be read in place, or are needed in part.
     ///
     /// # Errors
     /// `InvalidArgument` for a directory the client does not offer, and for what it sends that no directory can hold.
@@ -251,6 +284,18 @@ impl Job {
     }
 
     async fn bring(self: &Arc<Self>, id: VertexId, local: &LocalSource) -> Result<()> {
+        if let Some(path) = self.locals.paths.get(&local.name) {
+            self.first_use(id);
+            let begun = Begun::new(self.progress.clone(), self.state(id));
+            let part = Arc::new(begun.part("transferring context:", 0));
+            let brought = self.transfer(&Sender::Place(path), local, Arc::clone(&part)).await;
+            if let Some(part) = Arc::into_inner(part) {
+                part.complete();
+            }
+            begun.end(brought.as_ref().err());
+            lock(&self.locals.copies).insert(local.clone(), brought?);
+            return Ok(());
+        }
         let session = match local.session.as_str() {
             "" => self.session.get().await?,
             // A definition may be older than this build, and the session it names have ended: then the build's own does.
@@ -265,11 +310,11 @@ impl Job {
         self.first_use(id);
         let begun = Begun::new(self.progress.clone(), self.state(id));
         let part = Arc::new(begun.part("transferring context:", 0));
-        let mut brought = self.transfer(&session, local, Arc::clone(&part)).await;
+        let mut brought = self.transfer(&Sender::Session(&session), local, Arc::clone(&part)).await;
         if !local.session.is_empty() && brought.as_ref().is_err_and(|error| error.kind() == Kind::Unavailable) {
             // The one that was named ends just now.
             if let Some(own) = self.session.get().await?.filter(Session::offers_files) {
-                brought = self.transfer(&own, local, Arc::clone(&part)).await;
+                brought = self.transfer(&Sender::Session(&own), local, Arc::clone(&part)).await;
             }
         }
         if let Some(part) = Arc::into_inner(part) {
@@ -280,33 +325,42 @@ impl Job {
         Ok(())
     }
 
-    async fn transfer(self: &Arc<Self>, session: &Session, local: &LocalSource, part: Arc<Part>) -> Result<Copy> {
-        let key =
-            blake3::hash(format!("{:?}", (&local.name, &local.key_hint, session.shared_key())).as_bytes()).to_hex();
+    async fn transfer(self: &Arc<Self>, sender: &Sender<'_>, local: &LocalSource, part: Arc<Part>) -> Result<Copy> {
+        let mut name = format!("{:?}", (&local.name, &local.key_hint, sender.shared_key()));
+        // A list of a directory and what it excepts is another tree than the directory.
+        name.push_str(if local.listed_but.is_some() { " listed" } else { "" });
+        let key = blake3::hash(name.as_bytes()).to_hex();
         let wanted = Wanted { name: format!("{KEPT}{key}"), sharing: Sharing::Private, seed: None, restore: false };
         let mount = self.cache_mount(wanted).await?;
-        let (job, dir) = (Arc::clone(self), mount.path().to_owned());
+        let (job, dir, exceptions) = (Arc::clone(self), mount.path().to_owned(), local.listed_but.clone());
         let memo = Arc::new(Memo::open(&self.locals.memos, &Kept::tree(&dir), self.locals.now_ns));
         let learnt = Arc::clone(&memo);
         let sink = task::blocking(move || {
-            let learn = move |(metadata, hash, has_xattrs): crate::filesync::Learnt| {
+            let learn = move |(metadata, hash, has_xattrs): filesync::Learnt| {
                 // Nobody else writes to the copy, so its times can be trusted.
                 learnt.put_trusted(&metadata, &Remembered { hash, has_xattrs });
             };
             let boot_id = job.solver.deps().store.root().boot_id();
-            Kept::open(&dir, boot_id, learn, move |bytes| part.update(bytes))
+            let kept = Kept::open(&dir, boot_id, learn, move |bytes| part.update(bytes))?;
+            Ok(match exceptions {
+                Some(exceptions) => Either::Right(Listed::open(&dir, kept, &exceptions)?),
+                None => Either::Left(kept),
+            })
         })
         .await?;
         let LocalSource { include, exclude, follow, .. } = local;
         let filter = Filter { include: include.clone(), exclude: exclude.clone(), follow: follow.clone() };
-        let sink = session.files(&local.name, &filter, sink).await;
-        let sink = sink.map_err(|error| match error.kind() {
+        let received = match sink {
+            Either::Left(kept) => sender.files(&local.name, filter, kept).await.map(Either::Left),
+            Either::Right(listed) => sender.files(&local.name, filter, listed).await.map(Either::Right),
+        };
+        let received = received.map_err(|error| match error.kind() {
             Kind::NotFound => error.with_kind(Kind::InvalidArgument),
             _ => error,
         });
-        let sink = sink.context(|| format!("transfer the directory {:?} of the client", local.name))?;
+        let received = received.context(|| format!("transfer the directory {:?} of the client", local.name))?;
         task::blocking(move || {
-            drop(sink);
+            drop(received);
             // Losing it costs time only.
             let _ = memo.save();
             Ok(())

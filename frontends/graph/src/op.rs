@@ -97,6 +97,9 @@ pub struct LocalSource {
     pub session: String,
     /// Distinguishes directories of one name, whose kept copies have little in common.
     pub key_hint: String,
+    /// Patterns of what is transferred, when the rest is only listed: in the file `.fsutil-metadata`, which BuildKit's `fsutil`
+    /// names and writes so. `None` transfers everything.
+    pub listed_but: Option<Vec<String>>,
 }
 
 /// A git checkout.

@@ -151,6 +151,8 @@ impl Source {
                 parts.list("path", &local.follow);
                 parts.add_if(!local.session.is_empty(), "session", local.session.as_str());
                 parts.add_if(!local.key_hint.is_empty(), "key", local.key_hint.as_str());
+                parts.add_if(local.listed_but.is_some(), "content", "listed");
+                parts.list("transferred path", local.listed_but.as_deref().unwrap_or_default());
             }
             Self::Git(git) => {
                 parts.text("operation", "git");

@@ -71,6 +71,7 @@ pub const CAPABILITIES: &[&str] = &[
     "source.local.excludepatterns",
     "source.local.followpaths",
     "source.local.includepatterns",
+    "source.local.metadatatransfer",
     "source.local.sessionid",
     "source.local.sharedkeyhint",
     "source.local.unique",

@@ -155,6 +155,8 @@ pub(crate) fn source_op(source: &Source, session: &str) -> pb::SourceOp {
             attrs.list("local.followpaths", &local.follow);
             attrs.set("local.session", if local.session.is_empty() { session } else { &local.session });
             attrs.set("local.sharedkeyhint", local.key_hint.as_str());
+            attrs.flag("local.metadatatransfer", local.listed_but.is_some());
+            attrs.list("local.metadatatransferexclude", local.listed_but.as_deref().unwrap_or_default());
             format!("local://{}", local.name)
         }
         Source::Git(git) => {

@@ -124,6 +124,8 @@ fn local(name: &str, attrs: &mut Attributes) -> Result<LocalSource, Refusal> {
         "none" | "metadata" => Ok(()),
         _ => Err("expected none or metadata".to_owned()),
     })?;
+    let listed = attrs.parsed("local.metadatatransfer", boolean)?.unwrap_or_default();
+    let exceptions = attrs.list("local.metadatatransferexclude")?;
     Ok(LocalSource {
         name: name.to_owned(),
         exclude: attrs.list("local.excludepatterns")?,
@@ -131,7 +133,17 @@ fn local(name: &str, attrs: &mut Attributes) -> Result<LocalSource, Refusal> {
         follow: attrs.list("local.followpaths")?,
         session: attrs.text("local.session"),
         key_hint: format!("{}{}", attrs.text("local.sharedkeyhint"), attrs.text("local.unique")),
+        listed_but: listed.then_some(exceptions),
     })
+}
+
+/// Reads a truth value as Go does.
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
 }
 
 fn git(rest: &str, attrs: &mut Attributes) -> Result<GitSource, Refusal> {
@@ -327,6 +339,19 @@ mod tests {
     }
 
     #[test]
+    fn directories_are_transferred_or_listed_but_for_exceptions() {
+        let listed = |attrs: &[(&str, &str)]| match source("local://context", attrs).unwrap() {
+            Source::Local(local) => local.listed_but,
+            other => panic!("{other:?}"),
+        };
+        let exceptions = ("local.metadatatransferexclude", "[\"a\"]");
+        assert_eq!(listed(&[("local.metadatatransfer", "1"), exceptions]), Some(vec!["a".to_owned()]));
+        assert_eq!(listed(&[("local.metadatatransfer", "True")]), Some(Vec::new()));
+        assert_eq!(listed(&[("local.metadatatransfer", "false"), exceptions]), None);
+        assert_eq!(listed(&[exceptions]), None);
+    }
+
+    #[test]
     fn what_is_not_known_or_makes_no_sense_is_refused_by_name() {
         let digest = format!("sha256:{}", "a".repeat(64));
         for (identifier, attrs, kind, word) in [
@@ -341,7 +366,7 @@ mod tests {
             ("git://a/b", &[("git.sig.pubkey", "x")], Kind::Unsupported, "git.sig.pubkey"),
             ("docker-image://x", &[("image.layerlimit", "0")], Kind::Malformed, "image.layerlimit"),
             ("local://x", &[("local.includepattern", "[1]")], Kind::Malformed, "local.includepattern"),
-            ("local://x", &[("local.metadatatransfer", "true")], Kind::Unsupported, "metadatatransfer"),
+            ("local://x", &[("local.metadatatransfer", "yes")], Kind::Malformed, "metadatatransfer"),
             ("http://x/y", &[("http.perm", "rwx")], Kind::Malformed, "http.perm"),
             ("oci-layout://x", &[], Kind::Malformed, "digest"),
             (&format!("oci-layout://x@{digest}"), &[("oci.layerlimit", "0")], Kind::Malformed, "oci.layerlimit"),

@@ -165,7 +165,9 @@ fn source_op(source: &Source) -> Value {
                 .set("local.excludepatterns", list(&local.exclude))
                 .set("local.followpaths", list(&local.follow))
                 .set("local.includepattern", list(&local.include))
-                .set("local.sharedkeyhint", local.key_hint.as_str());
+                .set("local.sharedkeyhint", local.key_hint.as_str())
+                .set("local.metadatatransfer", yes(local.listed_but.is_some()))
+                .set("local.metadatatransferexclude", list(local.listed_but.as_deref().unwrap_or_default()));
             format!("local://{}", local.name)
         }
         Source::Git(git) => {
