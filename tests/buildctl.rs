@@ -16,9 +16,9 @@ use kiln::types::build::moby::buildkit::secrets::v1::secrets_server::{Secrets, S
 use kiln::types::build::moby::buildkit::secrets::v1::{GetSecretRequest, GetSecretResponse};
 use kiln::types::build::{BytesMessage, Exporter, ListWorkersRequest, SolveRequest, StatusRequest, pb};
 use prost::Message as _;
+use support::Daemon;
 use support::certificates::Certificates;
 use support::llb::{Llb, mkfile};
-use support::{Daemon, Kiln, is_installed, is_root};
 use tokio::io::AsyncWriteExt as _;
 use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
@@ -144,21 +144,12 @@ async fn privileged_llb_on_standard_input_is_built_by_a_socket() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_llb_on_standard_input_is_built_over_mutual_tls() {
-    if !is_root() || !is_installed("openssl", "openssl") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let certificates = Certificates::make(dir.path());
-    let path = |name: &str| certificates.path(name);
-    let (ca, cert, key) = (path("ca.pem"), path("server.pem"), path("server.key"));
-    let options = ["-H", "tcp://127.0.0.1:0", "--tlscacert", &ca, "--tlscert", &cert, "--tlskey", &key];
-    let daemon = Daemon::of(Kiln::with_busybox(), &options);
+    let Some(certificates) = Certificates::make() else { return };
+    let daemon = Daemon::over_tls(&certificates);
     let host = daemon.also("tcp://");
-    let files = |name: &str| TlsFiles {
-        ca: path("ca.pem").into(),
-        pair: Some((path(&format!("{name}.pem")).into(), path(&format!("{name}.key")).into())),
-    };
-    let endpoint = host.parse::<Endpoint>().expect("a host").with_tls(files("client"));
+    let path = |name: &str| certificates.path(name).into();
+    let files = TlsFiles { ca: path("ca.pem"), pair: Some((path("client.pem"), path("client.key"))) };
+    let endpoint = host.parse::<Endpoint>().expect("a host").with_tls(files);
     build(connect(endpoint).await, &llb("password"), "piped").await.unwrap();
     assert_eq!(daemon.cat("piped", "/said"), "the password");
 }

@@ -11,7 +11,7 @@ use support::certificates::Certificates;
 use support::registry::{self, Access, Connection, PASSWORD, Registry, USER};
 use support::ssh::{Agent, put_ssh_add};
 use support::terminal::Terminal;
-use support::{Daemon, Docker, Kiln, Outcome, Run, command, is_installed, is_root};
+use support::{Daemon, Docker, Outcome, Run, command};
 
 /// The builders: docker's own, of the driver `docker`, and the one that [`Client::start`] makes.
 const BUILDERS: [&str; 2] = ["default", "remote"];
@@ -107,19 +107,13 @@ fn privileged_docker_and_buildx_build_with_both_drivers() {
 #[test]
 fn privileged_the_remote_driver_speaks_mutual_tls() {
     let Some(docker) = Docker::with_buildx() else { return };
-    if !is_root() || !is_installed("openssl", "openssl") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let certificates = Certificates::make(dir.path());
-    let path = |name: &str| certificates.path(name);
-    let (ca, cert, key) = (path("ca.pem"), path("server.pem"), path("server.key"));
-    let options = ["-H", "tcp://127.0.0.1:0", "--tlscacert", &ca, "--tlscert", &cert, "--tlskey", &key];
-    let client = Client { daemon: Daemon::of(Kiln::with_busybox(), &options), docker };
+    let Some(certificates) = Certificates::make() else { return };
+    let client = Client { daemon: Daemon::over_tls(&certificates), docker };
     let host = client.daemon.also("tcp://");
     client.write("Dockerfile", "FROM busybox\nCOPY a /a\n");
     client.write("a", "by TLS");
-    let files = format!("cacert={ca},cert={},key={}", path("client.pem"), path("client.key"));
+    let path = |name: &str| certificates.path(name);
+    let files = format!("cacert={},cert={},key={}", path("ca.pem"), path("client.pem"), path("client.key"));
     client.run(&["buildx", "create", "--name", "trusted", "--driver", "remote", "--driver-opt", &files, &host]).ok();
     client.build("trusted", &["-o", "type=image,name=secured"]);
     assert_eq!(client.daemon.cat("secured", "/a"), "by TLS");

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
@@ -21,7 +22,7 @@ struct Daemon {
 
 impl Daemon {
     /// Starts one and waits until it says that it listens.
-    fn start(args: &[&str]) -> Option<Self> {
+    fn start<S: AsRef<OsStr>>(args: &[S]) -> Option<Self> {
         is_root().then(|| {
             let kiln = Kiln::new();
             let mut process = run(&kiln, args).within(Duration::from_secs(600)).spawn();
@@ -40,7 +41,7 @@ impl Daemon {
     }
 }
 
-fn run(kiln: &Kiln, args: &[&str]) -> Run {
+fn run<S: AsRef<OsStr>>(kiln: &Kiln, args: &[S]) -> Run {
     Run::new(support::KILN).arg("daemon").arg("--root").arg(kiln.root()).args(args).env("HOME", kiln.home())
 }
 
@@ -88,24 +89,16 @@ fn tcp_without_certificates_is_refused_unless_the_user_insists() {
 
 #[test]
 fn privileged_over_tls_only_clients_with_a_certificate_are_served() {
-    if !is_root() || !is_installed("openssl", "openssl") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let certificates = Certificates::make(dir.path());
-    let path = |name: &str| certificates.path(name);
-    let (ca, cert, key) = (path("ca.pem"), path("server.pem"), path("server.key"));
-    let args = ["-H", "tcp://127.0.0.1:0", "--tlscacert", &ca, "--tlscert", &cert, "--tlskey", &key];
-    let daemon = Daemon::start(&args).unwrap();
+    let Some(certificates) = Certificates::make() else { return };
+    let daemon = Daemon::start(&certificates.listening()).unwrap();
     let host = daemon.host();
     let client = || Run::new(support::KILN).args(["-H", &host]).env("HOME", daemon.kiln.home());
-    let (cert, key) = (path("client.pem"), path("client.key"));
-    client().args(["--tlscacert", &ca, "--tlscert", &cert, "--tlskey", &key, "version"]).ok();
-    client().args(["--tlscacert", &ca, "version"]).fails();
+    client().args(certificates.options("client")).arg("version").ok();
+    client().args(["--tlscacert", &certificates.path("ca.pem"), "version"]).fails();
     client().arg("version").fails();
     if is_installed("docker", "docker.io") {
-        let docker = Run::new("docker").args(["-H", &host, "--tlsverify", "--tlscacert", &ca]);
-        let version = docker.args(["--tlscert", &cert, "--tlskey", &key, "version"]).ok();
+        let docker = Run::new("docker").args(["-H", &host, "--tlsverify"]).args(certificates.options("client"));
+        let version = docker.arg("version").ok();
         assert!(version.contains("Server"), "{version}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::certificates::Certificates;
 use super::{Docker, KILN, Kiln, PATIENCE, Run, Running, eventually, is_root};
 
 /// A daemon on a socket of its own, with `busybox:latest` in its store. Dropping it kills it.
@@ -30,6 +31,13 @@ impl Daemon {
         let mut process = run.env("HOME", kiln.home()).within(Duration::from_secs(600)).spawn();
         process.until_it_says("listening on");
         Self { process, host, kiln }
+    }
+
+    /// Starts one that listens for clients with a certificate, too.
+    pub fn over_tls(certificates: &Certificates) -> Self {
+        let options = certificates.listening();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        Self::of(Kiln::with_busybox(), &options)
     }
 
     /// Returns an address that it listens on besides its socket, by its beginning.
