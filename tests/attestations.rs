@@ -68,7 +68,21 @@ fn privileged_provenance_tells_of_the_base_and_of_no_arguments_unless_asked_for_
     let loaded = &metadata["source"]["infos"][0]["llbDefinition"][0]["op"]["Op"]["source"];
     assert_eq!(loaded["identifier"], "local://dockerfile");
     assert!(metadata["layers"].as_object().is_some_and(|layers| !layers.is_empty()));
-    assert!(!max.to_string().contains("hunter2"));
+    assert!(!max.to_string().contains("hunter2") && !max.to_string().contains("resourceUsage"));
+
+    build(&kiln, &[&common[..], &["--no-cache", "--provenance=mode=max,capture-usage=true"]].concat());
+    let max = predicate(&kiln, "provenance.json");
+    let steps = &max["buildDefinition"]["internalParameters"]["buildConfig"]["llbDefinition"];
+    let used = |step: &Value| {
+        Some((step["op"]["Op"]["exec"].is_object(), step["resourceUsage"]["samples"].as_array()?.clone()))
+    };
+    let used: Vec<(bool, Vec<Value>)> = steps.as_array().expect("there are steps").iter().filter_map(used).collect();
+    let [(true, samples)] = used.as_slice() else { panic!("{used:?}") };
+    let last = samples.last().expect("the end is read");
+    assert!(
+        last["cpuStat"]["usageNanos"].as_u64() > Some(0) && last["memoryStat"]["peak"].as_u64() > Some(0),
+        "{last}"
+    );
 }
 
 #[test]

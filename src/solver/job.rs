@@ -17,6 +17,7 @@ use super::copy::{Owners, Selection, Tree};
 use super::devices::Allowed;
 use super::exchange::{Ahead, Imports, Peer};
 use super::look::Places;
+use super::ops::Reading;
 use super::policy::Policies;
 use super::progress::{Event, Part, Progress, VertexState};
 use super::remote::Pins;
@@ -235,6 +236,8 @@ pub(super) struct Job {
     pub(super) taken: Mutex<HashMap<UseId, Arc<Taken>>>,
     /// The client's directories that were reported as read.
     pub(super) read: Mutex<BTreeSet<VertexId>>,
+    /// What the steps that ran used of the machine.
+    pub(super) readings: Mutex<HashMap<VertexId, Vec<Reading>>>,
     /// Records that were found, to be marked as used at the end.
     pub(super) hits: Arc<Mutex<Vec<i64>>>,
     /// Set when the build is given up, for work that belongs to no step.
@@ -274,6 +277,7 @@ impl Job {
             peer: Peer::default(),
             taken: Mutex::default(),
             read: Mutex::default(),
+            readings: Mutex::default(),
             hits: Arc::default(),
             cancel,
             pending: TaskTracker::new(),
@@ -298,6 +302,7 @@ impl Job {
             peer: Peer::default(),
             taken: Mutex::default(),
             read: Mutex::default(),
+            readings: Mutex::default(),
             hits: Arc::clone(&self.hits),
             cancel: self.cancel.clone(),
             pending: self.pending.clone(),

@@ -13,6 +13,10 @@ pub struct Stats {
     pub memory_peak_bytes: Option<u64>,
     /// The limit of memory in bytes.
     pub memory_limit_bytes: Option<u64>,
+    /// Memory that is no file's, in bytes.
+    pub memory_anon_bytes: u64,
+    /// Memory that is the page cache, in bytes.
+    pub memory_file_bytes: u64,
     /// The part of the page cache that can be dropped first, in bytes; Docker does not count it as used.
     pub memory_inactive_file_bytes: u64,
     /// How many processes were killed because memory ran out.
@@ -84,7 +88,8 @@ fn read_memory_v1(group: &Group, stats: &mut Stats) {
     stats.memory_peak_bytes = group.number("memory.max_usage_in_bytes");
     // "No limit" is the largest multiple of the page size.
     stats.memory_limit_bytes = group.number("memory.limit_in_bytes").filter(|limit| *limit < i64::MAX as u64 & !0xffff);
-    [stats.memory_inactive_file_bytes] = group.values("memory.stat", ["total_inactive_file"]);
+    [stats.memory_anon_bytes, stats.memory_file_bytes, stats.memory_inactive_file_bytes] =
+        group.values("memory.stat", ["total_rss", "total_cache", "total_inactive_file"]);
     [stats.oom_kills] = group.values("memory.oom_control", ["oom_kill"]);
 }
 
@@ -94,7 +99,8 @@ fn read_v2(group: &Group, cgroup: &Cgroup, stats: &mut Stats) {
         stats.memory_usage_bytes = group.number("memory.current").unwrap_or(0);
         stats.memory_peak_bytes = group.number("memory.peak");
         stats.memory_limit_bytes = group.number("memory.max");
-        [stats.memory_inactive_file_bytes] = group.values("memory.stat", ["inactive_file"]);
+        [stats.memory_anon_bytes, stats.memory_file_bytes, stats.memory_inactive_file_bytes] =
+            group.values("memory.stat", ["anon", "file", "inactive_file"]);
         [stats.oom_kills] = group.values("memory.events", ["oom_kill"]);
     }
     if cgroup.group(Controller::Pids).is_some_and(|pids| pids.version == Version::V2) {

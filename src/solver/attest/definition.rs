@@ -5,6 +5,7 @@
 //! inputs come before what uses them; the last one stands for the result. Secrets are here by their ids only.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,6 +17,9 @@ use kiln_graph::op::{
 use kiln_graph::{Edge, Graph, Platform, Vertex, VertexId};
 use serde_json::{Map, Value, json};
 
+use super::rfc3339;
+use crate::solver::ops::Reading;
+
 /// What steps are called.
 pub(super) type Names = HashMap<VertexId, String>;
 
@@ -24,8 +28,14 @@ pub(super) fn names(order: &[VertexId]) -> Names {
     order.iter().enumerate().map(|(at, id)| (*id, format!("step{at}"))).collect()
 }
 
-/// Writes the steps, and which vertex each of them is.
-pub(super) fn build_config(graph: &Graph, order: &[VertexId], root: Option<Edge>, names: &Names) -> Value {
+/// Writes the steps, which vertex each of them is, and what those used that were read.
+pub(super) fn build_config(
+    graph: &Graph,
+    order: &[VertexId],
+    root: Option<Edge>,
+    names: &Names,
+    readings: &HashMap<VertexId, Vec<Reading>>,
+) -> Value {
     let input = |edge: &Edge| Value::from(format!("{}:{}", names[&edge.vertex], edge.output));
     let mut steps = Vec::new();
     let mut mapping = Map::new();
@@ -34,6 +44,9 @@ pub(super) fn build_config(graph: &Graph, order: &[VertexId], root: Option<Edge>
         let mut step = json!({"id": names[id], "op": operation(vertex)});
         if !vertex.inputs.is_empty() {
             step["inputs"] = vertex.inputs.iter().map(input).collect();
+        }
+        if let Some(readings) = readings.get(id).filter(|readings| !readings.is_empty()) {
+            step["resourceUsage"] = json!({"samples": readings.iter().map(sample).collect::<Vec<_>>()});
         }
         steps.push(step);
         mapping.insert(vertex.digest().to_string(), names[id].clone().into());
@@ -51,7 +64,32 @@ fn loading(filename: &str) -> Value {
     let local = LocalSource { key_hint: name.clone(), name, follow, ..LocalSource::default() };
     let mut graph = Graph::new();
     let local = graph.add(Op::Source(Source::Local(local)), Vec::new(), Platform::host(), Meta::default());
-    build_config(&graph, &[local], Some(local.into()), &names(&[local]))
+    build_config(&graph, &[local], Some(local.into()), &names(&[local]), &HashMap::new())
+}
+
+/// What a step's processes used until then.
+fn sample(reading: &Reading) -> Value {
+    let Reading { at_ns, stats } = reading;
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    json!({
+        "timestamp": rfc3339(*at_ns),
+        "cpuStat": {
+            "usageNanos": nanos(stats.cpu),
+            "userNanos": nanos(stats.cpu_user),
+            "systemNanos": nanos(stats.cpu_system),
+            "nrPeriods": stats.cpu_periods,
+            "nrThrottled": stats.cpu_throttled_periods,
+            "throttledNanos": nanos(stats.cpu_throttled),
+        },
+        "memoryStat": Message::default()
+            .must("anon", stats.memory_anon_bytes)
+            .must("file", stats.memory_file_bytes)
+            .set("peak", stats.memory_peak_bytes)
+            .set("oomKillEvents", stats.oom_kills)
+            .done(),
+        "ioStat": {"readBytes": stats.io_read_bytes, "writeBytes": stats.io_written_bytes},
+        "pidsStat": {"current": stats.pids},
+    })
 }
 
 /// Writes the sources and the places of steps in them; `None` when no step has a place. `loaded` is the path of the Dockerfile, if it
@@ -423,7 +461,7 @@ mod tests {
         let exec = graph.add(Op::Exec(Box::new(exec)), vec![file.into()], host, place(22, 27));
         let order = graph.reachable([exec]);
         let names = names(&order);
-        let config = build_config(&graph, &order, Some(exec.into()), &names);
+        let config = build_config(&graph, &order, Some(exec.into()), &names, &HashMap::new());
         let steps = config["llbDefinition"].as_array().unwrap();
         assert_eq!(steps[0]["op"]["Op"]["source"]["identifier"], "local://context");
         assert_eq!(steps[0]["op"]["Op"]["source"]["attrs"]["local.excludepatterns"], "[\"x\"]");

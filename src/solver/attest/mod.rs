@@ -143,7 +143,7 @@ mod tests {
             ("vulnerabilities", "", "vulnerabilities"),
             ("provenance", "mode=huge", "huge"),
             ("provenance", "version=v9", "v9"),
-            ("provenance", "capture-usage=true", "capture-usage"),
+            ("provenance", "capture-usage=perhaps", "capture-usage"),
             ("provenance", "reproducible=perhaps", "reproducible"),
             ("provenance", "filename=../x", "filename"),
             ("sbom", "depth=3", "depth"),

@@ -1,6 +1,6 @@
 //! Provenance: what a result was built of, by whom and how, gathered from the request and the graph.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use serde_json::{Value as Json, json};
 use super::super::export::Attestation;
 use super::super::frontend::Target;
 use super::super::job::Job;
+use super::super::lock;
 use super::super::remote::Material;
 use super::super::value::{FileSystem, Value};
 use super::{definition, rfc3339, slsa};
@@ -44,6 +45,8 @@ pub(in crate::solver) struct Provenance {
     pub(super) file_name: String,
     pub(super) reproducible: bool,
     pub(super) inline_only: bool,
+    /// Whether steps tell what they used of the machine, in mode max.
+    pub(super) capture_usage: bool,
 }
 
 impl Provenance {
@@ -63,6 +66,7 @@ impl Provenance {
                 }
                 ("reproducible", value) => provenance.reproducible = flag(key, value)?,
                 ("inline-only", value) => provenance.inline_only = flag(key, value)?,
+                ("capture-usage", value) => provenance.capture_usage = flag(key, value)?,
                 ("mode", other) => return Err(Error::invalid(format!("mode={other}: expected min or max"))),
                 ("version", other) => return Err(Error::invalid(format!("version={other}: expected v1 or v0.2"))),
                 ("filename", other) => return Err(Error::invalid(format!("filename={other}: expected a plain name"))),
@@ -83,6 +87,7 @@ impl Provenance {
             file_name: "provenance.json".to_owned(),
             reproducible: false,
             inline_only: false,
+            capture_usage: false,
         }
     }
 }
@@ -174,7 +179,9 @@ impl Job {
         if provenance.mode == Mode::Max {
             let names = definition::names(&order);
             let loaded = facts.local_file.then_some(facts.filename.as_str());
-            statement.build_config = Some(definition::build_config(&self.graph, &order, target.root, &names));
+            let readings = if provenance.capture_usage { lock(&self.readings).clone() } else { HashMap::new() };
+            statement.build_config =
+                Some(definition::build_config(&self.graph, &order, target.root, &names, &readings));
             statement.source = definition::source(&self.graph, &order, &names, loaded);
             statement.layers = self.layers(&order, &names).await?;
         }

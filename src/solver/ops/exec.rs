@@ -1,5 +1,6 @@
 //! RUN: a process in a sandbox over a new layer. What it changes is the layer; nothing is copied.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +10,14 @@ use rustix::process::Signal;
 
 use super::exit::{Ended, Unsuccessful, judge};
 use super::logs;
+use super::meter::Meter;
 use super::step::{Equipment, Step};
 use super::times::{self, Touched};
 use crate::error::{Error, Kind, Result};
 use crate::sandbox::{self, Limits, Sandbox, Stdio};
 use crate::solver::devices::{self, Injection};
 use crate::solver::job::{Entitlement, Job, Stop, cancelled};
+use crate::solver::lock;
 use crate::solver::reporter::Reporter;
 use crate::solver::settle::Made;
 use crate::solver::value::{Failed, FileSystem, Keep, Remains};
@@ -42,7 +45,8 @@ impl Job {
         // It may run all the same: what an image says of its platform is not always so.
         obstacle.iter().for_each(|obstacle| reporter.note(obstacle));
         let started_ns = self.progress.now_ns();
-        let (step, outcome) = attempts(step, reporter, stop).await?;
+        let (mut step, outcome) = attempts(step, reporter, stop).await?;
+        lock(&self.readings).insert(id, std::mem::take(&mut step.readings));
         let outcome = outcome.map_err(|unsuccessful| unsuccessful.with_obstacle(obstacle));
         let name = vertex.meta.name.clone();
         match outcome {
@@ -178,13 +182,18 @@ async fn attempt(step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, 
         let started = step.start(Stdio::OnePipe, |_| {});
         Ok((step, started))
     };
-    let (step, mut sandbox) = match task::blocking(begin).await? {
+    let (mut step, mut sandbox) = match task::blocking(begin).await? {
         (step, Ok(sandbox)) => (step, sandbox),
         (step, Err(error)) => return Ok((step, Err(error.into()))),
     };
     let timeout = step.exec.timeout_ns.map(Duration::from_nanos);
     let store = step.store().clone();
-    let ended = follow(&mut sandbox, timeout, reporter, stop, full(store)).await;
+    let mut meter = Meter::new();
+    let now_ns = || step.job.progress.now_ns();
+    let metered = meter.run(sandbox.cgroup().cloned(), now_ns);
+    let ended = follow(&mut sandbox, timeout, reporter, stop, full(store), metered).await;
+    let used = ended.as_ref().ok().and_then(|ended| ended.exit.usage.as_ref());
+    step.readings = meter.end(step.job.progress.now_ns(), used);
     let end = move || {
         let left = step.leave(sandbox);
         Ok((step, left))
@@ -221,6 +230,7 @@ async fn follow(
     reporter: &Reporter,
     stop: &Stop,
     full: impl Future<Output = Error>,
+    metered: impl Future<Output = Infallible>,
 ) -> Result<Ended> {
     sandbox.warnings().iter().for_each(|warning| reporter.note(warning));
     let streams = sandbox.take_streams();
@@ -247,6 +257,7 @@ async fn follow(
             sandbox.signal(Signal::KILL)?;
             sandbox.wait().await.and(Err(cancelled()))
         }
+        never = metered => match never {},
         error = full => {
             sandbox.signal(Signal::KILL)?;
             ended.await.and(Err(error))

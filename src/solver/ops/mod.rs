@@ -8,12 +8,14 @@ mod file;
 mod logs;
 mod make;
 mod merge;
+mod meter;
 mod mounts;
 mod step;
 mod times;
 
 pub(super) use cache_mount::{CacheMount, Wanted};
 pub(super) use merge::Shortcut;
+pub(super) use meter::Reading;
 
 use std::sync::Arc;
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use kiln_graph::op::{Exec, NetworkMode, SecurityMode};
 
+use super::meter::Reading;
 use super::mounts::Mounts;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::network::files::{ExtraHost, HostAddress, Hosts, Reach, hosts, resolv_conf};
@@ -38,6 +39,8 @@ pub(in crate::solver) struct Step {
     mounts: Mounts,
     devices: Injection,
     netns: Option<PooledNetns>,
+    /// What its last process used.
+    pub(super) readings: Vec<Reading>,
 }
 
 /// What a step runs with.
@@ -62,7 +65,7 @@ impl Step {
             NetworkMode::Sandbox => Some(job.solver.pool().get()?),
             NetworkMode::Host | NetworkMode::None => None,
         };
-        Ok(Self { job, exec, env, tree, mounts, devices, netns })
+        Ok(Self { job, exec, env, tree, mounts, devices, netns, readings: Vec::new() })
     }
 
     /// Takes back what it has changed, in its tree and in bind mounts. What is in cache mounts stays. Blocking.
