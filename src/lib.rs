@@ -17,6 +17,7 @@ pub mod network;
 pub mod registry;
 pub mod sandbox;
 pub mod sbom;
+pub mod signature;
 pub mod solver;
 pub mod state;
 pub mod store;

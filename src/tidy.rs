@@ -25,6 +25,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("network", &["error", "sys", "task", "state"]),
     ("volume", &["error", "state", "store"]),
     ("sbom", &["error", "task", "store"]),
+    ("signature", &["error", "sys"]),
     (
         "solver",
         &[
@@ -39,6 +40,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "sandbox",
             "network",
             "sbom",
+            "signature",
             "wire",
             "kiln_dockerfile",
             "kiln_llb",

@@ -7,6 +7,7 @@
 
 pub mod bpf;
 mod init;
+pub mod map;
 pub mod mount;
 pub mod netlink;
 pub mod netlink_nft;
