@@ -454,7 +454,7 @@ fn attach(
     manifest.descriptor.platform = Some(Platform::new("unknown", "unknown", ""));
     let facts = [
         (annotation::DOCKER_REFERENCE_TYPE, "attestation-manifest".to_owned()),
-        ("vnd.docker.reference.digest", target.digest.to_string()),
+        (annotation::DOCKER_REFERENCE_DIGEST, target.digest.to_string()),
     ];
     manifest.descriptor.annotations.extend(facts.map(|(key, value)| (key.to_owned(), value)));
     Ok(Attached { manifest, content: std::iter::once(config).chain(layers).collect() })

@@ -5,6 +5,7 @@
 
 mod archive;
 mod assemble;
+mod attested;
 mod layers;
 mod layout;
 mod list;
@@ -21,6 +22,7 @@ use kiln_graph::{Digest, Reference};
 
 pub use archive::{Imported, Layout, Loaded, SaveRequest};
 pub use assemble::{Assembled, AssembledImage, AssembledLayer, Assembly, Document, Form, Top, statement};
+pub use attested::Chain;
 pub use layers::{Configured, NewImage};
 pub use list::{Layer, Summary};
 pub use pull::{BlobSource, ChainLayer, LayerSink, LayerStage, Report, RepositoryBlobs, Wanted, pour, suffix};

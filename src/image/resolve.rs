@@ -215,7 +215,7 @@ impl Images {
         let parsed: Manifest = parse(&manifest.bytes, "manifest")?;
         check_artifact(name, &parsed)?;
         let sink = Memory::new(&parsed.config, name)?;
-        let config = client.blob(name, &parsed.config, sink, &Progress::new()).await?.bytes.freeze();
+        let config = client.blob(name, &parsed.config, sink, &Progress::new()).await?.into_bytes();
         let config = Document { digest: parsed.config.digest, bytes: config };
         let parsed_config = parse_config(&config.bytes)?;
         if parsed_config.rootfs.diff_ids.len() != parsed.layers.len() {
@@ -269,21 +269,25 @@ pub(super) fn no_platform(name: &Reference, platform: &Platform, index: &Index) 
     ))
 }
 
-/// Receives a configuration.
-struct Memory {
+/// Receives a small blob.
+pub(super) struct Memory {
     bytes: bytes::BytesMut,
     descriptor: Descriptor,
 }
 
 impl Memory {
-    fn new(descriptor: &Descriptor, name: &Reference) -> Result<Self> {
+    pub(super) fn new(descriptor: &Descriptor, name: &Reference) -> Result<Self> {
         if descriptor.size > MAX_DOCUMENT {
-            let (name, size) = (name.familiar(), descriptor.size);
+            let (name, size, digest) = (name.familiar(), descriptor.size, descriptor.digest);
             return Err(Error::invalid(format!(
-                "the configuration of {name} has {size} bytes, more than {MAX_DOCUMENT}"
+                "the document {digest} of {name} has {size} bytes, more than {MAX_DOCUMENT}"
             )));
         }
         Ok(Self { bytes: bytes::BytesMut::new(), descriptor: descriptor.clone() })
+    }
+
+    pub(super) fn into_bytes(self) -> Bytes {
+        self.bytes.freeze()
     }
 }
 

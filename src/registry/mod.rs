@@ -15,6 +15,7 @@ mod fetch;
 mod login;
 mod manifest;
 mod object;
+mod referrers;
 mod refusal;
 mod retry;
 mod scope;

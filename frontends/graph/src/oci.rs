@@ -63,6 +63,8 @@ pub mod annotation {
     pub const CREATED: &str = "org.opencontainers.image.created";
     /// What an attached manifest is, for example `attestation-manifest`.
     pub const DOCKER_REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+    /// The digest of the manifest that it is attached to.
+    pub const DOCKER_REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 }
 
 /// Reads `null` as the default value, as Go does.
