@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
+use super::Sandbox;
 use super::cgroup::Cgroup;
 use super::exit::{Child, Status};
 use super::failure;
@@ -39,7 +40,29 @@ pub struct Execution {
 /// # Errors
 /// As [`super::spawn`]; `Conflict` when `pid` has ended.
 pub fn exec(pid: Pid, cgroup: Option<&Cgroup>, process: &Process, stdio: Stdio) -> Result<Execution> {
-    let target = Target::open(pid)?;
+    join(Target::open(pid)?, cgroup, process, stdio)
+}
+
+impl Sandbox {
+    /// Runs another process in it, as [`exec`] does.
+    ///
+    /// # Errors
+    /// As there: `Conflict` when its first process has ended.
+    pub fn exec(&self, process: &Process, stdio: Stdio) -> Result<Execution> {
+        let target = Target::open(self.pid())?;
+        // Its number is its own until its end was collected; after that it may be anybody's.
+        if self.is_collected() {
+            return Err(gone(self.pid()));
+        }
+        join(target, self.cgroup(), process, stdio)
+    }
+}
+
+fn gone(pid: Pid) -> Error {
+    Error::conflict(format!("process {} of the container is not running", pid.as_raw_nonzero()))
+}
+
+fn join(target: Target, cgroup: Option<&Cgroup>, process: &Process, stdio: Stdio) -> Result<Execution> {
     let ids = process.user.resolve(target.root.as_fd())?;
     let has_terminal = matches!(stdio, Stdio::Terminal(_));
     let owner = target.host_uid(ids.uid)?;
@@ -51,7 +74,7 @@ pub fn exec(pid: Pid, cgroup: Option<&Cgroup>, process: &Process, stdio: Stdio) 
     let mut steps: Vec<Step> = wait.into_iter().collect();
     steps.extend(prepare::entry_steps(true, cgroup)?);
     let call = Call::JoinNamespaces(Arc::clone(&target.pidfd), target.shared);
-    steps.push(Step { call, purpose: format!("join the namespaces of process {}", pid.as_raw_nonzero()) });
+    steps.push(Step { call, purpose: format!("join the namespaces of process {}", target.pid.as_raw_nonzero()) });
     if target.shared.contains(ThreadNameSpaceType::USER) {
         steps.push(Step { call: Call::BecomeRoot, purpose: "become root of the user namespace".to_owned() });
     }
@@ -66,6 +89,7 @@ pub fn exec(pid: Pid, cgroup: Option<&Cgroup>, process: &Process, stdio: Stdio) 
 
 /// The first process of a sandbox, and what is needed to join it.
 struct Target {
+    pid: Pid,
     pidfd: Arc<OwnedFd>,
     proc_dir: PathBuf,
     root: OwnedFd,
@@ -86,7 +110,7 @@ const NAMESPACES: [(&str, ThreadNameSpaceType); 6] = [
 impl Target {
     fn open(pid: Pid) -> Result<Self> {
         let number = pid.as_raw_nonzero();
-        let gone = || Error::conflict(format!("process {number} of the container is not running"));
+        let gone = || gone(pid);
         let pidfd = Arc::new(rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|_| gone())?);
         let proc_dir = PathBuf::from(format!("/proc/{number}"));
         let root =
@@ -108,7 +132,7 @@ impl Target {
             return Err(gone());
         }
         let root = root.map_err(|errno| failure::step("open the root of the container", errno))?;
-        Ok(Self { pidfd, proc_dir, root, shared, pid_namespace })
+        Ok(Self { pid, pidfd, proc_dir, root, shared, pid_namespace })
     }
 
     /// The number a user of the sandbox has here.

@@ -285,6 +285,11 @@ impl Sandbox {
         finish(&self.child, self.cgroup.as_ref(), &self.exit)
     }
 
+    /// Whether its end was collected.
+    fn is_collected(&self) -> bool {
+        self.lock().is_some()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Exit>> {
         self.exit.lock().unwrap_or_else(PoisonError::into_inner)
     }

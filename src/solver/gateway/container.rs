@@ -316,7 +316,7 @@ impl Container {
             process.make_privileged();
         }
         let command = process.args.join(" ");
-        let started = sandbox::exec(sandbox.pid(), sandbox.cgroup(), &process, stdio);
+        let started = sandbox.exec(&process, stdio);
         let mut execution = started.map_err(|error| match error.kind() {
             crate::error::Kind::Conflict => self.gone(),
             _ => error.context(format!("process {command:?}")),
