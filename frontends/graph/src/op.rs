@@ -121,8 +121,23 @@ pub struct GitSource {
     pub commit_mtime: bool,
     /// Whether the commit is fetched by its id.
     pub fetch_by_commit: bool,
+    /// What its signature must be verified by; `None` asks for none.
+    pub verification: Option<Box<GitVerification>>,
     /// How its server is reached; not part of the identity.
     pub access: GitAccess,
+}
+
+/// Whose signature a commit or a tag of it must have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct GitVerification {
+    /// Armored OpenPGP keys, or SSH keys as lines of `authorized_keys`.
+    pub keys: String,
+    /// Whether what a key signed that has expired since is refused.
+    pub reject_expired: bool,
+    /// Whether the tag itself must be signed.
+    pub require_signed_tag: bool,
+    /// Whether the commit must be signed, whatever the tag is.
+    pub ignore_signed_tag: bool,
 }
 
 /// How the server of a repository is reached.
@@ -157,6 +172,17 @@ pub struct HttpSource {
     pub header_secret: String,
     /// Further headers of the request, names in lower case; not part of the identity.
     pub headers: Vec<(String, String)>,
+    /// What its content must be signed with; `None` asks for nothing.
+    pub verification: Option<Box<FileVerification>>,
+}
+
+/// The signature of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FileVerification {
+    /// Armored OpenPGP keys.
+    pub keys: String,
+    /// An armored detached signature by one of them.
+    pub signature: String,
 }
 
 /// An image in an OCI layout that the client offers.

@@ -61,6 +61,7 @@ pub const CAPABILITIES: &[&str] = &[
     "source.http.checksum",
     "source.http.header",
     "source.http.perm",
+    "source.http.signatureverify",
     "source.image",
     "source.image.checksum",
     "source.image.layerlimit",

@@ -170,6 +170,12 @@ pub(crate) fn source_op(source: &Source, session: &str) -> pb::SourceOp {
             attrs.set("git.authtokensecret", git.access.token_secret.as_str());
             attrs.set("git.mountsshsock", git.access.agent.as_str());
             attrs.set("git.knownsshhosts", git.access.known_hosts.as_str());
+            if let Some(verification) = &git.verification {
+                attrs.set("git.sig.pubkey", verification.keys.as_str());
+                attrs.flag("git.sig.rejectexpired", verification.reject_expired);
+                attrs.flag("git.sig.requiresignedtag", verification.require_signed_tag);
+                attrs.flag("git.sig.ignoresignedtag", verification.ignore_signed_tag);
+            }
             let remote = git.remote.split_once("://").map_or(git.remote.as_str(), |(_, rest)| rest);
             let subdir = if git.subdir.is_empty() { String::new() } else { format!(":{}", git.subdir) };
             let fragment = format!("{}{subdir}", git.reference);
@@ -180,6 +186,10 @@ pub(crate) fn source_op(source: &Source, session: &str) -> pb::SourceOp {
             attrs.file(&http.filename, http.mode, http.uid, http.gid);
             attrs.set("http.authheadersecret", http.header_secret.as_str());
             http.headers.iter().for_each(|(name, value)| attrs.set(&format!("http.header.{name}"), value.as_str()));
+            if let Some(verification) = &http.verification {
+                attrs.set("http.sig.pubkey", verification.keys.as_str());
+                attrs.set("http.sig.signature", verification.signature.as_str());
+            }
             http.url.clone()
         }
         Source::OciLayout(layout) => {

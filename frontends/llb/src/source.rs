@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_graph::op::{
-    BlobLocator, BlobPlace, GitAccess, GitSource, HttpSource, ImageBlob, ImageSource, LocalSource, OciLayoutSource,
-    ResolveMode, Source,
+    BlobLocator, BlobPlace, FileVerification, GitAccess, GitSource, GitVerification, HttpSource, ImageBlob,
+    ImageSource, LocalSource, OciLayoutSource, ResolveMode, Source,
 };
 use kiln_graph::{Digest, Reference};
 
@@ -175,6 +175,7 @@ fn git(rest: &str, attrs: &mut Attributes) -> Result<GitSource, Refusal> {
         skip_submodules: attrs.flag("git.skipsubmodules"),
         commit_mtime: commit_mtime.unwrap_or_default(),
         fetch_by_commit: attrs.flag("git.fetchbycommit"),
+        verification: git_verification(attrs)?,
         access: GitAccess {
             header_secret: attrs.text("git.authheadersecret"),
             token_secret: attrs.text("git.authtokensecret"),
@@ -182,6 +183,36 @@ fn git(rest: &str, attrs: &mut Attributes) -> Result<GitSource, Refusal> {
             known_hosts: attrs.text("git.knownsshhosts"),
         },
     })
+}
+
+/// Whose signature is asked for. BuildKit asks for it as soon as one of the attributes is there, whatever it says.
+fn git_verification(attrs: &mut Attributes) -> Result<Option<Box<GitVerification>>, Refusal> {
+    let is_asked_for = attrs.0.keys().any(|name| name.starts_with("git.sig."));
+    let verification = GitVerification {
+        keys: attrs.text("git.sig.pubkey"),
+        reject_expired: attrs.flag("git.sig.rejectexpired"),
+        require_signed_tag: attrs.flag("git.sig.requiresignedtag"),
+        ignore_signed_tag: attrs.flag("git.sig.ignoresignedtag"),
+    };
+    if is_asked_for && verification.keys.is_empty() {
+        return Err(Refusal::malformed(field("git.sig.pubkey"), "a signature is asked for, and no key is given"));
+    }
+    if verification.require_signed_tag && verification.ignore_signed_tag {
+        let text = "a signed tag is asked for that is to be ignored";
+        return Err(Refusal::malformed(field("git.sig.ignoresignedtag"), text));
+    }
+    Ok(is_asked_for.then(|| Box::new(verification)))
+}
+
+fn file_verification(attrs: &mut Attributes) -> Result<Option<Box<FileVerification>>, Refusal> {
+    let verification =
+        FileVerification { keys: attrs.text("http.sig.pubkey"), signature: attrs.text("http.sig.signature") };
+    match (verification.keys.is_empty(), verification.signature.is_empty()) {
+        (true, true) => Ok(None),
+        (false, false) => Ok(Some(Box::new(verification))),
+        (true, false) => Err(Refusal::malformed(field("http.sig.pubkey"), "a signature is given, and no key")),
+        (false, true) => Err(Refusal::malformed(field("http.sig.signature"), "a key is given, and no signature")),
+    }
 }
 
 /// The attributes of a source that is one file: its permissions, its owner and its group.
@@ -218,6 +249,7 @@ fn http(url: &str, attrs: &mut Attributes) -> Result<HttpSource, Refusal> {
         gid,
         header_secret: attrs.text("http.authheadersecret"),
         headers,
+        verification: file_verification(attrs)?,
     })
 }
 
@@ -311,6 +343,21 @@ mod tests {
     }
 
     #[test]
+    fn signatures_are_asked_for_with_their_keys() {
+        let attrs =
+            [("git.sig.pubkey", "key"), ("git.sig.rejectexpired", "true"), ("git.sig.requiresignedtag", "false")];
+        let Ok(Source::Git(git)) = source("git://a/b", &attrs) else { panic!("a repository") };
+        let wanted = GitVerification { keys: "key".to_owned(), reject_expired: true, ..GitVerification::default() };
+        assert_eq!(git.verification.as_deref(), Some(&wanted));
+        let attrs = [("http.sig.pubkey", "key"), ("http.sig.signature", "signature")];
+        let Ok(Source::Http(http)) = source("https://a/b", &attrs) else { panic!("a file") };
+        let wanted = FileVerification { keys: "key".to_owned(), signature: "signature".to_owned() };
+        assert_eq!(http.verification.as_deref(), Some(&wanted));
+        let Ok(Source::Http(plain)) = source("https://a/b", &[]) else { panic!("a file") };
+        assert_eq!(plain.verification, None);
+    }
+
+    #[test]
     fn patterns_are_lists_or_one() {
         let attrs = [("local.includepattern", "[\"a\",\"b\"]"), ("local.followpaths", "c"), ("local.differ", "none")];
         let Ok(Source::Local(local)) = source("local://context", &attrs) else { panic!("a directory") };
@@ -363,7 +410,16 @@ mod tests {
             (&format!("oci-layout+blob://@{digest}"), &[], Kind::Malformed, "name"),
             (&format!("docker-image+blob://a@{digest}"), &[("image.recordtype", "x")], Kind::Malformed, "recordtype"),
             (&format!("docker-image+blob://a@{digest}"), &[("oci.store", "x")], Kind::Unsupported, "oci.store"),
-            ("git://a/b", &[("git.sig.pubkey", "x")], Kind::Unsupported, "git.sig.pubkey"),
+            ("git://a/b", &[("git.sig.mood", "x"), ("git.sig.pubkey", "x")], Kind::Unsupported, "git.sig.mood"),
+            ("git://a/b", &[("git.sig.rejectexpired", "true")], Kind::Malformed, "git.sig.pubkey"),
+            (
+                "git://a/b",
+                &[("git.sig.pubkey", "x"), ("git.sig.requiresignedtag", "true"), ("git.sig.ignoresignedtag", "true")],
+                Kind::Malformed,
+                "to be ignored",
+            ),
+            ("http://x/y", &[("http.sig.pubkey", "x")], Kind::Malformed, "http.sig.signature"),
+            ("http://x/y", &[("http.sig.signature", "x")], Kind::Malformed, "http.sig.pubkey"),
             ("docker-image://x", &[("image.layerlimit", "0")], Kind::Malformed, "image.layerlimit"),
             ("local://x", &[("local.includepattern", "[1]")], Kind::Malformed, "local.includepattern"),
             ("local://x", &[("local.metadatatransfer", "yes")], Kind::Malformed, "metadatatransfer"),

@@ -26,6 +26,8 @@ const FRONTENDS: &[&str] = &[
     "solve.base",
     "solve.inlinereturn",
     "source.metaresolver",
+    "source.metaresolver.http.checksumrequest",
+    "source.metaresolver.image.attestations",
     "statfile",
 ];
 

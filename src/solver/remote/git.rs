@@ -177,9 +177,14 @@ impl Repository {
     /// # Errors
     /// With what git says.
     pub(super) fn run(&self, program: &Program, cancel: &Cancel) -> Result<String> {
+        self.run_bytes(program, cancel).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// As [`Self::run`], where what is printed need not be text.
+    pub(super) fn run_bytes(&self, program: &Program, cancel: &Cancel) -> Result<Vec<u8>> {
         let said = self.try_run(program, cancel)?;
         if said.status.success() {
-            return Ok(String::from_utf8_lossy(&said.stdout).into_owned());
+            return Ok(said.stdout);
         }
         Err(refusal(&said).context(format!("fetch {}", self.address)))
     }
@@ -306,8 +311,17 @@ fn is_telling(line: &str) -> bool {
 
 impl Job {
     /// Finds out which commit a source means.
+    ///
+    /// # Errors
+    /// As the server says; what is wrong with the signature, when the source wants one.
     pub(super) async fn pin_commit(self: &Arc<Self>, git: &GitSource) -> Result<Commit> {
-        self.find_commit(git).await.map(|(commit, _)| commit)
+        let (commit, object) = self.find_commit(git).await?;
+        if git.verification.is_some() {
+            // Each time: keys expire, whatever is known of the commit.
+            let objects = self.objects(git, &commit, &object).await?;
+            self.verify_objects(git, &objects)?;
+        }
+        Ok(commit)
     }
 
     /// Finds out which commit a source means, and the object that its reference names.
@@ -335,7 +349,7 @@ impl Job {
     }
 
     /// Prepares the way to a repository, with what the client has for it.
-    async fn repository(&self, git: &GitSource) -> Result<Repository> {
+    pub(super) async fn repository(&self, git: &GitSource) -> Result<Repository> {
         let session = self.session.get().await?;
         match Protocol::of(&git.remote)? {
             Protocol::Http => self.by_http(git, session.as_ref()).await,

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kiln_graph::op::HttpSource;
+use kiln_graph::op::{FileVerification, HttpSource};
 use kiln_graph::{Algorithm, Digest, VertexId};
 use serde::Serialize;
 use sha2::Digest as _;
@@ -14,6 +14,7 @@ use super::records::{self, Fetched};
 use super::{FileAnswer, Material, Pin};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::registry::{self, FileHead, FileRequest};
+use crate::signature::{self, Expired, Terms};
 use crate::solver::job::Job;
 use crate::solver::key::Parts;
 use crate::solver::reporter::Reporter;
@@ -109,6 +110,11 @@ fn described(http: &HttpSource, name: &str, digest: &Digest) -> Parts {
     parts.add("content", digest.to_string());
     parts.add("name", name);
     parts.add("mode", format!("{:o} {}:{}", http.mode.unwrap_or(MODE), http.uid, http.gid));
+    // A layer that was recorded with them was verified by them when it was made.
+    if let Some(FileVerification { keys, signature }) = http.verification.as_deref() {
+        parts.add("keys", blake3::hash(keys.as_bytes()).to_string());
+        parts.add("signature", blake3::hash(signature.as_bytes()).to_string());
+    }
     parts
 }
 
@@ -267,6 +273,8 @@ impl Job {
                 xattrs: Xattrs::default(),
             },
             checksum: http.checksum,
+            verification: http.verification.clone(),
+            now_s: self.progress.now_ns() / 1_000_000_000,
         };
         let (sender, receiver) = mpsc::channel(PIECES);
         let (job, cancel) = (Arc::clone(self), cancel.clone());
@@ -320,6 +328,8 @@ struct Arriving {
     name: String,
     attributes: Attributes,
     checksum: Option<Digest>,
+    verification: Option<Box<FileVerification>>,
+    now_s: i64,
 }
 
 impl Arriving {
@@ -342,6 +352,12 @@ impl Arriving {
         let found = sha512.map_or(digest, |hash| Digest::sha512(hash.finalize().into()));
         if let Some(expected) = self.checksum.filter(|expected| *expected != found) {
             return Err(Error::corrupt(format!("digest mismatch: it is {found}, not {expected}")));
+        }
+        if let Some(FileVerification { keys, signature }) = self.verification.as_deref() {
+            // The key may have expired since; it was good when it signed.
+            let terms = Terms { keys, expired: Expired::Accepted, now_s: self.now_s };
+            let file = std::fs::File::from(tree::open_file_made(&dir, &name)?);
+            signature::verify_file(&file, signature, &terms)?;
         }
         self.attributes.apply(&file)?;
         drop((file, dir));

@@ -61,6 +61,33 @@ impl Repository {
         self.keep(mirror, commit, cancel)
     }
 
+    /// Sees to it that a mirror that has a commit has the object, too, by which it was found: a tag, perhaps. Blocking.
+    ///
+    /// # Errors
+    /// `NotFound` when the remote has it no longer.
+    pub(super) fn bring_object(&self, mirror: &Path, commit: &Commit, object: &str, cancel: &Cancel) -> Result<()> {
+        let is_here = |this: &Self| {
+            let asked = this.git(mirror, "", ["cat-file", "-e", object]);
+            this.try_run(&asked, cancel).map(|said| said.status.success())
+        };
+        let by_name = commit.reference.as_ref().map(|name| format!("+{name}:{}", named(commit, name)));
+        let by_id = format!("+{object}:refs/kiln-objects/{object}");
+        for wanted in by_name.into_iter().chain(std::iter::once(by_id)) {
+            if is_here(self)? {
+                return Ok(());
+            }
+            match self.run(&self.fetch(mirror, &["--depth=1"], &[&wanted]), cancel) {
+                Err(error) if matches!(error.kind(), Kind::Cancelled | Kind::Timeout) => return Err(error),
+                _ => {}
+            }
+        }
+        if is_here(self)? {
+            return Ok(());
+        }
+        let address = &self.address;
+        Err(Error::not_found(format!("the repository {address} does not contain the object {object} any more")))
+    }
+
     fn keep(&self, mirror: &Path, commit: &Commit, cancel: &Cancel) -> Result<()> {
         self.run(&self.git(mirror, "", ["update-ref", &kept(commit), &commit.id]), cancel).map(drop)
     }

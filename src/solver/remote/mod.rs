@@ -12,6 +12,7 @@ mod http;
 mod image;
 mod look;
 mod mirror;
+mod objects;
 mod program;
 mod records;
 
@@ -24,7 +25,7 @@ use kiln_graph::{Digest, Platform, Vertex, VertexId};
 use rusqlite::Connection;
 
 pub(super) use image::check as check_image;
-pub(super) use look::{FileAnswer, GitAnswer};
+pub(super) use look::{FileAnswer, GitAnswer, Hash};
 
 pub(super) use agent::{AgentSocket, SocketOwner};
 pub(super) use records::TABLES;
@@ -146,7 +147,10 @@ impl Job {
         {
             return Ok(Found::hit(layer, Some(record)));
         }
-        if let Some(parts) = &parts {
+        // Whoever wrote an imported cache does not speak for those whose signature is asked for.
+        if let Some(parts) = &parts
+            && !is_verified(source)
+        {
             let work = Work::of_source(parts.key(), parts.key(), parts.clone());
             if let found @ Found::Value(..) = self.imported(id, work) {
                 return Ok(found);
@@ -163,6 +167,7 @@ impl Job {
     /// Returns what BuildKit calls a source, as far as it is known what it is.
     pub(super) fn pinned_keys(&self, source: &Source) -> Vec<String> {
         match (source, self.pins.get(source)) {
+            _ if is_verified(source) => Vec::new(),
             (Source::Git(git), Some(Pin::Commit(commit))) => git::peer_keys(git, &commit),
             (Source::Http(http), Some(Pin::File(version))) => {
                 http::peer_key(http, Some(&version)).into_iter().collect()
@@ -230,5 +235,14 @@ impl Job {
             (Source::Blob(blob), _) => Some(blob::material(&blob.blob)),
             _ => None,
         }
+    }
+}
+
+/// Whether a source must be signed.
+fn is_verified(source: &Source) -> bool {
+    match source {
+        Source::Git(git) => git.verification.is_some(),
+        Source::Http(http) => http.verification.is_some(),
+        _ => false,
     }
 }

@@ -221,6 +221,14 @@ pub fn create_file(dir: impl AsFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
 }
 
+/// Opens a file that [`create_file`] made, which nobody else uses yet, for reading and writing.
+///
+/// # Errors
+/// As `openat(2)`.
+pub fn open_file_made(dir: impl AsFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat(dir, name, OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
 /// Makes a device node or a named pipe, for its owner only.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result};
 
-pub use copy::{CopyTree, copy_data, copy_tree, create_file, make_dir, make_node, replacing};
+pub use copy::{CopyTree, copy_data, copy_tree, create_file, make_dir, make_node, open_file_made, replacing};
 pub use remove::{remove, remove_tree};
 pub(in crate::store) use walk::too_deep;
 pub use walk::{Found, Step, Walk};
