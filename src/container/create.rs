@@ -175,7 +175,7 @@ fn fill_volume(root: std::os::fd::BorrowedFd<'_>, target: &str, volume: &Path) -
             Err(errno) => return Err(errno.into()),
         };
     let attributes = Attributes::of(&Metadata::of(&from)?, Xattrs::of(&from, |_| true)?);
-    let options = CopyTree { xattrs: |_| true, cancel: &Cancel::new() };
+    let options = CopyTree { xattrs: |_| true, cancel: &Cancel::new(), room: None };
     tree::copy_tree(from, tree::open_root(volume)?, options)?;
     attributes.apply(tree::open_root(volume)?)?;
     Ok(())

@@ -57,7 +57,7 @@ pub struct Kept {
     finished: bool,
     bytes: u64,
     learn: Box<dyn FnMut(Learnt) + Send>,
-    report: Box<dyn FnMut(u64) + Send>,
+    report: Box<dyn FnMut(u64) -> Result<()> + Send>,
 }
 
 struct Writing {
@@ -77,7 +77,8 @@ impl std::fmt::Debug for Kept {
 impl Kept {
     /// Opens the copy in a directory of the caller's, which it shares with nobody. Blocking.
     ///
-    /// `learn` is told of every file that is written, `report` how many bytes came so far.
+    /// `learn` is told of every file that is written, `report` how many bytes came so far, before the last of them are written: an
+    /// error of its ends the transfer.
     ///
     /// # Errors
     /// When the directory cannot be written.
@@ -85,7 +86,7 @@ impl Kept {
         dir: &Path,
         boot_id: &str,
         learn: impl FnMut(Learnt) + Send + 'static,
-        report: impl FnMut(u64) + Send + 'static,
+        report: impl FnMut(u64) -> Result<()> + Send + 'static,
     ) -> Result<Self> {
         let (tree, index) = (tree_of(dir), dir.join("index"));
         let old = match IndexReader::open(&index, boot_id) {
@@ -319,6 +320,9 @@ impl Sink for Kept {
         let writing = self.writing(number)?;
         let room = usize::try_from(writing.size - writing.written).unwrap_or(usize::MAX);
         let data = &data[..data.len().min(room)];
+        self.bytes += data.len() as u64;
+        (self.report)(self.bytes)?;
+        let writing = self.writing(number)?;
         let mut rest = data;
         while !rest.is_empty() {
             let count = rustix::io::retry_on_intr(|| rustix::io::write(&writing.file, rest));
@@ -326,8 +330,6 @@ impl Sink for Kept {
         }
         writing.written += data.len() as u64;
         writing.hash.update(data);
-        self.bytes += data.len() as u64;
-        (self.report)(self.bytes);
         Ok(())
     }
 

@@ -22,7 +22,7 @@ async fn transfer<S: Sink>(from: &Path, filter: Filter, sink: S) -> Result<S> {
 }
 
 fn kept(dir: &Path) -> Kept {
-    Kept::open(dir, BOOT, |_| {}, |_| {}).unwrap()
+    Kept::open(dir, BOOT, |_| {}, |_| Ok(())).unwrap()
 }
 
 /// Receives packets as a client might make them up.
@@ -307,7 +307,7 @@ async fn privileged_what_was_written_is_known_by_its_hash() {
     std::fs::write(from.path().join("f"), "data").unwrap();
     let learnt: Arc<Mutex<Vec<Learnt>>> = Arc::default();
     let learn = Arc::clone(&learnt);
-    let sink = Kept::open(to.path(), BOOT, move |file| learn.lock().unwrap().push(file), |_| {}).unwrap();
+    let sink = Kept::open(to.path(), BOOT, move |file| learn.lock().unwrap().push(file), |_| Ok(())).unwrap();
     drop(transfer(from.path(), Filter::default(), sink).await.unwrap());
     let learnt = learnt.lock().unwrap();
     assert_eq!(learnt[0].1, *blake3::hash(b"data").as_bytes());

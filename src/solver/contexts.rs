@@ -341,7 +341,14 @@ impl Job {
                 learnt.put_trusted(&metadata, &Remembered { hash, has_xattrs });
             };
             let boot_id = job.solver.deps().store.root().boot_id();
-            let kept = Kept::open(&dir, boot_id, learn, move |bytes| part.update(bytes))?;
+            let (store, mut before) = (job.solver.deps().store.clone(), 0);
+            let report = move |bytes| {
+                store.make_room(bytes - before)?;
+                before = bytes;
+                part.update(bytes);
+                Ok(())
+            };
+            let kept = Kept::open(&dir, boot_id, learn, report)?;
             Ok(match exceptions {
                 Some(exceptions) => Either::Right(Listed::open(&dir, kept, &exceptions)?),
                 None => Either::Left(kept),

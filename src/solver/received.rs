@@ -29,7 +29,7 @@ impl Solver {
         let store = &self.deps().store;
         let tree = store.prepare(&store.lease("build context")?, None)?;
         let root = tree::open_root(tree.dir())?;
-        extract(archive, root, ExtractOptions::new(cancel)).context(|| "unpack the build context")?;
+        extract(archive, root, ExtractOptions::new(cancel).within(store)).context(|| "unpack the build context")?;
         Ok(ReceivedContext { tree, memos: self.memos().to_owned() })
     }
 }

@@ -6,7 +6,6 @@
 //! is none indeed, is something removed; and only when that is not enough, is what asks refused.
 
 use std::fmt;
-use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -16,8 +15,11 @@ use crate::error::{Error, Result, ResultExt as _};
 /// How long a measurement holds: space that others give back would hide what the root takes.
 const HOLDS: Duration = Duration::from_secs(10);
 
-/// How much is read of what comes in before somebody asks again, in bytes.
-const STRIDE: u64 = 1 << 20;
+/// How fast others may write, in bytes a second: whoever watches them looks again before they could have filled what is left.
+const FASTEST: u64 = 1 << 30;
+
+/// The shortest and the longest time between two looks at those who write.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
 /// Removes so many bytes of what can be spared, if it can.
 pub type Relieve = Arc<dyn Fn(u64) -> Result<()> + Send + Sync>;
@@ -77,40 +79,49 @@ impl Store {
     /// `Exhausted`, saying what to do, when there is no room and not enough could be removed.
     pub fn make_room(&self, bytes: u64) -> Result<()> {
         match self.0.cap.get() {
-            Some(cap) => self.check(cap, bytes, bytes),
+            Some(cap) => self.check(cap, bytes, bytes).map(drop),
             None => Ok(()),
         }
+    }
+
+    /// Makes sure that what processes wrote may stay, and says after how long to ask again: the less room there is, the sooner. `None`
+    /// without a cap. Blocking.
+    ///
+    /// # Errors
+    /// As [`Self::make_room`].
+    pub fn watch_room(&self) -> Result<Option<Duration>> {
+        self.0.cap.get().map(|cap| self.check(cap, 0, 0).map(next_look)).transpose()
     }
 
     /// Makes sure that so many bytes, which have come in already, may stay. As [`Self::make_room`].
     pub(super) fn keep_room(&self, bytes: u64) -> Result<()> {
         match self.0.cap.get() {
-            Some(cap) => self.check(cap, bytes, 0),
+            Some(cap) => self.check(cap, bytes, 0).map(drop),
             None => Ok(()),
         }
     }
 
-    /// `written` is what is not measured yet, `wanted` the part of it that is still to come.
-    fn check(&self, cap: &Cap, written: u64, wanted: u64) -> Result<()> {
+    /// `written` is what is not measured yet, `wanted` the part of it that is still to come. Returns how much room is left, in bytes.
+    fn check(&self, cap: &Cap, written: u64, wanted: u64) -> Result<u64> {
         let (free, now_ns) = (self.free()?, self.now());
         let holds_ns = i64::try_from(HOLDS.as_nanos()).unwrap_or(i64::MAX);
         let mut measured = cap.measured();
         if let Some(known) = measured.as_mut().filter(|known| now_ns - known.at_ns < holds_ns) {
             known.written = known.written.saturating_add(written);
-            if known.at_most(free).saturating_add(wanted) <= cap.max_bytes {
-                return Ok(());
+            if let Some(left) = cap.max_bytes.checked_sub(known.at_most(free).saturating_add(wanted)) {
+                return Ok(left);
             }
         }
         drop(measured);
-        let missing = |taken: u64| taken.saturating_add(wanted).saturating_sub(cap.max_bytes);
-        let taken = self.measure_all(cap)?;
-        if missing(taken) == 0 {
-            return Ok(());
+        let left = |taken: u64| cap.max_bytes.checked_sub(taken.saturating_add(wanted));
+        let mut taken = self.measure_all(cap, wanted)?;
+        if let Some(left) = left(taken) {
+            return Ok(left);
         }
-        (cap.relieve)(missing(taken))?;
-        let taken = self.measure_all(cap)?;
-        if missing(taken) == 0 {
-            return Ok(());
+        (cap.relieve)(taken.saturating_add(wanted) - cap.max_bytes)?;
+        taken = self.measure_all(cap, wanted)?;
+        if let Some(left) = left(taken) {
+            return Ok(left);
         }
         Err(Error::exhausted(format!(
             "the hard cap is reached: everything below {} takes {} MB, {} MB more are wanted, and the cap is {} MB (remove images \
@@ -122,16 +133,12 @@ impl Store {
         )))
     }
 
-    /// Passes on what comes in, as long as there is room for it.
-    pub(super) fn metered<R: Read>(&self, input: R) -> Metered<R> {
-        Metered { store: self.clone(), input, since: 0 }
-    }
-
-    fn measure_all(&self, cap: &Cap) -> Result<u64> {
+    /// `coming` is what will be written when there is room for it.
+    fn measure_all(&self, cap: &Cap, coming: u64) -> Result<u64> {
         // The free space first: what comes in meanwhile counts twice rather than not at all.
         let (free, at_ns) = (self.free()?, self.now());
         let taken = self.usage()?.total();
-        *cap.measured() = Some(Measured { taken, free, written: 0, at_ns });
+        *cap.measured() = Some(Measured { taken, free, written: coming, at_ns });
         Ok(taken)
     }
 
@@ -141,21 +148,22 @@ impl Store {
     }
 }
 
-/// A reader that ends with an error when what it reads has no room.
-pub(super) struct Metered<R> {
-    store: Store,
-    input: R,
-    since: u64,
+/// After how long to look again at those who write, when so many bytes are left.
+fn next_look(left: u64) -> Duration {
+    let (shortest, longest) = LOOKS;
+    Duration::from_micros(left.saturating_mul(1_000_000 / 1024) / (FASTEST / 1024)).clamp(shortest, longest)
 }
 
-impl<R: Read> Read for Metered<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.input.read(buffer)?;
-        self.since += read as u64;
-        if self.since >= STRIDE {
-            self.since = 0;
-            self.store.make_room(0)?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_less_room_there_is_the_sooner_somebody_looks() {
+        for (left_mb, look_ms) in [(0, 5), (1, 5), (100, 97), (512, 500), (100_000, 500)] {
+            let look = next_look(left_mb << 20).as_millis();
+            assert!(look.abs_diff(look_ms) <= 1, "{left_mb} MB: {look} ms");
         }
-        Ok(read)
+        assert_eq!(next_look(u64::MAX), LOOKS.1);
     }
 }

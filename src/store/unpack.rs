@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use kiln_graph::{Algorithm, Digest};
 
-use super::layer::{self, Extracted};
+use super::layer::{self, ExtractOptions, Extracted};
 use super::lease::Leased;
 use super::rootfs::Access;
 use super::snapshot::{LayerForm, NewSnapshot, next_chain_id};
@@ -120,8 +120,8 @@ impl Unpacker {
         let context = || format!("unpack layer {}", layer.diff_id);
         let active = self.store.start_active(&self.lease, None)?;
         let into = tree::open_root(active.dir())?;
-        let input = self.store.metered(input);
-        let unpacked = layer::unpack(input, into, self.store.driver().marks(), cancel).context(context)?;
+        let options = ExtractOptions::new(cancel).within(&self.store);
+        let unpacked = layer::unpack(input, into, self.store.driver().marks(), options).context(context)?;
         if unpacked.diff_id != layer.diff_id {
             let why = format!("its content has the digest {}", unpacked.diff_id);
             return Err(Error::corrupt(why)).context(context);

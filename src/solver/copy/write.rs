@@ -311,7 +311,8 @@ impl<'a> Writer<'a> {
             Kind::File => {
                 let source = tree::open_file(&frame.source, source_name).context(context)?;
                 let file = tree::replacing(layer, name, || tree::create_file(layer, name)).context(context)?;
-                tree::copy_data(&source, &file, &entry.metadata, self.cancel).context(context)?;
+                let room = Some(self.target.active.store());
+                tree::copy_data(&source, &file, &entry.metadata, self.cancel, room).context(context)?;
                 if !same_file(&source, &entry.metadata)? {
                     let why = "it changed while it was copied; build again once nothing writes to it";
                     return Err(Error::conflict(why)).context(context);
@@ -366,7 +367,8 @@ impl<'a> Writer<'a> {
         let times = Metadata::of(&dir)?.mtime;
         let input = Decoder::new(open()?)?;
         let owner = plan.owner.map(|owner| (owner.uid, owner.gid));
-        extract(input, dir.try_clone()?, ExtractOptions { owner, ..ExtractOptions::new(self.cancel) })?;
+        let options = ExtractOptions::new(self.cancel).within(self.target.active.store());
+        extract(input, dir.try_clone()?, ExtractOptions { owner, ..options })?;
         restore_mtime(&dir, times)?;
         Ok(true)
     }

@@ -165,7 +165,7 @@ impl Job {
         let deps = self.solver.deps();
         let active = deps.store.prepare(&self.lease, None)?;
         if let Some(seed) = &wanted.seed {
-            fill(seed, active.dir()).context(|| format!("fill the cache mount {}", wanted.name))?;
+            fill(seed, &active).context(|| format!("fill the cache mount {}", wanted.name))?;
         }
         let now = deps.clock.now_ns();
         deps.store.root().db().write(|tx| cache::record_mount(tx, &wanted.name, number, active.id(), now))?;
@@ -175,11 +175,15 @@ impl Job {
     }
 }
 
-fn fill(seed: &OwnedFd, into: &Path) -> Result<()> {
+fn fill(seed: &OwnedFd, active: &Active) -> Result<()> {
     let open = || tree::open_dir(seed, c".");
-    let (from, to) = (open()?, tree::open_root(into)?);
+    let (from, to) = (open()?, tree::open_root(active.dir())?);
     let keep = |name: &std::ffi::CStr| !name.to_bytes().starts_with(b"trusted.");
-    tree::copy_tree(open()?, to.try_clone()?, CopyTree { xattrs: keep, cancel: &Cancel::new() })?;
+    tree::copy_tree(
+        open()?,
+        to.try_clone()?,
+        CopyTree { xattrs: keep, cancel: &Cancel::new(), room: Some(active.store()) },
+    )?;
     Attributes::of(&Metadata::of(&from)?, Xattrs::of(&from, keep)?).apply(&to)?;
     Ok(())
 }

@@ -206,19 +206,17 @@ async fn attempt(step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, 
     Ok((step, outcome))
 }
 
-/// How often a step that runs is asked whether there is room for what it writes.
-const ROOM_CHECK: Duration = Duration::from_millis(500);
-
 /// Waits until there is no room for what is written; for ever without a cap.
 async fn full(store: Store) -> Error {
     if !store.is_capped() {
         return std::future::pending().await;
     }
     loop {
-        tokio::time::sleep(ROOM_CHECK).await;
         let store = store.clone();
-        if let Err(error) = task::blocking(move || store.make_room(0)).await {
-            return error;
+        match task::blocking(move || store.watch_room()).await {
+            Ok(Some(pause)) => tokio::time::sleep(pause).await,
+            Ok(None) => return std::future::pending().await,
+            Err(error) => return error,
         }
     }
 }

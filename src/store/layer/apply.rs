@@ -121,7 +121,7 @@ impl Applying<'_> {
         match file.metadata.kind {
             Kind::File => {
                 let made = replacing(&dir, &name, || create_file(&dir, &name))?;
-                copy_data(open_file(source, &name)?, &made, &file.metadata, self.place.cancel)?;
+                copy_data(open_file(source, &name)?, &made, &file.metadata, self.place.cancel, None)?;
                 Attributes::of(&file.metadata, file.xattrs.clone()).apply(&made)?;
                 return Ok(());
             }

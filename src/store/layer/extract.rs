@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::entries::{Entries, Entry, EntryBody, Piece};
 use super::marks::{Marks, OPAQUE, WHITEOUT, is_whiteout, keeps_xattr};
 use crate::error::{Error, Result, ResultExt as _};
+use crate::store::Store;
 use crate::store::tree::{
     Attributes, Kind, MAX_DEPTH, Metadata, Time, Xattrs, create_file, display, make_node, open_dir, read_link, remove,
     too_deep,
@@ -31,6 +32,8 @@ pub struct ExtractOptions<'a> {
     pub max_entries: u64,
     /// Stops the work.
     pub cancel: &'a Cancel,
+    /// The store that has to have room for what is written, if any.
+    pub(crate) room: Option<&'a Store>,
 }
 
 impl<'a> ExtractOptions<'a> {
@@ -40,7 +43,13 @@ impl<'a> ExtractOptions<'a> {
     /// The usual options.
     #[must_use]
     pub fn new(cancel: &'a Cancel) -> Self {
-        Self { owner: None, max_entries: Self::MAX_ENTRIES, cancel }
+        Self { owner: None, max_entries: Self::MAX_ENTRIES, cancel, room: None }
+    }
+
+    /// Refuses what a store has no room for, before it is written.
+    #[must_use]
+    pub fn within(self, store: &'a Store) -> Self {
+        Self { room: Some(store), ..self }
     }
 }
 
@@ -265,6 +274,7 @@ impl Extraction<'_> {
                 Piece::Hole(len) => at += len,
                 Piece::Bytes(len) => {
                     self.options.cancel.check()?;
+                    self.options.room.map_or(Ok(()), |store| store.make_room(len as u64))?;
                     write_sparsely(&file, &self.buffer[..len], at)?;
                     at += len as u64;
                 }

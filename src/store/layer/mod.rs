@@ -192,8 +192,12 @@ pub(super) struct Unpacked {
 /// Unpacks a layer, compressed or not, into an empty directory in upper form, and computes its diff ID on the way.
 ///
 /// One thread decompresses and hashes, the caller's writes.
-pub(super) fn unpack(layer: impl Read + Send, into: OwnedFd, marks: Marks, cancel: &Cancel) -> Result<Unpacked> {
-    let options = ExtractOptions::new(cancel);
+pub(super) fn unpack(
+    layer: impl Read + Send,
+    into: OwnedFd,
+    marks: Marks,
+    options: ExtractOptions<'_>,
+) -> Result<Unpacked> {
     let (extracted, diff_id, tar_size) = decompressed(layer, |tar| extract::extract(tar, into, Some(marks), options))?;
     Ok(Unpacked { diff_id, tar_size, extracted })
 }

@@ -256,7 +256,7 @@ fn copy_up(from: &OwnedFd, from_name: &CString, to: &OwnedFd, name: &CString, ca
     match metadata.kind {
         Kind::File => {
             let (source, copy) = (open_file(from, from_name)?, create_file(to, name)?);
-            copy_data(&source, &copy, &metadata, cancel)?;
+            copy_data(&source, &copy, &metadata, cancel, None)?;
             Attributes::of(&metadata, Xattrs::of(&source, keeps_xattr)?).apply(&copy)?;
             return Ok(());
         }

@@ -44,7 +44,7 @@ impl Sandbox {
 
     /// Unpacks a layer with the marks that need no rights.
     fn unpack(&self, tar: &[u8]) -> Result<Unpacked> {
-        let result = unpack(tar, open_root(&self.root())?, Marks::Files, &Cancel::new());
+        let result = unpack(tar, open_root(&self.root())?, Marks::Files, ExtractOptions::new(&Cancel::new()));
         self.check();
         result
     }

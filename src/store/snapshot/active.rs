@@ -47,7 +47,7 @@ impl Store {
         let active = self.start_active(lease, base)?;
         if let (false, Some(base)) = (self.driver().is_overlay(), base) {
             let below = self.top_dir(base)?;
-            let options = CopyTree { xattrs: keeps_xattr, cancel: &Cancel::new() };
+            let options = CopyTree { xattrs: keeps_xattr, cancel: &Cancel::new(), room: Some(self) };
             tree::copy_tree(tree::open_root(&below)?, tree::open_root(&active.fs)?, options)
                 .context(|| format!("copy snapshot {base}"))?;
             // The root's own times changed with everything that was put into it.
@@ -265,13 +265,16 @@ impl Active {
     pub fn fork(&self, lease: &Lease, cancel: &Cancel) -> Result<Self> {
         let fork = self.store.start_active(lease, self.base)?;
         let xattrs: fn(&CStr) -> bool = |name| keeps_xattr(name) || name.to_bytes().ends_with(b".overlay.opaque");
-        tree::copy_tree(tree::open_root(&self.fs)?, tree::open_root(&fork.fs)?, CopyTree { xattrs, cancel })
+        let options = CopyTree { xattrs, cancel, room: Some(&self.store) };
+        tree::copy_tree(tree::open_root(&self.fs)?, tree::open_root(&fork.fs)?, options)
             .context(|| format!("copy active {}", self.id))?;
         fork.take_root_attributes(&self.fs)?;
         Ok(fork)
     }
 
-    pub(in crate::store) fn store(&self) -> &Store {
+    /// Returns the store that the tree is in.
+    #[must_use]
+    pub fn store(&self) -> &Store {
         &self.store
     }
 

@@ -84,3 +84,60 @@ fn a_tree_beyond_the_cap_is_not_kept() {
     refused(large.commit());
     assert!(store.usage().unwrap().snapshots < 2 * MB, "it has gone");
 }
+
+/// What is unpacked and copied is refused before it is written, however small it was when it was packed.
+#[test]
+fn an_archive_and_a_copy_beyond_the_cap_are_refused_while_they_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = capped(dir.path(), 3 * MB);
+    let lease = store.lease("test").unwrap();
+    let written = |active: &Active| {
+        let files = std::fs::read_dir(active.dir()).unwrap();
+        files.map(|file| file.unwrap().metadata().unwrap().len()).sum::<u64>()
+    };
+    let mut tar = tar::Builder::new(Vec::new());
+    for number in 0..8 {
+        let data = noise(1_000_000, number);
+        let mut header = tar::Header::new_ustar();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, format!("file{number}"), data.as_slice()).unwrap();
+    }
+    let packed = zstd::encode_all(tar.into_inner().unwrap().as_slice(), 1).unwrap();
+    let cancel = Cancel::new();
+    let active = store.prepare(&lease, None).unwrap();
+    let into = tree::open_root(active.dir()).unwrap();
+    let options = layer::ExtractOptions::new(&cancel).within(&store);
+    refused(layer::extract(packed.as_slice(), into, options));
+    assert!(written(&active) <= 3 * MB, "{}", written(&active));
+    drop(active);
+    // Small files are copied, and never cloned.
+    let source = tempfile::tempdir().unwrap();
+    for number in 0..500 {
+        std::fs::write(source.path().join(format!("file{number}")), noise(16_000, number)).unwrap();
+    }
+    let active = store.prepare(&lease, None).unwrap();
+    let options = tree::CopyTree { xattrs: |_| true, cancel: &cancel, room: Some(&store) };
+    let (from, to) = (tree::open_root(source.path()).unwrap(), tree::open_root(active.dir()).unwrap());
+    refused(tree::copy_tree(from, to, options));
+    assert!(written(&active) <= 3 * MB, "{}", written(&active));
+}
+
+/// Whoever watches processes that write looks more often near the cap, and tells when there is no room.
+#[test]
+fn processes_that_write_are_looked_at_the_sooner_the_less_room_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Some(Driver::Native)).unwrap();
+    assert_eq!(store.watch_room().unwrap(), None, "nobody looks without a cap");
+    let active = store.prepare(&store.lease("test").unwrap(), None).unwrap();
+    std::fs::write(active.dir().join("data"), noise(4_000_000, 1)).unwrap();
+    let taken = store.usage().unwrap().total();
+    let look = |cap: u64| {
+        let store = open(dir.path(), None).unwrap();
+        store.cap(cap, Arc::new(|_| Ok(())));
+        store.watch_room()
+    };
+    let (far, near) = (look(taken + 400 * MB).unwrap(), look(taken + 20 * MB).unwrap());
+    assert!(near < far && far < look(taken + 100_000 * MB).unwrap(), "{near:?} {far:?}");
+    refused(look(taken - MB));
+}

@@ -14,6 +14,7 @@ use super::{
     Attributes, Found, Inode, Kind, Metadata, Step, Walk, Xattrs, display, open_dir, open_file, read_link, remove,
 };
 use crate::error::{Error, Result, ResultExt as _};
+use crate::store::Store;
 use crate::task::Cancel;
 
 /// Files up to this size are read and written: cheaper than asking for a clone first.
@@ -23,21 +24,28 @@ const STRETCH: u64 = 16 << 20;
 
 /// Copies the data of an open file into an empty one, both regular.
 ///
-/// Shares the blocks where the file system can clone; otherwise the kernel copies, and holes stay holes. Blocking.
+/// Shares the blocks where the file system can clone; otherwise the kernel copies, and holes stay holes. `room` is the store, if any,
+/// that has to have room for what is copied. Blocking.
 ///
 /// # Errors
-/// `Exhausted` on a full disk; `Cancelled`; otherwise what the kernel says.
-pub fn copy_data(from: impl AsFd, to: impl AsFd, metadata: &Metadata, cancel: &Cancel) -> Result<()> {
+/// `Exhausted` on a full disk, or when there is no room; `Cancelled`; otherwise what the kernel says.
+pub fn copy_data(
+    from: impl AsFd,
+    to: impl AsFd,
+    metadata: &Metadata,
+    cancel: &Cancel,
+    room: Option<&Store>,
+) -> Result<()> {
     let (from, to) = (from.as_fd(), to.as_fd());
     if metadata.size == 0 || (metadata.size > SMALL && rustix::fs::ioctl_ficlone(to, from).is_ok()) {
         return Ok(());
     }
     if metadata.allocated >= metadata.size {
-        return copy_range(from, to, 0, metadata.size, cancel);
+        return copy_range((from, to), 0, metadata.size, cancel, room);
     }
     let mut at = 0;
     while let Some((start, end)) = next_data(from, at, metadata.size)? {
-        copy_range(from, to, start, end, cancel)?;
+        copy_range((from, to), start, end, cancel, room)?;
         at = end;
     }
     Ok(rustix::fs::ftruncate(to, metadata.size)?)
@@ -57,10 +65,18 @@ fn next_data(file: BorrowedFd<'_>, at: u64, size: u64) -> Result<Option<(u64, u6
     }
 }
 
-fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64, cancel: &Cancel) -> Result<()> {
+fn copy_range(
+    (from, to): (BorrowedFd<'_>, BorrowedFd<'_>),
+    start: u64,
+    end: u64,
+    cancel: &Cancel,
+    room: Option<&Store>,
+) -> Result<()> {
+    let make_room = |bytes: u64| room.map_or(Ok(()), |store| store.make_room(bytes));
     let (mut read_at, mut write_at) = (start, start);
     while end - start > SMALL && read_at < end {
         cancel.check()?;
+        make_room((end - read_at).min(STRETCH))?;
         let len = usize::try_from((end - read_at).min(STRETCH)).unwrap_or(usize::MAX);
         match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), len) {
             Ok(0) => return Ok(()),
@@ -78,6 +94,7 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64, ca
             return Ok(());
         }
         buffer.truncate(usize::try_from(end - read_at).unwrap_or(usize::MAX));
+        make_room(buffer.len() as u64)?;
         let mut rest = buffer.as_slice();
         while !rest.is_empty() {
             let written = rustix::io::pwrite(to, rest, read_at)?;
@@ -95,6 +112,8 @@ pub struct CopyTree<'a> {
     pub xattrs: fn(&CStr) -> bool,
     /// Stops the copy.
     pub cancel: &'a Cancel,
+    /// The store that has to have room for what is copied, if any.
+    pub room: Option<&'a Store>,
 }
 
 /// Copies everything below `from` to below `to`: files, directories, links, nodes, with owners, modes, times and attributes.
@@ -192,7 +211,7 @@ impl Copy<'_> {
             Kind::File => {
                 let source = open_file(&found.parent, name)?;
                 let file = replacing(target, name, || create_file(target, name))?;
-                copy_data(&source, &file, metadata, self.options.cancel)?;
+                copy_data(&source, &file, metadata, self.options.cancel, self.options.room)?;
                 Attributes::of(metadata, Xattrs::of(&source, self.options.xattrs)?).apply(&file)?;
                 return Ok(());
             }
@@ -285,7 +304,7 @@ mod tests {
     use super::*;
 
     fn copy(from: &std::path::Path, to: &std::path::Path) {
-        let options = CopyTree { xattrs: |_| true, cancel: &Cancel::new() };
+        let options = CopyTree { xattrs: |_| true, cancel: &Cancel::new(), room: None };
         copy_tree(open_root(from).unwrap(), open_root(to).unwrap(), options).unwrap();
     }
 

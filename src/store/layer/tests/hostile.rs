@@ -237,6 +237,7 @@ fn a_cancelled_unpack_stops() {
     cancel.cancel();
     let sandbox = Sandbox::new();
     let tar = Tar::new().file("f", "x").finish();
-    let error = unpack(tar.as_slice(), open_root(&sandbox.root()).unwrap(), Marks::Files, &cancel).unwrap_err();
+    let error = unpack(tar.as_slice(), open_root(&sandbox.root()).unwrap(), Marks::Files, ExtractOptions::new(&cancel))
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::Cancelled);
 }
