@@ -197,9 +197,41 @@ fn privileged_under_buildkits_name_its_flags_and_its_file_are_taken() {
 }
 
 #[test]
-fn limits_of_buildkits_file_that_are_not_kept_stop_the_daemon() {
+fn privileged_buildkits_file_says_which_frontends_run() {
+    if !is_root() {
+        return;
+    }
+    let kiln = Kiln::with_busybox();
+    let host = format!("unix://{}", kiln.home().join("buildkitd.sock").display());
+    let daemon = |text: &str| {
+        let config = kiln.write("buildkitd.toml", text);
+        let args = ["--config", config.to_str().expect("a path of letters"), "--addr", &host];
+        let mut process = buildkitd(&kiln, &args).spawn();
+        process.until_it_says("listening on");
+        process
+    };
+    let build = |dockerfile: &str| {
+        kiln.write("app/Dockerfile", dockerfile);
+        Run::new(support::KILN).args(["-H", &host, "build", "app"]).cwd(kiln.scratch()).env("HOME", kiln.home())
+    };
+    let allowed = "proxyNetwork = true\n[frontend.'gateway.v0']\nallowedRepositories = ['docker/dockerfile']\n";
+    let process = daemon(allowed);
+    assert!(process.said().contains("buildkitd.toml:1: proxyNetwork is ignored"), "{}", process.said());
+    build("# syntax=docker/dockerfile:1\nFROM busybox\n").ok();
+    let refused = build("# syntax=other/frontend\nFROM busybox\n").fails();
+    let words = "'docker.io/other/frontend' is not an allowed gateway source";
+    assert!(refused.stderr.contains(words), "{}", refused.report());
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code, 0);
+    let _process = daemon("[frontend.'dockerfile.v0']\nenabled = false\n");
+    let refused = build("FROM busybox\n").fails();
+    assert!(refused.stderr.contains("invalid frontend: dockerfile.v0"), "{}", refused.report());
+}
+
+#[test]
+fn buildkits_file_must_be_there_when_it_is_named_and_mistakes_in_it_have_a_place() {
     let kiln = Kiln::new();
-    let config = kiln.write("buildkitd.toml", "[frontend.'gateway.v0']\nallowedRepositories = ['docker.io/a']\n");
+    let config = kiln.write("buildkitd.toml", "[frontend.'gateway.v0']\nallowedRepositories = ['UPPER']\n");
     let refused = buildkitd(&kiln, &["--config", config.to_str().expect("a path of letters")]).fails();
     assert!(refused.stderr.contains("buildkitd.toml:2"), "{}", refused.report());
     let missing = buildkitd(&kiln, &["--config", "/does/not/exist.toml"]).fails();

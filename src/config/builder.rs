@@ -18,6 +18,10 @@ pub struct Builder {
     pub labels: BTreeMap<String, String>,
     /// Where devices of steps are described, instead of the usual directories.
     pub device_dirs: Option<Vec<PathBuf>>,
+    /// The frontends that are switched off; BuildKit's configuration only.
+    pub frontends_off: Vec<String>,
+    /// The repositories, with their domains, whose images may run as frontends; empty for all. BuildKit's configuration only.
+    pub frontend_repositories: Vec<String>,
 }
 
 /// What clients may be permitted to allow.
@@ -52,6 +56,7 @@ impl Builder {
             entitlements: table.take("entitlements").map(|v| v.list_of(entitlement)).transpose()?,
             labels: table.take("labels").map(labels).transpose()?.unwrap_or_default(),
             device_dirs: table.take("cdi-spec-dirs").map(dirs).transpose()?,
+            ..Self::default()
         };
         table.finish()?;
         Ok(builder)
@@ -63,5 +68,7 @@ impl Builder {
         self.entitlements = over.entitlements.or(self.entitlements.take());
         self.labels.extend(over.labels);
         self.device_dirs = over.device_dirs.or(self.device_dirs.take());
+        self.frontends_off.extend(over.frontends_off);
+        self.frontend_repositories.extend(over.frontend_repositories);
     }
 }

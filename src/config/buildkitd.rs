@@ -1,11 +1,12 @@
 //! `buildkitd.toml`: BuildKit's configuration, for when Kiln is started under its daemon's name.
 //!
-//! What has no meaning here is told, by line, and passed over. What would limit what clients may do and cannot be enforced is
-//! an error: whoever wrote it relies on it.
+//! What has no meaning here is told, by line, and passed over.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use kiln_graph::Reference;
 
 use super::builder::{self, entitlement};
 use super::document::{Document, Table, Value};
@@ -56,7 +57,7 @@ impl Config {
     /// names another root directory, it is Kiln's own.
     ///
     /// # Errors
-    /// `InvalidArgument` with file, line and key for malformed values; `Unsupported` for limits that cannot be enforced.
+    /// `InvalidArgument` with file, line and key for malformed values.
     pub fn of_buildkitd(flags: &BuildkitdFlags, environment: &Environment) -> Result<(Self, Vec<String>)> {
         let (path, named) = match &flags.config {
             Some(path) => (path.clone(), true),
@@ -115,10 +116,11 @@ fn read(mut top: Table<'_>) -> Result<File> {
         top.ignore(key, "what Kiln's daemon has to say goes to standard error");
     }
     top.ignore("provenanceEnvDir", "provenance tells nothing of the environment");
-    if top.take("proxyNetwork").is_some_and(|v| v.bool().unwrap_or(true)) {
-        return Err(Error::unsupported(
-            "proxyNetwork is not supported: steps would reach the network without the proxy",
-        ));
+    if let Some(proxy) = top.take("proxyNetwork").filter(|v| v.bool().unwrap_or(true)) {
+        proxy.warn(
+            "proxyNetwork is ignored: steps reach the network without a proxy, so that policies do not decide about what they \
+             fetch, and provenance does not list it",
+        );
     }
     if let Some(grpc) = top.take("grpc") {
         file.daemon = listeners(grpc.table()?)?;
@@ -128,9 +130,8 @@ fn read(mut top: Table<'_>) -> Result<File> {
     top.ignore("ghacache", "caches of GitHub are not signed");
     file.history = top.take("history").map(|v| history(v.table()?)).transpose()?.unwrap_or_default();
     file.registries = top.take("registry").map(|v| super::Hosts::read(v.table()?)).transpose()?.unwrap_or_default();
-    if let Some(frontends) = top.take("frontend") {
-        frontend_limits(frontends.table()?)?;
-    }
+    let frontends = top.take("frontend").map(|v| frontends(v.table()?)).transpose()?;
+    let (frontends_off, frontend_repositories) = frontends.unwrap_or_default();
     if let Some(system) = top.take("system") {
         let mut system = system.table()?;
         let concurrency = system.take("maxRegistryConcurrency").map(|v| v.integer(1..=64)).transpose()?;
@@ -138,7 +139,7 @@ fn read(mut top: Table<'_>) -> Result<File> {
         system.ignore("platformsCacheMaxAge", "emulators are looked for with each build");
         system.finish()?;
     }
-    let mut builder = Builder { entitlements: allowed, ..Builder::default() };
+    let mut builder = Builder { entitlements: allowed, frontends_off, frontend_repositories, ..Builder::default() };
     if let Some(cdi) = top.take("cdi") {
         builder.device_dirs = devices(cdi.table()?)?;
     }
@@ -185,22 +186,30 @@ fn history(mut table: Table<'_>) -> Result<History> {
     Ok(history)
 }
 
-/// What may be built is limited by whoever writes this, and not by anything here.
-fn frontend_limits(mut table: Table<'_>) -> Result<()> {
+/// Reads which frontends are switched off, and the repositories whose images may run as frontends.
+fn frontends(mut table: Table<'_>) -> Result<(Vec<String>, Vec<String>)> {
+    let repository = |text: &str| match text.parse::<Reference>() {
+        Ok(name) => Ok(name.repository()),
+        Err(error) => Err(error.to_string()),
+    };
+    let (mut off, mut repositories) = (Vec::new(), Vec::new());
     for name in ["dockerfile.v0", "gateway.v0"] {
         let Some(frontend) = table.take(name) else { continue };
         let mut frontend = frontend.table()?;
-        if let Some(enabled) = frontend.take("enabled").filter(|enabled| enabled.bool().is_ok_and(|enabled| !enabled)) {
-            return Err(enabled.error("a frontend cannot be switched off").with_kind(crate::error::Kind::Unsupported));
+        if frontend.take("enabled").map(|v| v.enabled()).transpose()? == Some(false) {
+            off.push(name.to_owned());
         }
-        let allowed = frontend.take("allowedRepositories");
-        if let Some(allowed) = allowed.filter(|_| name == "gateway.v0") {
-            let why = "which frontend images may run cannot be limited";
-            return Err(allowed.error(why).with_kind(crate::error::Kind::Unsupported));
+        match name {
+            "gateway.v0" => {
+                let allowed = frontend.take("allowedRepositories").map(|v| v.list_of(repository)).transpose()?;
+                repositories = allowed.unwrap_or_default();
+            }
+            _ => frontend.ignore("allowedRepositories", "what is built in is no image"),
         }
         frontend.finish()?;
     }
-    table.finish()
+    table.finish()?;
+    Ok((off, repositories))
 }
 
 fn devices(mut table: Table<'_>) -> Result<Option<Vec<PathBuf>>> {
@@ -457,11 +466,17 @@ a = 1
     }
 
     #[test]
-    fn limits_that_cannot_be_enforced_are_errors() {
+    fn frontends_are_limited_and_what_has_no_meaning_is_told() {
+        let text = "proxyNetwork = true\n[frontend.'gateway.v0']\nallowedRepositories = ['docker/dockerfile', 'example.com/a']\n\
+                    [frontend.'dockerfile.v0']\nenabled = false";
+        let (file, warnings) = parsed(text).unwrap();
+        assert_eq!(file.builder.frontends_off, ["dockerfile.v0"]);
+        assert_eq!(file.builder.frontend_repositories, ["docker.io/docker/dockerfile", "example.com/a"]);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].starts_with("buildkitd.toml:1: ") && warnings[0].contains("proxyNetwork is ignored"));
         for text in [
-            "[frontend.'gateway.v0']\nallowedRepositories = ['docker/dockerfile']",
-            "[frontend.'dockerfile.v0']\nenabled = false",
-            "proxyNetwork = true",
+            "[frontend.'gateway.v0']\nallowedRepositories = ['UPPER']",
+            "[frontend.'dockerfile.v0']\nenabled = 'perhaps'",
             "insecure-entitlements = ['network.hots']",
             "[worker.oci]\nreservedSpace = 'much'",
             "[history]\nmaxAge = 'long'",

@@ -64,6 +64,7 @@ fn every_key_reaches_the_configuration() {
         entitlements: Some(vec!["network.host".to_owned()]),
         labels: [("team".to_owned(), "a".to_owned())].into(),
         device_dirs: Some(vec![testdata("cdi")]),
+        ..Builder::default()
     };
     assert_eq!(config.builder, builder);
     let history = History { max_age: Some(std::time::Duration::from_hours(24)), max_entries: Some(7) };

@@ -104,6 +104,10 @@ impl Engine {
             settings: solver::Settings {
                 max_parallelism: config.builder.max_parallelism,
                 entitlements: config.builder.entitlements.clone(),
+                frontends: solver::Frontends {
+                    off: config.builder.frontends_off.clone(),
+                    repositories: config.builder.frontend_repositories.clone(),
+                },
                 dns: Dns::new(config.dns.nameservers.clone(), config.dns.search.clone(), config.dns.options.clone())?,
             },
             clock,

@@ -24,6 +24,7 @@ mod export;
 pub mod failed;
 mod failure;
 mod frontend;
+mod frontends;
 pub mod gateway;
 pub mod gc;
 pub mod history;
@@ -67,6 +68,7 @@ pub use cache::SCHEMA;
 pub use devices::DIRECTORIES as DEVICE_DIRECTORIES;
 pub use exchange::take_imports;
 pub use failure::{Failure, Place};
+pub use frontends::Frontends;
 pub use received::ReceivedContext;
 pub use remote::Material;
 pub use request::{BuildRequest, Built, CacheSpec, Document, Exporter};
@@ -122,6 +124,8 @@ pub struct Settings {
     pub max_parallelism: Option<usize>,
     /// What clients may allow the steps of their builds; `None` for everything there is.
     pub entitlements: Option<Vec<String>>,
+    /// Which frontends clients may use.
+    pub frontends: Frontends,
     /// Whom steps ask for names, instead of the host's servers.
     pub dns: Dns,
 }

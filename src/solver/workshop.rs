@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::try_join_all;
 use kiln_dockerfile::{Foreign, NoCache, is_built_in};
-use kiln_graph::VertexId;
+use kiln_graph::{Reference, VertexId};
 
 use super::attest::{Attest, Facts, Survey};
 use super::bridge::{NamedPlatform, Platforms, key};
@@ -16,6 +16,7 @@ use super::exchange::{self, CacheImport, Imports, Scope};
 use super::export::{Export, Product, Variant};
 use super::failure::{Failure, Place};
 use super::frontend::{Frontend, Read, Surroundings, Target};
+use super::frontends::{FRONTEND, GATEWAY};
 use super::job::{ClientSession, Entitlements, Job, Shared};
 use super::options::Options;
 use super::policy::{Policies, Policy};
@@ -28,12 +29,6 @@ use crate::error::{Error, Result};
 use crate::registry::{Client, Credentials, Notes, Provider, TokenQuestion};
 use crate::sandbox::Limits;
 use crate::task::{self, Cancel, CancelOnDrop};
-
-/// The frontend that is built in.
-const FRONTEND: &str = "dockerfile.v0";
-
-/// The frontend that runs others, by their images.
-const GATEWAY: &str = "gateway.v0";
 
 /// The attribute that asks for a frontend which is a result itself.
 const DEVELOPMENT: &str = "gateway-devel";
@@ -201,8 +196,9 @@ impl Workshop {
     fn asked(&self, name: &str, attrs: &BTreeMap<String, String>) -> Result<Asked> {
         let mut attrs = attrs.clone();
         let image = attrs.get("source").cloned().unwrap_or_default();
+        let frontends = &self.shared.solver.deps().settings.frontends;
         match name {
-            FRONTEND => {}
+            FRONTEND => frontends.permit(FRONTEND)?,
             GATEWAY if attrs.contains_key(DEVELOPMENT) => {
                 return Err(Error::unsupported("running a frontend that is a result of the build (gateway-devel)"));
             }
@@ -216,6 +212,7 @@ impl Workshop {
                 if !is_built_in(&image, &args.collect()) {
                     return Ok(Asked::Elsewhere(Summons { image, attrs, place: None }));
                 }
+                frontends.permit_image(&frontend_image(&image)?)?;
                 // It was chosen, whatever the file says.
                 attrs.entry("cmdline".to_owned()).or_insert(image);
             }
@@ -418,6 +415,14 @@ impl Draft {
         let platform = platform.map(|platform| format!("/{platform}")).unwrap_or_default();
         Ok((format!("buildx.build.provenance{platform}"), STANDARD.encode(&made.predicate)))
     }
+}
+
+/// Reads the name of a frontend's image.
+///
+/// # Errors
+/// `InvalidArgument` for what is no name.
+pub(super) fn frontend_image(image: &str) -> Result<Reference> {
+    image.parse().map_err(|error| Error::invalid(format!("the frontend {image:?}: {error}")))
 }
 
 /// Refuses what clients may not allow their steps.

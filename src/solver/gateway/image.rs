@@ -13,7 +13,7 @@ use bytes::{Buf as _, BytesMut};
 use futures_util::future::BoxFuture;
 use kiln_graph::oci::ImageConfig;
 use kiln_graph::op::{Exec, NetworkMode, Root};
-use kiln_graph::{Digest, Platform, Reference};
+use kiln_graph::{Digest, Platform};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, Join};
 use tokio::net::unix::pipe;
@@ -28,7 +28,7 @@ use crate::solver::failure::Failure;
 use crate::solver::job::{Begun, Shared, layer_report};
 use crate::solver::progress::{Event, Progress};
 use crate::solver::value::{FileSystem, Layer, Settled, Value};
-use crate::solver::workshop::Summons;
+use crate::solver::workshop::{Summons, frontend_image};
 use crate::task::Owned;
 
 /// What an image without an entry point runs.
@@ -121,13 +121,15 @@ pub(in crate::solver) async fn run(
 /// Finds the image: what a named context stands in for it, or the image of its name.
 async fn find(shared: &Shared, summons: &Summons) -> Result<Resolved> {
     let Summons { image, attrs, .. } = summons;
-    let mut name: Reference =
-        image.parse().map_err(|error| Error::invalid(format!("the frontend {image:?}: {error}")))?;
+    let frontends = &shared.solver.deps().settings.frontends;
+    let mut name = frontend_image(image)?;
+    frontends.permit_image(&name)?;
     if let Some(context) = attrs.get(&format!("context:{image}")) {
         let other = context.strip_prefix("docker-image://").ok_or_else(|| {
             Error::unsupported(format!("a context other than an image in the place of the frontend {image}: {context}"))
         })?;
         name = other.parse().map_err(|error| Error::invalid(format!("context:{image}={context}: {error}")))?;
+        frontends.permit_image(&name)?;
     }
     let policy = match attrs.get("image-resolve-mode").map(String::as_str) {
         Some("pull") => Policy::Always,
