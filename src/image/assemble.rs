@@ -7,7 +7,9 @@ use kiln_graph::oci::{Descriptor, Index, Manifest, annotation, media_type};
 use kiln_graph::{Digest, Platform, Reference};
 use serde_json::json;
 
+use super::distant::{DistantLayer, StackLayer};
 use super::layers::Configured;
+use super::pull::suffix;
 use super::{Images, record};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::store::compression::{Compression, Format};
@@ -76,8 +78,10 @@ impl Document {
 pub struct AssembledLayer {
     /// How the manifest points at it.
     pub descriptor: Descriptor,
-    /// Its content; `None` for a layer that came from a registry and is not here any more.
+    /// Its content; `None` for a layer that is not here.
     pub blob: Option<Blob>,
+    /// Where else it is; `None` when nobody knows.
+    pub distant: Option<DistantLayer>,
 }
 
 /// An image with its manifest.
@@ -192,7 +196,7 @@ impl Images {
                         "attestations have OCI media types only: leave out oci-mediatypes=false",
                     ));
                 }
-                let diff_ids = assembly.image.chain.iter().filter_map(|snapshot| snapshot.diff_id);
+                let diff_ids = assembly.image.layers.iter().filter_map(StackLayer::diff_id);
                 let layers = diff_ids.zip(image.layers.iter().map(|layer| &layer.descriptor)).collect();
                 let predicates = point_at_layers(assembly.predicates, &layers)?;
                 attached.push(attach(&predicates, &image, &top.names, form.artifacts)?);
@@ -221,11 +225,14 @@ impl Images {
         form: &Form,
         cancel: &Cancel,
     ) -> Result<AssembledImage> {
-        let Configured { id, config, bytes, chain } = &assembly.image;
-        let mut layers = Vec::with_capacity(chain.len());
-        for snapshot in chain {
+        let Configured { id, config, bytes, layers: stack } = &assembly.image;
+        let mut layers = Vec::with_capacity(stack.len());
+        for layer in stack {
             cancel.check()?;
-            layers.push(self.assemble_layer(lease, snapshot, form, cancel)?);
+            layers.push(match layer {
+                StackLayer::Here(snapshot) => self.assemble_layer(lease, snapshot, form, cancel)?,
+                StackLayer::Distant(distant) => self.assemble_distant(lease, distant, form)?,
+            });
         }
         let (config_type, manifest_type) = if form.docker_types {
             (media_type::DOCKER_CONFIG, media_type::DOCKER_MANIFEST)
@@ -245,6 +252,15 @@ impl Images {
         let manifest = Document::new(manifest_type, serde_json::to_vec(&manifest)?);
         let config_document = Document { descriptor, bytes: Bytes::copy_from_slice(bytes) };
         Ok(AssembledImage { id: *id, platform: config.platform(), config: config_document, layers, manifest })
+    }
+
+    /// Takes a layer that is elsewhere as it is there. Blocking.
+    fn assemble_distant(&self, lease: &Lease, distant: &DistantLayer, form: &Form) -> Result<AssembledLayer> {
+        let there = &distant.layer.descriptor;
+        let kind = layer_type(suffix(&there.media_type), form.docker_types);
+        let blob = self.store.blob(lease, &there.digest)?;
+        let descriptor = Descriptor::new(&kind, there.digest, there.size);
+        Ok(AssembledLayer { descriptor, blob, distant: Some(distant.clone()) })
     }
 
     /// Finds or makes the compressed form of a layer, leased. Blocking.
@@ -271,7 +287,7 @@ impl Images {
                 descriptor.annotations.insert(ESTARGZ_TABLE.to_owned(), table.to_string());
                 descriptor.annotations.insert(ESTARGZ_SIZE.to_owned(), size.to_string());
             }
-            return Ok(AssembledLayer { descriptor, blob: Some(blob) });
+            return Ok(AssembledLayer { descriptor, blob: Some(blob), distant: None });
         }
         let made = if form.force_compression {
             self.store.compressed_layer(lease, snapshot.id, form.compression, cancel)
@@ -282,13 +298,13 @@ impl Images {
             Ok(made) => {
                 let suffix = layer_suffix(&made.blob)?;
                 let descriptor = Descriptor::new(&typed(suffix), *made.blob.digest(), made.blob.size());
-                Ok(AssembledLayer { descriptor, blob: Some(made.blob) })
+                Ok(AssembledLayer { descriptor, blob: Some(made.blob), distant: None })
             }
             // It came from a registry, and its blob is no longer here. Perhaps whoever gets the image has it.
             Err(error) if error.kind() == Kind::Conflict => match self.store.layer_blobs(&diff_id)?.first() {
                 Some(known) => {
                     let descriptor = Descriptor::new(&typed(&known.media_suffix), known.digest, known.size);
-                    Ok(AssembledLayer { descriptor, blob: None })
+                    Ok(AssembledLayer { descriptor, blob: None, distant: None })
                 }
                 None => Err(error),
             },
@@ -325,7 +341,7 @@ impl Images {
             }
             let layer = |descriptor: Descriptor| {
                 let blob = self.store.blob(lease, &descriptor.digest)?;
-                Ok(AssembledLayer { descriptor, blob })
+                Ok(AssembledLayer { descriptor, blob, distant: None })
             };
             images.push(AssembledImage {
                 id: manifest.config.digest,

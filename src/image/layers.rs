@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use kiln_graph::oci::{History, ImageConfig, RootFs, chain_id};
 use kiln_graph::{Digest, Reference};
 
+use super::distant::{Stack, StackLayer};
 use super::{Images, record};
 use crate::error::{Error, Result};
 use crate::store::layer::{Style, Times};
@@ -17,8 +18,8 @@ pub struct NewImage {
     /// The configuration; its `rootfs` is filled in, `created` and the times of its history where they are missing: with those
     /// that stand for its layers.
     pub config: ImageConfig,
-    /// The topmost snapshot; `None` is an image without layers.
-    pub snapshot: Option<SnapshotId>,
+    /// Its root file system.
+    pub root: Stack,
     /// The time, in nanoseconds since 1970, that nothing in the image may be later than.
     pub epoch_ns: Option<i64>,
 }
@@ -42,7 +43,7 @@ pub struct Configured {
     /// The configuration's bytes.
     pub bytes: Vec<u8>,
     /// Its layers, the lowest first.
-    pub chain: Vec<Snapshot>,
+    pub layers: Vec<StackLayer>,
 }
 
 impl Images {
@@ -161,19 +162,22 @@ impl Images {
         new: NewImage,
         cache: impl FnOnce(&[Digest]) -> Result<Option<Vec<u8>>>,
     ) -> Result<Configured> {
-        let chain = self.chain(lease, new.snapshot)?;
-        let diff_ids: Option<Vec<Digest>> = chain.iter().map(|snapshot| snapshot.diff_id).collect();
+        let layers: Vec<StackLayer> = match new.root {
+            Stack::Here(top) => self.chain(lease, top)?.into_iter().map(StackLayer::Here).collect(),
+            Stack::Distant(layers) => layers.into_iter().map(StackLayer::Distant).collect(),
+        };
+        let diff_ids: Option<Vec<Digest>> = layers.iter().map(StackLayer::diff_id).collect();
         let diff_ids = diff_ids.ok_or_else(|| Error::internal("a layer of the image was not identified"))?;
         let mut config = new.config;
         config.rootfs = RootFs { diff_ids, ..RootFs::default() };
-        let times: Vec<i64> = chain.iter().map(|snapshot| snapshot.as_of.unwrap_or(snapshot.created_at)).collect();
+        let times: Vec<i64> = layers.iter().map(StackLayer::time_ns).collect();
         fill_times(&mut config, &times, new.epoch_ns)?;
         let bytes = match cache(&config.rootfs.diff_ids)? {
             None => serde_json::to_vec(&config)?,
             Some(records) => serde_json::to_vec(&WithCache { config: &config, records: STANDARD.encode(records) })?,
         };
         let id = *self.store.write_blob(lease, &bytes)?.digest();
-        Ok(Configured { id, config, bytes, chain })
+        Ok(Configured { id, config, bytes, layers })
     }
 
     /// Records an image that has no manifest yet, and gives it names. Blocking.

@@ -6,6 +6,7 @@
 mod archive;
 mod assemble;
 mod attested;
+mod distant;
 mod layers;
 mod layout;
 mod list;
@@ -23,6 +24,7 @@ use kiln_graph::{Digest, Reference};
 pub use archive::{Imported, Layout, Loaded, SaveRequest};
 pub use assemble::{Assembled, AssembledImage, AssembledLayer, Assembly, Document, Form, Top, statement};
 pub use attested::Chain;
+pub use distant::{DistantLayer, Stack, StackLayer};
 pub use layers::{Configured, NewImage};
 pub use list::{Layer, Summary};
 pub use pull::{BlobSource, ChainLayer, LayerSink, LayerStage, Report, RepositoryBlobs, Wanted, pour, suffix};
@@ -112,6 +114,18 @@ impl Images {
                 "the layers of image {} are not unpacked here; pull it again",
                 image.record.id.short()
             ))),
+        }
+    }
+
+    /// Says whether an image's layers are here, unpacked. Blocking.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn is_whole(&self, lease: &Lease, image: &Image) -> Result<bool> {
+        match self.snapshot(lease, image) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == Kind::NotFound => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

@@ -57,6 +57,11 @@ pub trait BlobSource: std::fmt::Debug + Send + Sync {
         sink: LayerSink,
         progress: &'a Progress,
     ) -> BoxFuture<'a, Result<LayerSink>>;
+
+    /// Returns the repository that the blobs are in, when they are in one: its registry can take them from there.
+    fn repository(&self) -> Option<&Reference> {
+        None
+    }
 }
 
 /// The blobs of a repository.
@@ -76,6 +81,10 @@ impl BlobSource for RepositoryBlobs {
         progress: &'a Progress,
     ) -> BoxFuture<'a, Result<LayerSink>> {
         self.client.blob(&self.name, descriptor, sink, progress).boxed()
+    }
+
+    fn repository(&self) -> Option<&Reference> {
+        Some(&self.name)
     }
 }
 
@@ -363,7 +372,7 @@ async fn abandoned(unpacker: Arc<Unpacker>) {
 }
 
 /// Refuses layers that are none.
-fn check_layers(remote: &Remote) -> Result<()> {
+pub(super) fn check_layers(remote: &Remote) -> Result<()> {
     for layer in &remote.layers {
         let known = layer.media_type.contains(".image.layer.") || layer.media_type.contains(".image.rootfs.");
         if !known {

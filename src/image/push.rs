@@ -9,7 +9,8 @@ use futures_util::StreamExt as _;
 use kiln_graph::Reference;
 use kiln_graph::oci::{Descriptor, Manifest, media_type};
 
-use super::assemble::{Assembled, Document, layer_suffix};
+use super::assemble::{Assembled, AssembledLayer, Document, layer_suffix};
+use super::distant::DistantLayer;
 use super::pull::{LayerStage, Report};
 use super::{Image, Images, record};
 use crate::error::{Error, Kind, Result, ResultExt as _};
@@ -70,7 +71,7 @@ impl Images {
             })
         };
         if let Some(assembled) = index.await? {
-            return self.push_assembled(&assembled, &name, client, report).await;
+            return self.push_assembled(lease, &assembled, &name, client, report).await;
         }
         let (sources, manifest, mounts) = {
             let (images, lease, image, name) = (self.clone(), lease.clone(), image.clone(), name.clone());
@@ -107,7 +108,8 @@ impl Images {
     }
 
     /// Pushes assembled images under a name, or by digest alone when it has no tag. Of those that are recorded, the digests the
-    /// registry then knows them by are recorded, too.
+    /// registry then knows them by are recorded, too. Layers that are elsewhere are fetched only when the registry neither has them
+    /// nor takes them from another of its repositories; they are not unpacked.
     ///
     /// Dropping the future stops the work.
     ///
@@ -115,6 +117,7 @@ impl Images {
     /// As for [`Images::push`].
     pub async fn push_assembled(
         &self,
+        lease: &Lease,
         assembled: &Assembled,
         name: &Reference,
         client: &Client,
@@ -128,9 +131,10 @@ impl Images {
         let mut sent = BTreeSet::new();
         let layers = assembled.images.iter().flat_map(|image| &image.layers);
         let layers = layers.filter(|layer| sent.insert(layer.descriptor.digest)).map(|layer| async {
-            match layer.blob.clone() {
-                Some(blob) => to.upload(&layer.descriptor, blob).await,
-                None => to.elsewhere(layer.descriptor.clone()).await.map(drop),
+            match (&layer.distant, layer.blob.clone()) {
+                (Some(distant), _) => to.pass_on((self, lease), layer, distant).await,
+                (None, Some(blob)) => to.upload(&layer.descriptor, blob).await,
+                (None, None) => to.elsewhere(layer.descriptor.clone()).await.map(drop),
             }
         });
         // Collected, because the compiler cannot see that a stream that maps references to futures may change threads.
@@ -145,7 +149,7 @@ impl Images {
             let kind = descriptor.media_type.as_str();
             if !media_type::is_manifest(kind) && !media_type::is_index(kind) {
                 to.document(descriptor, bytes.clone()).await?;
-            } else if *document != assembled.top {
+            } else if descriptor.digest != assembled.top.descriptor.digest {
                 let by_digest = name.with_digest(descriptor.digest);
                 client.push_manifest(&by_digest, kind, bytes.clone()).await?;
             }
@@ -243,6 +247,15 @@ fn config_descriptor(image: &Image) -> Descriptor {
     Descriptor::new(media_type::OCI_CONFIG, image.record.id, image.config_bytes.len() as u64)
 }
 
+/// How far a layer is that came to the registry so.
+const fn stage(pushed: &registry::Pushed) -> LayerStage {
+    match pushed {
+        registry::Pushed::Exists => LayerStage::Exists,
+        registry::Pushed::Mounted(_) => LayerStage::Mounted,
+        registry::Pushed::Uploaded => LayerStage::Done,
+    }
+}
+
 /// Where everything goes.
 #[derive(Clone, Copy)]
 struct Destination<'a> {
@@ -316,12 +329,7 @@ impl Destination<'_> {
         loop {
             tokio::select! {
                 done = &mut transfer => {
-                    let stage = match done? {
-                        registry::Pushed::Exists => LayerStage::Exists,
-                        registry::Pushed::Mounted(_) => LayerStage::Mounted,
-                        registry::Pushed::Uploaded => LayerStage::Done,
-                    };
-                    (self.report)(descriptor, stage);
+                    (self.report)(descriptor, stage(&done?));
                     return Ok(());
                 }
                 () = tokio::time::sleep(TICK) => {
@@ -333,13 +341,39 @@ impl Destination<'_> {
 
     /// Makes sure that the registry has a layer that is not here.
     async fn elsewhere(&self, descriptor: Descriptor) -> Result<Descriptor> {
+        if self.adopt(&descriptor, self.mounts).await? {
+            return Ok(descriptor);
+        }
         let digest = descriptor.digest;
-        let absent = move |_: u64| -> Result<std::io::Empty> {
-            Err(Error::conflict(format!("layer {digest} is not here any more; pull the image it came with again")))
+        Err(Error::conflict(format!("layer {digest} is not here any more; pull the image it came with again")))
+    }
+
+    /// Passes a layer on that is elsewhere, without unpacking it.
+    async fn pass_on(
+        &self,
+        (images, lease): (&Images, &Lease),
+        layer: &AssembledLayer,
+        distant: &DistantLayer,
+    ) -> Result<()> {
+        let repositories: Vec<Reference> = distant.repositories.iter().chain(self.mounts).cloned().collect();
+        if self.adopt(&layer.descriptor, &repositories).await? {
+            return Ok(());
+        }
+        let blob = match &layer.blob {
+            Some(blob) => blob.clone(),
+            None => images.fetch_blob(lease, &distant.layer.descriptor, distant.source.as_ref(), self.report).await?,
         };
-        self.client.push_blob(self.name, &descriptor, absent, self.mounts, &Progress::new()).await?;
-        (self.report)(&descriptor, LayerStage::Exists);
-        Ok(descriptor)
+        let asked_already = Self { mounts: &[], ..*self };
+        asked_already.upload(&layer.descriptor, blob).await
+    }
+
+    /// Says whether the registry has a layer, or takes it from another of its repositories.
+    async fn adopt(&self, descriptor: &Descriptor, repositories: &[Reference]) -> Result<bool> {
+        let adopted = self.client.adopt_blob(self.name, descriptor, repositories).await?;
+        if let Some(adopted) = &adopted {
+            (self.report)(descriptor, stage(adopted));
+        }
+        Ok(adopted.is_some())
     }
 
     async fn document(&self, descriptor: &Descriptor, bytes: Bytes) -> Result<()> {

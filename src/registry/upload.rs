@@ -62,27 +62,66 @@ impl Client {
             progress.set(descriptor.size);
             Ok(how)
         };
-        if self.check_blob(&endpoint, &access, descriptor).await? {
-            return done(Pushed::Exists);
-        }
-        let mut place = Place::Nowhere;
-        for from in mount_from.iter().filter(|from| can_mount(from, reference)) {
-            match self.mount(&endpoint, &access, descriptor, from).await? {
-                Mount::Done => {
-                    self.abandon(&endpoint, &access, place).await;
-                    return done(Pushed::Mounted(from.clone()));
-                }
-                Mount::UploadInstead(url) => {
-                    let earlier = std::mem::replace(&mut place, Place::Fresh(url));
-                    self.abandon(&endpoint, &access, earlier).await;
-                }
-                Mount::Refused => {}
-            }
-        }
+        let mount_from = mount_from.iter().filter(|from| can_mount(from, reference));
+        let place = match self.find_or_mount(&endpoint, &access, descriptor, mount_from).await? {
+            Found::There(how) => return done(how),
+            Found::Missing(place) => place,
+        };
         let source = Arc::new(source);
         let mut upload = Upload { client: self, endpoint: &endpoint, access: &access, descriptor, progress, place };
         upload.run(&source).await?;
         done(Pushed::Uploaded)
+    }
+
+    /// Sees to it that a blob is in a repository, without sending it; `None` when it would have to be sent. The parameters are those
+    /// of [`Client::push_blob`].
+    ///
+    /// # Errors
+    /// As for [`Client::push_blob`].
+    pub async fn adopt_blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        mount_from: &[Reference],
+    ) -> Result<Option<Pushed>> {
+        let endpoint = self.registry(reference);
+        let doing = format!("look for blob {} in", descriptor.digest);
+        let access = Access::push(&doing, reference, &endpoint);
+        let mount_from = mount_from.iter().filter(|from| can_mount(from, reference));
+        match self.find_or_mount(&endpoint, &access, descriptor, mount_from).await? {
+            Found::There(how) => Ok(Some(how)),
+            Found::Missing(place) => {
+                self.abandon(&endpoint, &access, place).await;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn find_or_mount(
+        &self,
+        endpoint: &Endpoint,
+        access: &Access<'_>,
+        descriptor: &Descriptor,
+        mount_from: impl Iterator<Item = &Reference>,
+    ) -> Result<Found> {
+        if self.check_blob(endpoint, access, descriptor).await? {
+            return Ok(Found::There(Pushed::Exists));
+        }
+        let mut place = Place::Nowhere;
+        for from in mount_from {
+            match self.mount(endpoint, access, descriptor, from).await? {
+                Mount::Done => {
+                    self.abandon(endpoint, access, place).await;
+                    return Ok(Found::There(Pushed::Mounted(from.clone())));
+                }
+                Mount::UploadInstead(url) => {
+                    let earlier = std::mem::replace(&mut place, Place::Fresh(url));
+                    self.abandon(endpoint, access, earlier).await;
+                }
+                Mount::Refused => {}
+            }
+        }
+        Ok(Found::Missing(place))
     }
 
     /// Asks for a blob of another repository. That it is not to be had that way is no error.
@@ -123,6 +162,13 @@ impl Client {
 
 fn can_mount(from: &Reference, to: &Reference) -> bool {
     from.domain() == to.domain() && from.path() != to.path()
+}
+
+/// What came of looking for a blob at a registry.
+enum Found {
+    There(Pushed),
+    /// It has to be sent; a mount that did not come about may have begun that.
+    Missing(Place),
 }
 
 enum Mount {

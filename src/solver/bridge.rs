@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::build::without_imports;
 use super::definition::plain_config;
+use super::distant::Files;
 use super::exchange::{Ahead, CacheExport, Scope};
 use super::export::{Export, Product, Variant};
 use super::failure::{Failure, Place};
@@ -30,6 +31,7 @@ use super::workshop::{Draft, Made, Summons, Workshop};
 use super::{ProvenanceMode, Solver, lock};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::filesync::Entry;
+use crate::image::Stack;
 use crate::task;
 
 /// How many frontends may call for another, one for the next.
@@ -566,7 +568,8 @@ impl Bridge {
         let found = self.shop.shared.find_exports(&findings.metadata, refs).await?;
         let exports: Vec<Export> = self.exports.iter().cloned().chain(found).collect();
         if !exports.is_empty() || verifies {
-            let mut product = self.product(findings).await?;
+            let files = Files::of(&exports, verifies);
+            let mut product = self.product(findings, files).await?;
             if self.caches.iter().any(CacheExport::is_inline) {
                 product.cache.clone_from(&scopes);
             }
@@ -631,7 +634,7 @@ impl Bridge {
         made.map_err(|failure| self.explain(&batch.draft.job, failure))
     }
 
-    async fn product(&self, findings: &Findings) -> Result<Product> {
+    async fn product(&self, findings: &Findings, files: Files) -> Result<Product> {
         let metadata = &findings.metadata;
         let platforms = match metadata.get(key::PLATFORMS) {
             Some(json) => serde_json::from_slice::<Platforms>(json).context(|| key::PLATFORMS)?.platforms,
@@ -661,10 +664,10 @@ impl Bridge {
             let platform = known.or_else(|| config.as_ref().map(ImageConfig::platform)).unwrap_or_else(Platform::host);
             let config = config.unwrap_or_else(|| plain_config(&platform));
             let variant = if name.is_empty() {
-                Variant { platform, config, snapshot: None, base_layers: 0, attestations: Vec::new() }
+                Variant { platform, config, root: Stack::Here(None), base_layers: 0, attestations: Vec::new() }
             } else {
                 let Part { batch, number } = self.part(name)?;
-                Variant { platform, config, ..batch.draft.variant(number).await? }
+                Variant { platform, config, ..batch.draft.variant(number, files).await? }
             };
             variants.push(variant);
         }

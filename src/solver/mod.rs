@@ -17,6 +17,7 @@ mod contexts;
 pub mod copy;
 mod definition;
 mod devices;
+mod distant;
 mod driver;
 mod elsewhere;
 mod exchange;

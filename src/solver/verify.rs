@@ -127,7 +127,7 @@ impl Job {
         comparison: &mut Comparison,
     ) -> Result<()> {
         let images = &self.solver.deps().images;
-        let chains = [images.chain(&self.lease, one.snapshot)?, images.chain(&self.lease, other.snapshot)?];
+        let chains = [images.chain(&self.lease, one.snapshot()?)?, images.chain(&self.lease, other.snapshot()?)?];
         let [first, second] = &chains;
         let platform = one.platform.to_string();
         let differs = |layer: usize, step: &str, path: &str, what: Vec<String>| Difference {

@@ -12,6 +12,7 @@ use kiln_graph::{Reference, VertexId};
 use super::attest::{Attest, Facts, Survey};
 use super::bridge::{NamedPlatform, Platforms, key};
 use super::contexts::Locals;
+use super::distant::Files;
 use super::exchange::{self, CacheImport, Imports, Scope};
 use super::export::{Export, Product, Variant};
 use super::failure::{Failure, Place};
@@ -26,6 +27,7 @@ use super::value::Keep;
 use super::verify::Witness;
 use super::{ProvenanceMode, Solver};
 use crate::error::{Error, Result};
+use crate::image::Stack;
 use crate::registry::{Client, Credentials, Notes, Provider, TokenQuestion};
 use crate::sandbox::Limits;
 use crate::task::{self, Cancel, CancelOnDrop};
@@ -339,9 +341,10 @@ impl Draft {
         if exports.is_empty() && self.job.witness.is_none() {
             return Ok(built);
         }
+        let files = Files::of(&exports, self.job.witness.is_some());
         let mut variants = Vec::new();
         for number in all {
-            variants.push(self.variant(number).await?);
+            variants.push(self.variant(number, files).await?);
         }
         let all: Vec<usize> = (0..self.targets.len()).collect();
         let cache = if inline { vec![self.scope(&all)] } else { Vec::new() };
@@ -376,14 +379,17 @@ impl Draft {
     ///
     /// # Errors
     /// When an image cannot be fetched or a scan cannot be read.
-    pub(super) async fn variant(&self, number: usize) -> Result<Variant> {
+    pub(super) async fn variant(&self, number: usize, files: Files) -> Result<Variant> {
         let (target, survey) =
             self.targets.get(number).ok_or_else(|| Error::internal("a result that does not exist"))?;
-        let snapshot = self.job.result(target.root).await?;
-        let attestations = self.job.attest(&self.attest, &self.facts, target, survey, snapshot).await?;
+        let root = match files {
+            Files::Here => Stack::Here(self.job.result(target.root).await?),
+            Files::Anywhere => self.job.composition(target.root).await?,
+        };
+        let attestations = self.job.attest(&self.attest, &self.facts, target, survey).await?;
         let Target { platform, config, base_layers, .. } = target;
         let (platform, config, base_layers) = (platform.clone(), config.clone(), *base_layers);
-        Ok(Variant { platform, config, snapshot, base_layers, attestations })
+        Ok(Variant { platform, config, root, base_layers, attestations })
     }
 
     /// Writes what the history of builds says about where the result is from: without build arguments and secrets' names.

@@ -5,11 +5,12 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each place that includes this file uses a part of it")]
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 const PROGRAM: &str = "docker-registry";
 
@@ -53,6 +54,7 @@ pub struct Registry {
     process: Child,
     host: String,
     dir: tempfile::TempDir,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 /// Returns whether the program is installed; if not, says how to get it.
@@ -86,6 +88,8 @@ impl Registry {
             .expect("start docker-registry");
         let log = process.stderr.take().expect("standard error was piped");
         let (sender, receiver) = mpsc::channel();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&requests);
         // Reads to the end, for the registry would block on a full pipe.
         std::thread::spawn(move || {
             let mut lines = BufReader::new(log).lines().map_while(Result::ok);
@@ -94,11 +98,13 @@ impl Registry {
                 Some(rest.split([',', '"']).next()?.to_owned())
             });
             let _ = sender.send(address);
-            lines.for_each(drop);
+            for request in lines.filter_map(|line| request_of(&line)) {
+                kept.lock().expect("a lock").push(request);
+            }
         });
         let host = receiver.recv_timeout(PATIENCE).expect("the registry did not start in time");
         let host = host.expect("the registry ended without listening");
-        Self { process, host, dir }
+        Self { process, host, dir, requests }
     }
 
     /// Returns `127.0.0.1:<port>`.
@@ -121,6 +127,25 @@ impl Registry {
         self.dir.path().join("client.key")
     }
 
+    /// Returns the requests answered since the last call, as `GET /v2/name/blobs/sha256:...`, of a registry that speaks plain HTTP.
+    pub fn take_requests(&self) -> Vec<String> {
+        // What this one is logged after has been logged.
+        let mut last = TcpStream::connect(&self.host).expect("connect to the registry");
+        last.write_all(b"GET /v2/?last HTTP/1.0\r\n\r\n").expect("ask the registry");
+        last.read_to_end(&mut Vec::new()).expect("read the registry's answer");
+        let start = Instant::now();
+        loop {
+            let mut requests = self.requests.lock().expect("a lock");
+            if requests.last().is_some_and(|request| request == "GET /v2/?last") {
+                requests.pop();
+                return std::mem::take(&mut requests);
+            }
+            drop(requests);
+            assert!(start.elapsed() < PATIENCE, "the registry does not log what it is asked");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Returns where the registry keeps its blobs.
     pub fn storage(&self) -> PathBuf {
         self.dir.path().join("storage")
@@ -132,6 +157,18 @@ impl Drop for Registry {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// The request that a line of the log is about.
+fn request_of(line: &str) -> Option<String> {
+    let field = |name: &str| {
+        let value = line.split_once(&format!(" http.request.{name}="))?.1;
+        Some(match value.strip_prefix('"') {
+            Some(quoted) => quoted.split('"').next()?,
+            None => value.split(' ').next()?,
+        })
+    };
+    line.contains("msg=\"response completed").then(|| Some(format!("{} {}", field("method")?, field("uri")?)))?
 }
 
 fn configuration(dir: &Path, access: Access, connection: Connection) -> String {

@@ -52,6 +52,7 @@ pub(super) fn check_platform(name: &str, image: &Image, wanted: Option<&Platform
 }
 
 fn describe(engine: &Engine, lease: &Lease, image: Image, version: ApiVersion) -> Result<Value> {
+    let is_whole = engine.images().is_whole(lease, &image)?;
     let summary = engine.images().summary(lease, image)?;
     let (record, config) = (&summary.record, &summary.config);
     let familiar = |names: &[Reference]| names.iter().map(Reference::familiar).collect::<Vec<_>>();
@@ -73,6 +74,10 @@ fn describe(engine: &Engine, lease: &Lease, image: Image, version: ApiVersion) -
         "RootFS": { "Type": "layers", "Layers": config.rootfs.diff_ids },
         "Metadata": { "LastTagTime": tagged.to_string() },
     });
+    if !is_whole {
+        // A field of our own: containers need its layers, which a pull brings.
+        value["LayersMissing"] = json!(true);
+    }
     if !config.variant.is_empty() {
         value["Variant"] = json!(config.variant);
     }

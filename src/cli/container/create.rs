@@ -16,7 +16,7 @@ use crate::cli::print;
 use crate::cli::transfer::Show;
 use crate::client::Query;
 use crate::error::{Error, Kind, Result, ResultExt as _};
-use crate::types::{ContainerCreateBody, ContainerCreateResponse, ImageInspect};
+use crate::types::{ContainerCreateBody, ContainerCreateResponse};
 
 /// Arguments of `create`.
 #[derive(Debug, Args)]
@@ -99,15 +99,28 @@ async fn pull_image(context: &Context, options: &Options) -> Result<()> {
     pull::request(context, &name.with_default_tag(), options.platform.as_deref(), show).await
 }
 
+/// What is of interest of an image.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    /// Whether its layers have to be pulled; a field of Kiln's own.
+    #[serde(default)]
+    layers_missing: bool,
+}
+
 /// Says whether it is the image that was not found, and not a network or a volume.
 async fn image_is_missing(context: &Context, options: &Options, error: &Error) -> bool {
     if error.kind() != Kind::NotFound {
         return false;
     }
     let path = Query::new().path(&["images", options.image(), "json"]);
-    let image: Result<ImageInspect> = context.client.get(&path).await;
+    let image: Result<Inspected> = context.client.get(&path).await;
     // An image of another platform than the one asked for is there and yet not found.
-    image.is_err_and(|error| error.kind() == Kind::NotFound) || options.platform.is_some()
+    match image {
+        Err(error) if error.kind() == Kind::NotFound => true,
+        Ok(image) if image.layers_missing => true,
+        _ => options.platform.is_some(),
+    }
 }
 
 /// The file of `--cidfile`, which must not exist. Removed again unless an id is written.

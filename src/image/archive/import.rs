@@ -6,7 +6,7 @@ use kiln_graph::oci::{History, ImageConfig};
 use kiln_graph::{Digest, Platform, Reference};
 
 use crate::error::{Result, ResultExt as _};
-use crate::image::{Images, NewImage};
+use crate::image::{Images, NewImage, Stack};
 use crate::store::compression::Decoder;
 use crate::store::layer::{ExtractOptions, extract};
 use crate::store::{Lease, tree};
@@ -31,7 +31,8 @@ impl Images {
     pub fn import(&self, lease: &Lease, input: impl Read + Send, what: Imported, cancel: &Cancel) -> Result<Digest> {
         let active = self.store.prepare(lease, None)?;
         let input = Decoder::new(input).context(|| "read the archive")?;
-        extract(input, tree::open_root(active.dir())?, ExtractOptions::new(cancel)).context(|| "import the archive")?;
+        extract(input, tree::open_root(active.dir())?, ExtractOptions::new(cancel).within(&self.store))
+            .context(|| "import the archive")?;
         let snapshot = active.commit()?;
         let digests = self.store.layer_digests(snapshot, cancel)?;
         let snapshot = self.store.identify(lease, snapshot, &digests)?.id;
@@ -42,6 +43,6 @@ impl Images {
         }
         config.history = vec![History { comment: what.message, ..History::default() }];
         let names: Vec<Reference> = what.name.into_iter().collect();
-        self.create(lease, NewImage { config, snapshot: Some(snapshot), epoch_ns: None }, &names)
+        self.create(lease, NewImage { config, root: Stack::Here(Some(snapshot)), epoch_ns: None }, &names)
     }
 }

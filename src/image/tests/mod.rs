@@ -50,7 +50,7 @@ impl World {
             history: layers.iter().map(entry).collect(),
             ..ImageConfig::default()
         };
-        let new = NewImage { config, snapshot: parent, epoch_ns: Some(0) };
+        let new = NewImage { config, root: Stack::Here(parent), epoch_ns: Some(0) };
         self.images.create(&self.lease, new, &[reference(name)]).unwrap()
     }
 

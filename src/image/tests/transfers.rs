@@ -196,7 +196,7 @@ async fn an_image_built_on_a_pulled_one_is_pushed_with_the_layer_as_it_came() {
     };
     let config =
         ImageConfig { os: "linux".to_owned(), architecture: Platform::host().architecture, ..ImageConfig::default() };
-    let new = NewImage { config, snapshot: Some(snapshot), epoch_ns: None };
+    let new = NewImage { config, root: Stack::Here(Some(snapshot)), epoch_ns: None };
     world.images.create(&world.lease, new, &[reference("mine:1")]).unwrap();
     // The base goes, by name and from whoever has it; the image built on it can still be pushed.
     world.images.remove(&base.to_string(), true, |_, _| Ok(None)).unwrap();

@@ -21,7 +21,6 @@ use super::export::Attestation;
 use super::frontend::Target;
 use super::job::Job;
 use crate::error::{Error, Result};
-use crate::store::SnapshotId;
 
 /// Which attestations a request asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,11 +88,10 @@ impl Job {
         facts: &Facts,
         target: &Target,
         survey: &Survey,
-        snapshot: Option<SnapshotId>,
     ) -> Result<Vec<Attestation>> {
         let mut made = Vec::new();
         if attest.sbom.is_some() {
-            made.extend(self.bills(facts, survey, snapshot).await?);
+            made.extend(self.bills(facts, survey, target.root).await?);
         }
         if let Some(provenance) = &attest.provenance {
             made.push(self.provenance(provenance, facts, target).await?);

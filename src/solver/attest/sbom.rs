@@ -226,12 +226,12 @@ impl Job {
         self: &Arc<Self>,
         facts: &Facts,
         survey: &Survey,
-        snapshot: Option<SnapshotId>,
+        root: Option<Edge>,
     ) -> Result<Vec<Attestation>> {
         match survey {
             Survey::None => Ok(Vec::new()),
             Survey::Own(extras) => {
-                let mut made = vec![self.bill(facts, CORE, snapshot).await?];
+                let mut made = vec![self.bill(facts, CORE, self.result(root).await?).await?];
                 for (name, edge) in extras {
                     let snapshot = self.snapshot_of(*edge).await?;
                     made.push(self.bill(facts, &format!("{CORE}-{name}"), snapshot).await?);

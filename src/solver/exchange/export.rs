@@ -231,22 +231,24 @@ impl Writer<'_> {
     /// Sees to it that a layer is at the place, and returns how it is known there.
     async fn layer(&self, layer: ResultLayer) -> Result<Descriptor> {
         let images = &self.shared.solver.deps().images;
-        let (mut descriptor, blob) = match &layer.origin {
+        let (mut descriptor, blob, diff_id) = match &layer.origin {
             Origin::Here(snapshot) => {
                 let (images, lease, form) = (images.clone(), self.shared.lease.clone(), self.form.clone());
                 let (snapshot, cancel) = (snapshot.clone(), self.cancel.clone());
                 let made = task::blocking(move || images.assemble_layer(&lease, &snapshot, &form, &cancel)).await?;
                 (made.descriptor, made.blob)
             }
-            Origin::Elsewhere(remote, _) => (remote.layer.descriptor.clone(), None),
         };
-        descriptor.annotations.clear();
-        descriptor.annotations.insert(UNCOMPRESSED.to_owned(), layer.diff_id.to_string());
+        descriptor.annotations.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
         descriptor.annotations.extend(layer.as_of.and_then(config::time).map(|time| (CREATED.to_owned(), time)));
         let part = self.begun.part(format!("writing layer {}", descriptor.digest), descriptor.size);
+        let source = match &layer.origin {
+            Origin::Elsewhere(_, source) => Some(source.as_ref()),
+            Origin::Here(_) => None,
+        };
         let blob = match (blob, &layer.origin) {
             (Some(blob), _) => blob,
-            _ if self.place.has(&descriptor).await? => {
+            _ if self.place.has(&descriptor, source).await? => {
                 part.complete();
                 return Ok(descriptor);
             }

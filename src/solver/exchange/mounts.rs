@@ -167,7 +167,7 @@ async fn carry_over(job: &Arc<Job>, name: &str, place: &Place) -> Result<Option<
     let images = &job.solver.deps().images;
     for chunk in &entry.chunks {
         let descriptor = chunk.descriptor();
-        if !place.has(&descriptor).await? {
+        if !place.has(&descriptor, Some(source.as_ref())).await? {
             let content = images.document_of(&job.lease, &descriptor, source.as_ref(), MAX as u64 * 2).await?;
             place.put(&descriptor, Content::Bytes(content)).await?;
         }

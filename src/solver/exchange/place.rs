@@ -9,7 +9,8 @@ use kiln_graph::oci::Descriptor;
 use tokio::sync::mpsc;
 
 use super::objects::Objects;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+use crate::image::BlobSource;
 use crate::registry::{Client, Progress, Pushed};
 use crate::solver::content::ContentStore;
 use crate::store::Blob;
@@ -95,19 +96,16 @@ impl Content {
 }
 
 impl Place {
-    /// Says whether a blob is there, taking it from where else the place may have it.
+    /// Says whether a blob is there, taking it from where else the place may have it; `source` is where it is known to be.
     ///
     /// # Errors
     /// When the place does not answer or refuses.
-    pub(super) async fn has(&self, descriptor: &Descriptor) -> Result<bool> {
+    pub(super) async fn has(&self, descriptor: &Descriptor, source: Option<&dyn BlobSource>) -> Result<bool> {
         match self {
             Self::Registry { client, name, mounts } => {
-                let absent = |_| -> Result<std::io::Empty> { Err(Error::conflict("the blob is not here")) };
-                match client.push_blob(name, descriptor, absent, mounts, &Progress::new()).await {
-                    Ok(_) => Ok(true),
-                    Err(error) if error.kind() == Kind::Conflict => Ok(false),
-                    Err(error) => Err(error),
-                }
+                let repository = source.and_then(BlobSource::repository);
+                let from: Vec<Reference> = repository.into_iter().chain(mounts).cloned().collect();
+                Ok(client.adopt_blob(name, descriptor, &from).await?.is_some())
             }
             Self::Client(store) => Ok(store.size(&descriptor.digest).await?.is_some()),
             Self::Objects(objects) => objects.has(&descriptor.digest).await,
@@ -125,7 +123,7 @@ impl Place {
                 let pushed = client.push_blob(name, descriptor, open, mounts, &Progress::new()).await?;
                 Ok(pushed == Pushed::Uploaded)
             }
-            Self::Client(_) | Self::Objects(_) if self.has(descriptor).await? => Ok(false),
+            Self::Client(_) | Self::Objects(_) if self.has(descriptor, None).await? => Ok(false),
             Self::Client(store) => store.write(descriptor, content.pieces()).await.map(|()| true),
             Self::Objects(objects) => objects.put(descriptor, content.pieces()).await.map(|()| true),
         }

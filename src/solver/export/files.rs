@@ -156,7 +156,7 @@ impl Job {
         let attestation_prefix = export.attestation_prefix.clone();
         task::blocking(move || {
             let branch = |variant: &Variant| {
-                let root = match variant.snapshot {
+                let root = match variant.snapshot()? {
                     Some(snapshot) => {
                         let mounted = store.rootfs(Some(snapshot))?.mount(Access::ReadOnly)?;
                         Some(tree::open_dir(&mounted, c".")?)

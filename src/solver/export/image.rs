@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use kiln_graph::Reference;
+use kiln_graph::{Digest, Reference};
 
 use super::package::{self, Packaging};
 use super::{Product, Response};
@@ -18,6 +18,18 @@ use crate::solver::request::Exporter;
 use crate::store::compression::Compression;
 use crate::task;
 
+/// What stays here of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Kept {
+    /// All of it.
+    #[default]
+    Whole,
+    /// Its record and those layers that are here anyway: a registry has the others.
+    Known,
+    /// Nothing.
+    Nothing,
+}
+
 /// Where an image goes.
 #[derive(Clone, Debug, Default)]
 pub(in crate::solver) struct ImageExport {
@@ -25,8 +37,8 @@ pub(in crate::solver) struct ImageExport {
     push: bool,
     /// Whether it is pushed under no tag.
     by_digest: bool,
-    /// Whether it stays here.
-    store: bool,
+    /// What stays here of it.
+    store: Kept,
     /// Whether it is known here by its digests in the repositories of its names, too.
     canonical: bool,
     /// Whether registries are taken as they are: with any certificate, or without TLS.
@@ -42,16 +54,24 @@ impl ImageExport {
         let mut attrs = Attrs::new(exporter);
         let packaging = Packaging::take(&mut attrs)?;
         let push = attrs.flag("push")?.unwrap_or(exporter.kind == "registry");
+        let unpack = attrs.flag("unpack")? == Some(true);
+        let (store, incomplete) = (attrs.flag("store")?, attrs.flag("store-allow-incomplete")?);
+        let store = match (store, incomplete) {
+            (Some(false), _) => Kept::Nothing,
+            (_, Some(true)) if !unpack => Kept::Known,
+            // Whoever says nothing wants it at the registry.
+            (None, None) if push && !unpack => Kept::Known,
+            _ => Kept::Whole,
+        };
         let by_digest = attrs.flag("push-by-digest")? == Some(true);
-        // Whatever is in the store is unpacked, and an image without a name is kept without one.
-        attrs.flag("unpack")?;
+        // An image without a name is kept without one.
         attrs.text("dangling-name-prefix");
         attrs.flag("danging-name-empty-only")?;
         let export = Self {
             packaging,
             push,
             by_digest,
-            store: attrs.flag("store")? != Some(false),
+            store,
             canonical: attrs.flag("name-canonical")? == Some(true),
             insecure: attrs.flag("registry.insecure")? == Some(true),
         };
@@ -65,7 +85,10 @@ impl ImageExport {
         if export.insecure && !push {
             return Err(Error::invalid("registry.insecure=true says how to push: add push=true"));
         }
-        if !export.store && !push {
+        if incomplete == Some(true) && !push {
+            return Err(Error::invalid("store-allow-incomplete=true leaves layers where they are: add push=true"));
+        }
+        if export.store == Kept::Nothing && !push {
             return Err(Error::invalid("store=false without push=true leaves nothing of the image"));
         }
         Ok(export)
@@ -76,8 +99,13 @@ impl ImageExport {
         if self.by_digest { &[] } else { &self.packaging.names }
     }
 
+    /// Says whether all layers have to be here.
+    pub(super) fn needs_files(&self) -> bool {
+        !self.push || self.store == Kept::Whole || self.packaging.makes_layers()
+    }
+
     fn is_plain(&self, product: &Product) -> bool {
-        self.store && !self.by_digest && !self.canonical && self.packaging.is_plain(product)
+        self.store != Kept::Nothing && !self.by_digest && !self.canonical && self.packaging.is_plain(product)
     }
 }
 
@@ -108,7 +136,9 @@ impl Job {
         let layers = exporting.part("exporting layers", 0);
         let mut images = self.configure(&export.packaging, product).await?;
         response.put_names(&export.packaging.names, export.by_digest);
-        if let ([_], true) = (images.as_slice(), export.is_plain(product)) {
+        if let ([image], true) = (images.as_slice(), export.is_plain(product))
+            && !self.has_manifest(export, image.id).await?
+        {
             layers.complete();
             let image = images.remove(0);
             return self.export_plain(export, image, exporting, response).await;
@@ -116,13 +146,23 @@ impl Job {
         let created = images.first().and_then(|image| image.config.created.clone());
         let assembled = self.assemble(&export.packaging, product, images, exporting).await?;
         layers.complete();
-        if export.store {
+        if export.store != Kept::Nothing {
             self.keep(export, &assembled, exporting).await?;
         }
         if export.push {
             self.push_assembled(export, &assembled, exporting).await?;
         }
         package::respond(&assembled, created.as_deref(), response)
+    }
+
+    /// Says whether an image that is to be pushed has a manifest here, which may be of another form than the one that is wanted now.
+    async fn has_manifest(self: &Arc<Self>, export: &ImageExport, id: Digest) -> Result<bool> {
+        if !export.push {
+            return Ok(false);
+        }
+        let job = Arc::clone(self);
+        let known = task::blocking(move || job.solver.deps().images.get(&job.lease, &id)).await?;
+        Ok(known.is_some_and(|known| known.record.manifest.is_some()))
     }
 
     /// Records an image that needs no manifest here; pushing makes one.
@@ -187,7 +227,8 @@ impl Job {
             let name = if export.by_digest { name.without_tag() } else { name.clone() };
             let pushing = exporting.part(format!("pushing manifest for {name}@{}", assembled.top.descriptor.digest), 0);
             let report = layer_report(&self.progress, exporting.digest());
-            images.push_assembled(assembled, &name, &self.registry_of(export, &name).await, &report).await?;
+            let registry = self.registry_of(export, &name).await;
+            images.push_assembled(&self.lease, assembled, &name, &registry, &report).await?;
             pushing.complete();
         }
         Ok(())
@@ -212,9 +253,22 @@ mod tests {
         assert!(parse("registry", &[("name", "a")]).unwrap().push);
         let pushed = parse("image", &[("name", "a"), ("push", "true"), ("push-by-digest", "true"), ("store", "false")]);
         let pushed = pushed.unwrap();
-        assert!(pushed.by_digest && !pushed.store && pushed.local_names().is_empty());
+        assert!(pushed.by_digest && pushed.store == Kept::Nothing && pushed.local_names().is_empty());
         let local = [("unpack", "true"), ("dangling-name-prefix", "moby-dangling"), ("name-canonical", "true")];
         assert!(parse("image", &local).unwrap().canonical);
+        for (attrs, needed) in [
+            (&[][..], false),
+            (&[("store", "true")], true),
+            (&[("store", "true"), ("store-allow-incomplete", "true")], false),
+            (&[("store-allow-incomplete", "false")], true),
+            (&[("store", "false")], false),
+            (&[("unpack", "true")], true),
+            (&[("force-compression", "true")], true),
+            (&[("push", "false")], true),
+        ] {
+            let all: Vec<_> = [("name", "a"), ("push", "true")].iter().chain(attrs).copied().collect();
+            assert_eq!(parse("image", &all).unwrap().needs_files(), needed, "{attrs:?}");
+        }
     }
 
     #[test]
@@ -223,6 +277,7 @@ mod tests {
             (&[("push", "true")][..], "tag is needed"),
             (&[("push-by-digest", "true")], "push-by-digest"),
             (&[("store", "false")], "store=false"),
+            (&[("store-allow-incomplete", "true")], "store-allow-incomplete"),
             (&[("registry.insecure", "true"), ("store", "true")], "registry.insecure"),
             (&[("dest", "x")], "has no option dest"),
             (&[("psuh", "true")], "did you mean push?"),

@@ -30,7 +30,7 @@ use super::job::Job;
 use super::request::Exporter;
 use super::session::Session;
 use crate::error::{Error, Result};
-use crate::image::Layout;
+use crate::image::{Layout, Stack};
 use crate::store::SnapshotId;
 
 /// A result to be exported.
@@ -53,8 +53,8 @@ pub(super) struct Variant {
     pub(super) platform: Platform,
     /// The configuration; its `rootfs` and missing times are filled in by exporters.
     pub(super) config: ImageConfig,
-    /// The root file system, identified; `None` is an empty one.
-    pub(super) snapshot: Option<SnapshotId>,
+    /// The root file system, identified.
+    pub(super) root: Stack,
     /// How many of its layers are those of the base.
     pub(super) base_layers: usize,
     /// What is said about it.
@@ -109,6 +109,14 @@ impl Export {
 }
 
 impl Export {
+    /// Says whether it works on files, so that all layers have to be here.
+    pub(super) fn needs_files(&self) -> bool {
+        match self {
+            Self::Image(image) => image.needs_files(),
+            Self::Archive(_) | Self::Files(_) => true,
+        }
+    }
+
     /// Makes sure, before anything is built, that a result for so many platforms can be exported.
     ///
     /// # Errors
@@ -146,6 +154,19 @@ impl Response {
     fn put_descriptor(&mut self, descriptor: &Descriptor) -> Result<()> {
         self.put("containerimage.descriptor", &STANDARD.encode(serde_json::to_vec(descriptor)?));
         Ok(())
+    }
+}
+
+impl Variant {
+    /// Returns the root file system of a result whose layers are all here.
+    ///
+    /// # Errors
+    /// `Internal` when they are not: whoever made the result was told that they have to be.
+    pub(super) fn snapshot(&self) -> Result<Option<SnapshotId>> {
+        match &self.root {
+            Stack::Here(snapshot) => Ok(*snapshot),
+            Stack::Distant(_) => Err(Error::internal("the layers of a result were not fetched")),
+        }
     }
 }
 

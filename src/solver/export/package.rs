@@ -8,7 +8,7 @@ use kiln_graph::{Digest, Reference};
 use super::annotation::{Annotations, Level};
 use super::{Product, Response, Variant};
 use crate::error::{Error, Result};
-use crate::image::{Assembled, Assembly, Configured, Form, NewImage, Top};
+use crate::image::{Assembled, Assembly, Configured, Form, NewImage, Stack, Top};
 use crate::solver::attrs::Attrs;
 use crate::solver::exchange;
 use crate::solver::job::{Begun, Job};
@@ -66,7 +66,16 @@ impl Packaging {
 
     /// Says whether an image needs no more than its configuration while it stays here.
     pub(super) fn is_plain(&self, product: &Product) -> bool {
-        !self.special && self.annotations.is_empty() && !self.makes_index(product)
+        let is_here = |variant: &Variant| matches!(variant.root, Stack::Here(_));
+        !self.special
+            && self.annotations.is_empty()
+            && !self.makes_index(product)
+            && product.variants.iter().all(is_here)
+    }
+
+    /// Says whether layers are made again, for which their files have to be here.
+    pub(super) fn makes_layers(&self) -> bool {
+        self.rewrite_timestamp || self.estargz.is_some() || self.form.force_compression
     }
 
     fn makes_index(&self, product: &Product) -> bool {
@@ -153,6 +162,7 @@ impl Job {
         let epoch_ns = packaging.epoch_ns.or(product.epoch_ns);
         let rewrite = packaging.rewrite_timestamp;
         let (estargz, all) = (packaging.estargz, packaging.form.force_compression);
+        let rewritten = epoch_ns.filter(|_| rewrite);
         for scope in &product.cache {
             scope.job.settle_all().await;
         }
@@ -165,21 +175,18 @@ impl Job {
                 scopes => exchange::inline(scopes, diff_ids),
             };
             let configure = |variant: &Variant| {
-                let snapshot = match epoch_ns.filter(|_| rewrite) {
-                    Some(ns) => {
-                        let latest_s = ns.div_euclid(1_000_000_000);
-                        images.clamp_times(&job.lease, variant.snapshot, variant.base_layers, latest_s, &cancel)?
-                    }
-                    None => variant.snapshot,
-                };
-                let snapshot = match estargz {
-                    Some(level) => {
-                        let kept = if all { 0 } else { variant.base_layers };
-                        images.estargz(&job.lease, snapshot, kept, level, &cancel)?
-                    }
-                    None => snapshot,
-                };
-                let new = NewImage { config: variant.config.clone(), snapshot, epoch_ns };
+                let mut root = variant.root.clone();
+                if let Some(ns) = rewritten {
+                    let (top, latest_s) = (variant.snapshot()?, ns.div_euclid(1_000_000_000));
+                    let top = images.clamp_times(&job.lease, top, variant.base_layers, latest_s, &cancel)?;
+                    root = Stack::Here(top);
+                }
+                if let Some(level) = estargz {
+                    let kept = if all { 0 } else { variant.base_layers };
+                    let Stack::Here(top) = root else { return Err(Error::internal("layers were not fetched")) };
+                    root = Stack::Here(images.estargz(&job.lease, top, kept, level, &cancel)?);
+                }
+                let new = NewImage { config: variant.config.clone(), root, epoch_ns };
                 images.configure_with(&job.lease, new, inline)
             };
             product.variants.iter().map(configure).collect()
