@@ -189,6 +189,22 @@ fn privileged_a_cache_has_the_form_that_is_asked_for() {
 }
 
 #[test]
+fn privileged_a_cache_in_estargz_form_is_found() {
+    if !has_registry() || !is_installed("skopeo", "skopeo") {
+        return;
+    }
+    let registry = Registry::start();
+    build(&machine(), &["-t", "app", "--cache-to", &to(&registry, "cache", ",mode=max,compression=estargz")]);
+    let name = format!("docker://{}/cache", registry.host());
+    let manifest = command::run("skopeo", ["inspect", "--raw", "--tls-verify=false", &name]);
+    assert!(manifest.contains("containerd.io/snapshot/stargz/toc.digest"), "{manifest}");
+    let other = machine();
+    let built = build(&other, &["-t", "app", "--cache-from", &to(&registry, "cache", "")]);
+    assert_eq!(found(&built), STEPS, "{}", built.report());
+    assert_eq!(other.ok(["run", "--rm", "app", "cat", "/out"]), "hello");
+}
+
+#[test]
 fn privileged_a_cache_that_cannot_be_read_is_no_failure_and_one_that_cannot_be_written_is() {
     if !has_registry() {
         return;

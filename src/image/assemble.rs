@@ -280,12 +280,8 @@ impl Images {
             && let Some((blob, suffix)) = self.store.foreign_layer_blob(lease, &diff_id)?
         {
             let mut descriptor = Descriptor::new(&typed(&suffix), *blob.digest(), blob.size());
-            if form.estargz
-                && let Some(table) = self.store.estargz_table(&blob)?
-            {
-                let size = snapshot.tar_size.unwrap_or_default();
-                descriptor.annotations.insert(ESTARGZ_TABLE.to_owned(), table.to_string());
-                descriptor.annotations.insert(ESTARGZ_SIZE.to_owned(), size.to_string());
+            if form.estargz {
+                self.annotate_estargz(&mut descriptor, &blob, snapshot.tar_size)?;
             }
             return Ok(AssembledLayer { descriptor, blob: Some(blob), distant: None });
         }
@@ -310,6 +306,38 @@ impl Images {
             },
             Err(error) => Err(error),
         }
+    }
+
+    /// Says of a layer in eStargz form that it is so.
+    fn annotate_estargz(&self, descriptor: &mut Descriptor, blob: &Blob, tar_size: Option<u64>) -> Result<()> {
+        if let Some(table) = self.store.estargz_table(blob)? {
+            descriptor.annotations.insert(ESTARGZ_TABLE.to_owned(), table.to_string());
+            descriptor.annotations.extend(tar_size.map(|size| (ESTARGZ_SIZE.to_owned(), size.to_string())));
+        }
+        Ok(())
+    }
+
+    /// Makes the eStargz form of a layer, leased, and returns what that is uncompressed: its table of contents is a part of it. A layer
+    /// that came from elsewhere is taken as it came, unless all are compressed again. Blocking.
+    ///
+    /// # Errors
+    /// As for [`Self::assemble_layer`]; `InvalidArgument` and `Unsupported` for layers that cannot have the form.
+    pub fn assemble_estargz(
+        &self,
+        lease: &Lease,
+        snapshot: &Snapshot,
+        (form, level): (&Form, u32),
+        cancel: &Cancel,
+    ) -> Result<(AssembledLayer, Digest)> {
+        let diff_id = snapshot.diff_id.ok_or_else(|| Error::internal("a layer of the image was not identified"))?;
+        if !form.force_compression && self.store.foreign_layer_blob(lease, &diff_id)?.is_some() {
+            return Ok((self.assemble_layer(lease, snapshot, form, cancel)?, diff_id));
+        }
+        let made = self.store.estargz_layer(lease, snapshot.id, level, cancel)?;
+        let kind = layer_type(Compression::GZIP.media_suffix(), form.docker_types);
+        let mut descriptor = Descriptor::new(&kind, *made.blob.digest(), made.blob.size());
+        self.annotate_estargz(&mut descriptor, &made.blob, None)?;
+        Ok((AssembledLayer { descriptor, blob: Some(made.blob), distant: None }, made.diff_id))
     }
 
     /// Reads an index that was made here, with all it lists. Blocking.

@@ -30,7 +30,9 @@ pub(in crate::solver) struct Ahead {
 impl Ahead {
     /// Takes those caches that will hold the layers of all steps; `None` when there is none.
     pub(in crate::solver) fn of(exports: &[CacheExport], shared: &Shared) -> Option<Arc<Self>> {
-        let all = exports.iter().filter(|export| export.mode == Mode::Max && !export.is_inline());
+        // What changes a layer's digest waits for the end, when it is known what lies on what.
+        let early = |export: &&CacheExport| export.mode == Mode::Max && !export.is_inline() && export.estargz.is_none();
+        let all = exports.iter().filter(early);
         let exports: Vec<CacheExport> = all.cloned().collect();
         (!exports.is_empty()).then(|| {
             Arc::new(Self {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use kiln_graph::Digest;
-use kiln_graph::oci::{Descriptor, Index, Manifest, media_type};
+use kiln_graph::oci::{Descriptor, Index, Manifest, chain_id, media_type};
 
 use super::catalog::UNCOMPRESSED;
+use super::chain_name;
 use super::config::{self, CacheConfig, CacheLayer, CacheRecord, CacheResult, ChainedResult, LayerAnnotations};
 use super::gather::{Gathered, Origin, ResultLayer, Scope, gather};
 use super::mounts;
@@ -86,11 +87,13 @@ impl Shared {
         let arranged = Arranged::new(&results);
         let cancel = Cancel::new();
         let _given_up = cancel.on_drop();
-        let writer = Writer { shared: self, place: &place, form: &export.form, begun, cancel: &cancel };
+        let (form, estargz) = (&export.form, export.estargz);
+        let writer = Writer { shared: self, place: &place, form, estargz, begun, cancel: &cancel };
         // Collected, because the compiler cannot see that a stream that maps references to futures may change threads.
         let work: Vec<_> = arranged.layers.iter().map(|layer| writer.layer(layer.clone())).collect();
-        let mut blobs: Vec<Descriptor> = futures_util::stream::iter(work).buffered(uploads).try_collect().await?;
-        let mut config = arranged.config(records, &blobs);
+        let written: Vec<Written> = futures_util::stream::iter(work).buffered(uploads).try_collect().await?;
+        let mut config = arranged.config(records, &written);
+        let mut blobs: Vec<Descriptor> = written.into_iter().map(|written| written.descriptor).collect();
         if export.mounts {
             config.mounts = mounts::export(scopes, &place, begun).await?;
             // A registry keeps what a manifest lists.
@@ -196,16 +199,27 @@ impl Arranged {
         arranged
     }
 
-    /// Makes the configuration; `blobs` are the compressed forms of the layers.
-    fn config(&self, mut records: Vec<CacheRecord>, blobs: &[Descriptor]) -> CacheConfig {
+    /// The names of those file systems, by their old ones, whose layers are others than those they were made as.
+    fn renamed(&self, written: &[Written]) -> HashMap<String, String> {
+        let mut chains: Vec<Digest> = Vec::with_capacity(written.len());
+        for (parent, written) in self.parents.iter().zip(written) {
+            // What lies below comes first.
+            chains.push(chain_id(parent.and_then(|parent| chains.get(parent).copied()), written.diff_id));
+        }
+        let changed = self.tops.values().filter(|top| chains[**top] != self.layers[**top].chain);
+        changed.map(|top| (chain_name(Some(&self.layers[*top].chain)), chain_name(Some(&chains[*top])))).collect()
+    }
+
+    /// Makes the configuration of what was written of the layers.
+    fn config(&self, mut records: Vec<CacheRecord>, written: &[Written]) -> CacheConfig {
         let number = |at: usize| i64::try_from(at).unwrap_or(i64::MAX);
-        let layers = self.layers.iter().zip(&self.parents).zip(blobs).map(|((layer, parent), blob)| CacheLayer {
-            blob: blob.digest,
+        let layers = self.layers.iter().zip(&self.parents).zip(written).map(|((layer, parent), written)| CacheLayer {
+            blob: written.descriptor.digest,
             parent: parent.map_or(-1, number),
             annotations: Some(LayerAnnotations {
-                media_type: blob.media_type.clone(),
-                diff_id: Some(layer.diff_id),
-                size: blob.size,
+                media_type: written.descriptor.media_type.clone(),
+                diff_id: Some(written.diff_id),
+                size: written.descriptor.size,
                 created_at: layer.as_of.and_then(config::time),
             }),
         });
@@ -214,8 +228,21 @@ impl Arranged {
             let created_at = self.layers[*top].as_of.and_then(config::time);
             records[*record].results = vec![CacheResult { layer: number(*top), created_at }];
         }
+        let renamed = self.renamed(written);
+        for record in &mut records {
+            if let Some(name) = renamed.get(&record.digest) {
+                record.digest.clone_from(name);
+            }
+        }
         CacheConfig { layers, records, mounts: Vec::new() }
     }
+}
+
+/// A layer that was written.
+struct Written {
+    descriptor: Descriptor,
+    /// What it is uncompressed: the form that is asked for may change that.
+    diff_id: Digest,
 }
 
 /// Writes layers.
@@ -223,20 +250,31 @@ struct Writer<'a> {
     shared: &'a Shared,
     place: &'a Place,
     form: &'a Form,
+    estargz: Option<u32>,
     begun: &'a Begun,
     cancel: &'a Cancel,
 }
 
 impl Writer<'_> {
     /// Sees to it that a layer is at the place, and returns how it is known there.
-    async fn layer(&self, layer: ResultLayer) -> Result<Descriptor> {
+    async fn layer(&self, layer: ResultLayer) -> Result<Written> {
         let images = &self.shared.solver.deps().images;
         let (mut descriptor, blob, diff_id) = match &layer.origin {
             Origin::Here(snapshot) => {
                 let (images, lease, form) = (images.clone(), self.shared.lease.clone(), self.form.clone());
-                let (snapshot, cancel) = (snapshot.clone(), self.cancel.clone());
-                let made = task::blocking(move || images.assemble_layer(&lease, &snapshot, &form, &cancel)).await?;
-                (made.descriptor, made.blob)
+                let (snapshot, estargz, cancel) = (snapshot.clone(), self.estargz, self.cancel.clone());
+                let known = layer.diff_id;
+                let make = move || match estargz {
+                    Some(level) => images.assemble_estargz(&lease, &snapshot, (&form, level), &cancel),
+                    None => images.assemble_layer(&lease, &snapshot, &form, &cancel).map(|made| (made, known)),
+                };
+                let (made, diff_id) = task::blocking(make).await?;
+                (made.descriptor, made.blob, diff_id)
+            }
+            Origin::Elsewhere(remote, _) => {
+                let mut descriptor = remote.layer.descriptor.clone();
+                descriptor.annotations.clear();
+                (descriptor, None, layer.diff_id)
             }
         };
         descriptor.annotations.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
@@ -250,7 +288,7 @@ impl Writer<'_> {
             (Some(blob), _) => blob,
             _ if self.place.has(&descriptor, source).await? => {
                 part.complete();
-                return Ok(descriptor);
+                return Ok(Written { descriptor, diff_id });
             }
             (None, Origin::Elsewhere(remote, source)) => {
                 let silent: crate::image::Report = Arc::new(|_, _| {});
@@ -265,7 +303,7 @@ impl Writer<'_> {
         };
         self.place.put(&descriptor, Content::Blob(blob)).await?;
         part.complete();
-        Ok(descriptor)
+        Ok(Written { descriptor, diff_id })
     }
 }
 

@@ -10,7 +10,7 @@ use super::s3::S3Options;
 use crate::error::{Error, Result};
 use crate::image::Form;
 use crate::solver::attrs::Attrs;
-use crate::solver::export::compression;
+use crate::solver::export::{compression, estargz_level};
 use crate::solver::request::CacheSpec;
 
 /// The kinds of caches that can be written.
@@ -70,6 +70,8 @@ pub(in crate::solver) struct CacheExport {
     /// Whether the build is good even when this fails.
     pub(super) ignore_error: bool,
     pub(super) form: Form,
+    /// The level at which layers are written in eStargz form.
+    pub(super) estargz: Option<u32>,
     /// Whether the manifest is that of an image, and not an index.
     pub(super) image_manifest: bool,
     /// Whether the build's cache mounts are written, too.
@@ -175,11 +177,20 @@ impl CacheExport {
             "gha" => (Destination::Gha(GhaOptions::take(&mut attrs)?), false),
             other => return Err(unknown(other, EXPORTS)),
         };
-        let mut export = Self { to, mode, ignore_error, form: Form::default(), image_manifest: true, mounts: false };
+        let mut export =
+            Self { to, mode, ignore_error, form: Form::default(), estargz: None, image_manifest: true, mounts: false };
+        if has_manifest {
+            export.form.docker_types = attrs.flag("oci-mediatypes")? == Some(false);
+        }
         if !matches!(export.to, Destination::Inline) {
             export.mounts = attrs.flag("mounts")? == Some(true);
             let (kind, level) = (attrs.text("compression"), attrs.number("compression-level")?);
-            export.form.compression = compression(kind, level)?;
+            if kind == Some("estargz") {
+                export.estargz = Some(estargz_level(level, export.form.docker_types)?);
+                export.form.estargz = true;
+            } else {
+                export.form.compression = compression(kind, level)?;
+            }
             export.form.force_compression = attrs.flag("force-compression")? == Some(true);
         }
         if has_manifest {
@@ -290,6 +301,7 @@ mod tests {
             (Mode::Max, false, true, true)
         );
         assert!(!export(&[("image-manifest", "false")]).image_manifest);
+        assert_eq!(export(&[("compression", "estargz"), ("compression-level", "3")]).estargz, Some(3));
         let zstd = export(&[("compression", "zstd"), ("compression-level", "3"), ("force-compression", "true")]);
         assert!(zstd.form.force_compression);
     }
@@ -312,6 +324,7 @@ mod tests {
             ("gha", &[("token", "t")], "ACTIONS_RESULTS_URL"),
             ("gha", &[("token", "t"), ("url", "http://x")], "version 2"),
             ("registry", &[("ref", "a"), ("oci-mediatypes", "false"), ("image-manifest", "true")], "oci-mediatypes"),
+            ("registry", &[("ref", "a"), ("oci-mediatypes", "false"), ("compression", "estargz")], "oci-mediatypes"),
             ("registry", &[("ref", "UPPER")], "ref=UPPER"),
             ("inline", &[("mode", "max")], "use type=registry"),
             ("inline", &[("compression", "zstd")], "no option compression"),

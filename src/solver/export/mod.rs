@@ -11,7 +11,7 @@ mod image;
 mod package;
 mod session;
 
-pub(super) use package::compression;
+pub(super) use package::{compression, estargz_level};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

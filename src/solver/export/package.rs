@@ -117,7 +117,7 @@ fn names(value: &str) -> Result<Vec<Reference>> {
 }
 
 /// Reads the level of eStargz, which is gzip's; BuildKit's is the highest, too.
-fn estargz_level(level: Option<i32>, docker_types: bool) -> Result<u32> {
+pub(in crate::solver) fn estargz_level(level: Option<i32>, docker_types: bool) -> Result<u32> {
     if docker_types {
         return Err(Error::invalid("compression=estargz has OCI media types only: leave out oci-mediatypes=false"));
     }
