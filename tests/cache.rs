@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use support::registry::{self, Registry};
-use support::web::{Answer, Request, Web};
+use support::stores::{Entries, Objects, OldEntries, actions, azure, old_actions, s3};
+use support::web::{Answer, Web};
 use support::{Daemon, Docker, Kiln, Outcome, PATIENCE, command, eventually, is_installed, is_root};
 
 /// Two stages whose results differ with every run, so that equal images share their layers.
@@ -408,54 +409,6 @@ fn privileged_a_cache_is_kept_in_a_directory_of_the_client() {
     assert!(!dir.join("ingest").exists() || fs::read_dir(dir.join("ingest")).expect("list").next().is_none());
 }
 
-/// Objects by their addresses, and parts of those that are not complete.
-#[derive(Default)]
-struct Objects {
-    whole: BTreeMap<String, Vec<u8>>,
-    parts: BTreeMap<String, BTreeMap<usize, Vec<u8>>>,
-    /// How often an object was made new.
-    touched: usize,
-}
-
-/// As much of S3 as a cache needs.
-fn s3(objects: &Mutex<Objects>, request: &Request) -> Answer {
-    let mut objects = objects.lock().expect("nobody panics with it");
-    let signed = request.header("authorization").is_some_and(|text| {
-        text.starts_with("AWS4-HMAC-SHA256 Credential=KEY/") && text.contains("/eu-north-1/s3/aws4_request")
-    });
-    if !signed || request.header("x-amz-date").is_none() {
-        return Answer::new(403, "<Error><Code>AccessDenied</Code></Error>");
-    }
-    let key = request.path.clone();
-    match (request.method.as_str(), request.value("uploadId"), request.value("partNumber")) {
-        ("PUT", Some(_), Some(number)) => {
-            let number = number.parse().expect("a number");
-            objects.parts.entry(key).or_default().insert(number, request.body().to_vec());
-            Answer::new(200, "").header("ETag", &format!("\"part{number}\""))
-        }
-        ("PUT", ..) if request.header("x-amz-copy-source").is_some() => {
-            objects.touched += 1;
-            Answer::new(200, "<CopyObjectResult/>")
-        }
-        ("PUT", ..) => {
-            objects.whole.insert(key, request.body().to_vec());
-            Answer::new(200, "")
-        }
-        ("POST", None, _) => Answer::new(200, "<R><UploadId>an&amp;id</UploadId></R>"),
-        ("POST", Some(id), _) => {
-            assert_eq!(id, "an%26id");
-            let parts = objects.parts.remove(&key).expect("parts");
-            objects.whole.insert(key, parts.into_values().flatten().collect());
-            Answer::new(200, "<CompleteMultipartUploadResult/>")
-        }
-        ("GET" | "HEAD", ..) => match objects.whole.get(&key) {
-            Some(object) => Answer::new(200, object.clone()).header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT"),
-            None => Answer::new(404, "<Error><Code>NoSuchKey</Code></Error>"),
-        },
-        _ => Answer::new(405, ""),
-    }
-}
-
 #[test]
 fn privileged_a_cache_is_kept_in_an_object_store() {
     if !is_root() {
@@ -486,7 +439,14 @@ fn privileged_a_cache_is_kept_in_an_object_store() {
     let more = format!("{large}COPY --from=build /large /large\n");
     let other = machine();
     other.write("app/Dockerfile", &more);
-    let built = build(&other, &["-t", "app", "--cache-from", &cache, "--cache-to", &cache]);
+    // Credentials are where AWS's own tools look for them, too.
+    let keys = "[ci]\naws_access_key_id = KEY\naws_secret_access_key = SECRET\n";
+    fs::create_dir(other.home().join(".aws")).expect("make a directory");
+    fs::write(other.home().join(".aws/credentials"), keys).expect("write");
+    let short =
+        cache.replace(",access_key_id=KEY,secret_access_key=SECRET", ",retry_max_attempts=5,retry_mode=standard");
+    let args = ["build", "--progress=plain", "-t", "app", "--cache-from", &short, "--cache-to", &short, "app"];
+    let built = other.command(args).env("AWS_PROFILE", "ci").output().expect_code(0);
     assert_eq!(found(&built), STEPS, "{}", built.report());
     assert_eq!(other.ok(["run", "--rm", "app", "wc", "-c", "/large"]).split(' ').next(), Some("20971520"));
     assert!(objects.lock().unwrap().touched > 0, "what is old is made new");
@@ -496,63 +456,6 @@ fn privileged_a_cache_is_kept_in_an_object_store() {
         &["-o", "type=cacheonly", "--cache-from", &denied, "--cache-to", &format!("{denied},ignore-error=true")],
     );
     assert!(built.stderr.contains("AccessDenied") && !built.stderr.contains("SECRET"), "{}", built.report());
-}
-
-/// Entries of the cache of GitHub Actions: what is at an address, and the addresses of complete entries, the newest last.
-#[derive(Default)]
-struct Entries {
-    blocks: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
-    content: BTreeMap<String, Vec<u8>>,
-    open: Vec<String>,
-    complete: Vec<String>,
-}
-
-/// As much of version 2 of that cache as is needed; `host` is its own.
-fn actions(entries: &Mutex<Entries>, host: &str, request: &Request) -> Answer {
-    let mut entries = entries.lock().expect("nobody panics with it");
-    let address = |key: &str| format!("http://{host}/blob/{}?sig=x%2By", key.replace(['#', ':'], "_"));
-    if let Some(path) = request.path.strip_prefix("/blob/") {
-        assert_eq!(request.value("sig"), Some("x%2By"), "a signed address is used as it is");
-        match (request.method.as_str(), request.value("comp")) {
-            ("PUT", Some("block")) => {
-                let id = request.value("blockid").expect("an id").to_owned();
-                entries.blocks.entry(path.to_owned()).or_default().insert(id, request.body().to_vec());
-            }
-            ("PUT", Some("blocklist")) => {
-                let blocks = entries.blocks.remove(path).unwrap_or_default();
-                entries.content.insert(path.to_owned(), blocks.into_values().flatten().collect());
-            }
-            _ => {
-                let content = entries.content.get(path).cloned();
-                return content.map_or(Answer::new(404, ""), |content| Answer::new(200, content));
-            }
-        }
-        return Answer::new(201, "");
-    }
-    if request.header("authorization") != Some("Bearer TOKEN") {
-        return Answer::new(401, "{}");
-    }
-    let body: Value = serde_json::from_slice(request.body()).expect("JSON");
-    let key = body["key"].as_str().expect("a key").to_owned();
-    let answer = match request.path.rsplit('/').next() {
-        Some("CreateCacheEntry") if entries.complete.contains(&key) => return Answer::new(409, "{}"),
-        Some("CreateCacheEntry") => {
-            entries.open.push(key.clone());
-            json!({ "ok": true, "signed_upload_url": address(&key) })
-        }
-        Some("FinalizeCacheEntryUpload") => {
-            let size = entries.content[&key.replace(['#', ':'], "_")].len();
-            assert_eq!(body["size_bytes"], json!(size.to_string()));
-            entries.complete.push(key);
-            json!({ "ok": true, "entry_id": "1" })
-        }
-        Some("GetCacheEntryDownloadURL") => match entries.complete.iter().rfind(|known| known.starts_with(&key)) {
-            Some(known) => json!({ "ok": true, "signed_download_url": address(known), "matched_key": known }),
-            None => json!({ "ok": false }),
-        },
-        other => panic!("{other:?}"),
-    };
-    Answer::new(200, answer.to_string())
 }
 
 #[test]
@@ -583,6 +486,60 @@ fn privileged_a_cache_is_kept_in_that_of_github_actions() {
     let third = machine();
     let built = run(&third, &["-o", "type=cacheonly", "--cache-from", cache]);
     assert_eq!(found(&built), STEPS, "{}", built.report());
+}
+
+#[test]
+fn privileged_a_cache_is_kept_in_the_old_one_of_github_actions() {
+    if !is_root() {
+        return;
+    }
+    let entries = Arc::new(Mutex::new(OldEntries::default()));
+    let shared = Arc::clone(&entries);
+    let web = Web::start(move |request| old_actions(&shared, request.header("host").unwrap_or_default(), request));
+    let cache = format!("type=gha,scope=old,version=1,url={},token=TOKEN,timeout=5m", web.url(""));
+    let first = machine();
+    first.write("app/Dockerfile", STAGES.replace("count=2", "count=20"));
+    build(&first, &["-t", "app", "--cache-to", &format!("{cache},mode=max")]);
+    let other = machine();
+    other.write("app/Dockerfile", STAGES.replace("count=2", "count=20"));
+    let built = build(&other, &["-t", "app", "--cache-from", &cache, "--cache-to", &cache]);
+    assert_eq!((found(&built), id(&other, "app")), (STEPS, id(&first, "app")), "{}", built.report());
+    let entries = entries.lock().unwrap();
+    assert_eq!(entries.complete.iter().filter(|(key, _)| key.starts_with("index-old-1-e3b0c442#")).count(), 2);
+    assert!(entries.complete.iter().any(|(_, content)| content.len() > 16 << 20), "one is sent in pieces");
+}
+
+#[test]
+fn privileged_a_cache_is_kept_in_azures_blob_storage() {
+    if !is_root() {
+        return;
+    }
+    let objects = Arc::new(Mutex::new(Objects::default()));
+    let shared = Arc::clone(&objects);
+    let web = Web::start(move |request| azure(&shared, request));
+    let cache = format!(
+        "type=azblob,account_url={},account_name=account,secret_access_key=a2V5,prefix=p,name=one;two",
+        web.url("account")
+    );
+    let first = machine();
+    first.write("app/Dockerfile", STAGES.replace("count=2", "count=20"));
+    build(&first, &["-t", "app", "--cache-to", &format!("{cache},mode=max")]);
+    {
+        let objects = objects.lock().unwrap();
+        let names: Vec<&String> = objects.whole.keys().collect();
+        assert!(objects.parts.is_empty(), "{names:?}");
+        for name in ["manifests/one", "manifests/two", "blobs/sha256%3A"] {
+            let name = format!("/account/buildkit-cache/p/{name}");
+            assert!(names.iter().any(|known| known.starts_with(&name)), "{name}: {names:?}");
+        }
+    }
+    let other = machine();
+    other.write("app/Dockerfile", STAGES.replace("count=2", "count=20"));
+    let built = build(&other, &["-t", "app", "--cache-from", &cache, "--cache-to", &cache]);
+    assert_eq!((found(&built), id(&other, "app")), (STEPS, id(&first, "app")), "{}", built.report());
+    let denied = cache.replace("=account,", "=other,");
+    let built = build(&machine(), &["-o", "type=cacheonly", "--cache-from", &denied]);
+    assert!(built.stderr.contains("AuthenticationFailed") && !built.stderr.contains("a2V5"), "{}", built.report());
 }
 
 #[test]

@@ -61,6 +61,7 @@
 //! options = ["ndots:2"]
 //! ```
 
+mod aws;
 mod builder;
 mod buildkitd;
 mod credentials;
@@ -77,6 +78,7 @@ mod registries;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+pub use aws::{Aws, AwsCredentials};
 pub use builder::Builder;
 pub use buildkitd::BuildkitdFlags;
 pub use credentials::{AuthConfig, Credentials, Secret};
@@ -188,7 +190,8 @@ impl Config {
             host: flags.host.clone().or(named).or(file.host),
             tls: client_tls(flags, environment)?,
             daemon: file.daemon,
-            registries: Registries::new(file.registries, certs_dirs, proxies, file.transfer.finish()),
+            registries: Registries::new(file.registries, certs_dirs, proxies, file.transfer.finish())
+                .with_aws(Aws::of(environment)?),
             gc: file.gc,
             builder: file.builder,
             history: file.history,

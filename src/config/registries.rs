@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::Aws;
 use super::document::{Table, Value};
 use super::proxy::Proxies;
 use crate::error::{Error, Kind, Result, ResultExt as _};
@@ -247,11 +248,18 @@ pub struct Registries {
     pub proxies: Proxies,
     /// Limits on traffic.
     pub transfer: Transfer,
+    /// Where credentials for AWS are, for caches in its stores.
+    pub aws: Aws,
 }
 
 impl Registries {
     pub(super) fn new(hosts: Hosts, certs_dirs: Vec<PathBuf>, proxies: Proxies, transfer: Transfer) -> Self {
-        Self { hosts: hosts.0, certs_dirs, proxies, transfer }
+        Self { hosts: hosts.0, certs_dirs, proxies, transfer, aws: Aws::default() }
+    }
+
+    /// Adds where credentials for AWS are.
+    pub(super) fn with_aws(self, aws: Aws) -> Self {
+        Self { aws, ..self }
     }
 
     /// Returns what is configured about a registry, by its domain in image names (or, for a mirror, its host and port).

@@ -36,7 +36,7 @@ use kiln_graph::Reference;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-pub use crate::config::{AuthConfig, Credentials, Registries, Secret, domain_of};
+pub use crate::config::{AuthConfig, Aws, AwsCredentials, Credentials, Registries, Secret, domain_of};
 pub use auth::{Granted, Provider, TokenQuestion};
 pub use download::BlobSink;
 pub use fetch::{File, FileHead, FileRequest};
@@ -158,16 +158,28 @@ impl Client {
         }
     }
 
+    /// Returns where credentials for AWS are.
+    #[must_use]
+    pub fn aws(&self) -> &Aws {
+        &self.shared.registries.aws
+    }
+
     fn attempts(&self) -> Attempts {
         Attempts::new(self.shared.patience, self.shared.registries.transfer.attempts)
     }
 
     /// Tries something until it is done or fails for good.
-    async fn retrying<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T>
+    async fn retrying<T, F>(&self, attempt: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let mut attempts = self.attempts();
+        self.retrying_with(self.attempts(), attempt).await
+    }
+
+    async fn retrying_with<T, F>(&self, mut attempts: Attempts, mut attempt: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
         loop {
             match attempt().await {
                 Ok(value) => return Ok(value),

@@ -10,7 +10,7 @@ use reqwest::Url;
 
 use super::Client;
 use super::refusal::printable;
-use super::retry::{Fault, retry_after};
+use super::retry::{Attempts, Fault, retry_after};
 use super::transport::{Answer, Request};
 use crate::error::{Error, Kind, Result};
 
@@ -28,6 +28,8 @@ pub struct ObjectRequest {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Its body.
     pub body: Bytes,
+    /// How often it is tried, unless as often as is configured for registries.
+    pub attempts: Option<u32>,
 }
 
 impl fmt::Debug for ObjectRequest {
@@ -58,7 +60,9 @@ impl Client {
         let mut sent = Request::new(request.method.clone(), request.url.clone()).body(request.body.clone());
         sent.headers.extend(request.headers.iter().cloned());
         let shown = request.shown();
-        let answer = self.retrying(|| async {
+        let most = request.attempts.unwrap_or(self.shared.registries.transfer.attempts);
+        let attempts = Attempts::new(self.shared.patience, most);
+        let answer = self.retrying_with(attempts, || async {
             let answer = self.shared.transport.send(&sent).await?;
             if !matches!(answer.status().as_u16(), 429 | 500 | 502 | 503 | 504) {
                 return Ok(answer);

@@ -19,6 +19,7 @@ pub mod registry;
 mod remains;
 pub mod session;
 pub mod ssh;
+pub mod stores;
 pub mod terminal;
 pub mod web;
 

@@ -11,6 +11,7 @@ use super::options::BuildArgs;
 use super::result;
 use crate::cli::value;
 use crate::client::ContentDir;
+use crate::config::{Aws, Environment};
 use crate::error::{Error, Result, ResultExt as _};
 use crate::types::build::{CACHE_MANIFEST, CacheOptions, CacheOptionsEntry, SolveResponse};
 
@@ -209,19 +210,21 @@ fn parse(text: &str) -> Result<Spec> {
     let kind = attrs.remove("type").filter(|kind| !kind.is_empty());
     let kind = kind.ok_or_else(|| Error::invalid("the type is missing: type=registry,.."))?;
     complete(&kind, &mut attrs, |name| std::env::var(name).ok());
+    if kind == "s3" {
+        complete_s3(&mut attrs, &Aws::of(&Environment::of_process())?);
+    }
     Ok((kind, attrs))
 }
 
 /// Adds what the environment says of a service, as buildx does: the engine has another.
 fn complete(kind: &str, attrs: &mut BTreeMap<String, String>, variable: impl Fn(&str) -> Option<String>) {
     let known: &[(&str, &str)] = match kind {
-        "gha" => &[("url_v2", "ACTIONS_RESULTS_URL"), ("token", "ACTIONS_RUNTIME_TOKEN")],
-        "s3" if attrs.contains_key("access_key_id") => &[("region", "AWS_REGION")],
-        "s3" => &[
-            ("region", "AWS_REGION"),
-            ("access_key_id", "AWS_ACCESS_KEY_ID"),
-            ("secret_access_key", "AWS_SECRET_ACCESS_KEY"),
-            ("session_token", "AWS_SESSION_TOKEN"),
+        "gha" => &[("url_v2", "ACTIONS_RESULTS_URL"), ("url", "ACTIONS_CACHE_URL"), ("token", "ACTIONS_RUNTIME_TOKEN")],
+        "azblob" => &[
+            ("account_url", "BUILDKIT_AZURE_STORAGE_ACCOUNT_URL"),
+            ("account_name", "BUILDKIT_AZURE_STORAGE_ACCOUNT_NAME"),
+            ("container", "BUILDKIT_AZURE_STORAGE_CONTAINER"),
+            ("prefix", "BUILDKIT_AZURE_STORAGE_PREFIX"),
         ],
         _ => &[],
     };
@@ -230,6 +233,18 @@ fn complete(kind: &str, attrs: &mut BTreeMap<String, String>, variable: impl Fn(
             let value = variable(name).filter(|value| !value.is_empty());
             attrs.extend(value.map(|value| ((*key).to_owned(), value)));
         }
+    }
+}
+
+/// Adds what AWS's own tools would find. What they would find in another way is left to the engine, which says so.
+fn complete_s3(attrs: &mut BTreeMap<String, String>, aws: &Aws) {
+    if let (false, Ok(Some(region))) = (attrs.contains_key("region"), aws.region()) {
+        attrs.insert("region".to_owned(), region);
+    }
+    if let (false, Ok(Some(found))) = (attrs.contains_key("access_key_id"), aws.credentials()) {
+        attrs.insert("access_key_id".to_owned(), found.access_key);
+        attrs.insert("secret_access_key".to_owned(), found.secret_key.expose().to_owned());
+        attrs.extend(found.session_token.map(|token| ("session_token".to_owned(), token.expose().to_owned())));
     }
 }
 
@@ -267,8 +282,16 @@ mod tests {
         };
         assert_eq!(completed("gha", &[("token", "own")])["token"], "own");
         assert_eq!(completed("gha", &[])["url_v2"], "$ACTIONS_RESULTS_URL");
-        assert_eq!(completed("s3", &[])["session_token"], "$AWS_SESSION_TOKEN");
-        assert!(!completed("s3", &[("access_key_id", "a")]).contains_key("session_token"));
+        assert_eq!(completed("azblob", &[])["container"], "$BUILDKIT_AZURE_STORAGE_CONTAINER");
+        let variables = ["AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+        let variables: Vec<(&str, &str)> = variables.iter().map(|name| (*name, *name)).collect();
+        let aws = Aws::of(&Environment::of(crate::config::User::Root, &variables)).unwrap();
+        let mut s3 = BTreeMap::new();
+        complete_s3(&mut s3, &aws);
+        assert_eq!((s3["region"].as_str(), s3["session_token"].as_str()), ("AWS_REGION", "AWS_SESSION_TOKEN"));
+        let mut own = BTreeMap::from([("access_key_id".to_owned(), "a".to_owned())]);
+        complete_s3(&mut own, &aws);
+        assert!(!own.contains_key("session_token") && !own.contains_key("secret_access_key"));
         assert!(completed("registry", &[]).is_empty());
     }
 

@@ -136,6 +136,7 @@ impl Shared {
             }
             Destination::S3(options) => Ok(Place::Objects(self.s3(options))),
             Destination::Gha(options) => Ok(Place::Objects(self.gha(options))),
+            Destination::Azure(options) => Ok(Place::Objects(self.azure(options))),
             Destination::Local(dest) => Ok(Place::Client(self.session.content_store(format!("{LOCAL}{dest}")).await?)),
         }
     }

@@ -9,6 +9,7 @@ use kiln_graph::Reference;
 use kiln_graph::oci::{Descriptor, ImageConfig, Index, Manifest, annotation, media_type};
 use serde::Deserialize;
 
+use super::azblob::{Azure, AzureOptions};
 use super::catalog::Catalog;
 use super::config::{self, CacheConfig, CacheLayer, CacheRecord, LayerAnnotations};
 use super::gha::{Gha, GhaOptions};
@@ -41,6 +42,11 @@ impl Shared {
     /// Opens an object store.
     pub(super) fn s3(&self, options: &S3Options) -> Objects {
         Objects::S3(S3::new(self.registry.clone(), self.solver.deps().clock, options.clone()))
+    }
+
+    /// Opens a container of Azure's.
+    pub(super) fn azure(&self, options: &AzureOptions) -> Objects {
+        Objects::Azure(Azure::new(self.registry.clone(), self.solver.deps().clock, options.clone()))
     }
 
     /// Opens the cache of GitHub Actions.
@@ -108,6 +114,7 @@ impl Reader<'_> {
             }
             Origin::S3(options) => self.of_objects(self.shared.s3(options)).await,
             Origin::Gha(options) => self.of_objects(self.shared.gha(options)).await,
+            Origin::Azure(options) => self.of_objects(self.shared.azure(options)).await,
         }
     }
 

@@ -18,9 +18,10 @@
 //!
 //! Parts: [`option`] reads attributes, `import` fetches a cache and [`catalog`] finds results in it; `gather` makes records of a
 //! build's graph and `export` writes them and their layers to a `place`. `objects` are the
-//! places without manifests: [`s3`] and [`gha`]. `ahead` sends layers while the build still runs. [`mounts`] lets cache mounts travel with a cache.
+//! places without manifests: [`s3`], [`azblob`] and [`gha`]. `ahead` sends layers while the build still runs. [`mounts`] lets cache mounts travel with a cache.
 
 mod ahead;
+mod azblob;
 mod catalog;
 mod chunk;
 mod config;

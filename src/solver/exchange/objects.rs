@@ -7,10 +7,11 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use kiln_graph::Digest;
 use kiln_graph::oci::{Descriptor, media_type};
 
+use super::azblob::Azure;
 use super::config::{self, CacheConfig};
 use super::gha::Gha;
 use super::s3::S3;
-use crate::error::{Error, Result, ResultExt as _};
+use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::image::{BlobSource, LayerSink, pour};
 use crate::registry::{BlobSink as _, ObjectAnswer, Progress};
 
@@ -19,6 +20,7 @@ use crate::registry::{BlobSink as _, ObjectAnswer, Progress};
 pub(super) enum Objects {
     S3(S3),
     Gha(Gha),
+    Azure(Azure),
 }
 
 impl Objects {
@@ -30,6 +32,7 @@ impl Objects {
         match self {
             Self::S3(s3) => s3.has(digest).await,
             Self::Gha(gha) => gha.has(digest).await,
+            Self::Azure(azure) => azure.has(digest).await,
         }
     }
 
@@ -42,10 +45,14 @@ impl Objects {
         descriptor: &Descriptor,
         content: impl Stream<Item = Result<Bytes>> + Send + Unpin,
     ) -> Result<()> {
-        match self {
-            Self::S3(s3) => s3.put(descriptor, content).await,
-            Self::Gha(gha) => gha.put(descriptor, content).await,
-        }
+        let sending = async {
+            match self {
+                Self::S3(s3) => s3.put(descriptor, content).await,
+                Self::Gha(gha) => gha.put(descriptor, content).await,
+                Self::Azure(azure) => azure.put(descriptor, content).await,
+            }
+        };
+        self.in_time(descriptor, sending).await
     }
 
     /// Reads the configuration; `NotFound` when there is none yet.
@@ -56,6 +63,7 @@ impl Objects {
         match self {
             Self::S3(s3) => s3.config().await,
             Self::Gha(gha) => gha.config().await,
+            Self::Azure(azure) => azure.config().await,
         }
     }
 
@@ -67,6 +75,7 @@ impl Objects {
         match self {
             Self::S3(s3) => s3.set_config(config).await,
             Self::Gha(gha) => gha.set_config(config).await,
+            Self::Azure(azure) => azure.set_config(config).await,
         }
     }
 
@@ -74,8 +83,18 @@ impl Objects {
     pub(super) fn uploads(&self) -> usize {
         match self {
             Self::S3(s3) => s3.uploads,
-            Self::Gha(_) => 4,
+            Self::Gha(_) | Self::Azure(_) => 4,
         }
+    }
+
+    /// Gives the transfer of a blob up when it takes longer than was allowed.
+    async fn in_time<T>(&self, descriptor: &Descriptor, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        let Self::Gha(gha) = self else { return work.await };
+        let limit = gha.timeout();
+        tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+            let digest = descriptor.digest;
+            Err(Error::new(Kind::Timeout, format!("the transfer of {digest} took longer than {limit:?} (timeout)")))
+        })
     }
 }
 
@@ -86,18 +105,19 @@ impl BlobSource for Objects {
         sink: LayerSink,
         progress: &'a Progress,
     ) -> BoxFuture<'a, Result<LayerSink>> {
-        async move {
+        let reading = async move {
             let (digest, offset) = (&descriptor.digest, sink.offset());
             let answer = match self {
                 Self::S3(s3) => s3.blob(digest, offset).await,
                 Self::Gha(gha) => gha.blob(digest, offset).await,
+                Self::Azure(azure) => azure.blob(digest, offset).await,
             };
             let answer = answer.context(|| format!("read {digest}"))?;
             let partly = answer.status() == http::StatusCode::PARTIAL_CONTENT;
             let skip = if partly { 0 } else { offset };
             pour(skipping(pieces(answer), skip), sink, progress).await
-        }
-        .boxed()
+        };
+        self.in_time(descriptor, reading).boxed()
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use kiln_graph::{Digest, Reference};
 use serde::Deserialize;
 
+use super::azblob::AzureOptions;
 use super::gha::GhaOptions;
 use super::s3::S3Options;
 use crate::error::{Error, Result};
@@ -14,10 +15,10 @@ use crate::solver::export::{compression, estargz_level};
 use crate::solver::request::CacheSpec;
 
 /// The kinds of caches that can be written.
-const EXPORTS: &[&str] = &["gha", "inline", "local", "registry", "s3"];
+const EXPORTS: &[&str] = &["azblob", "gha", "inline", "local", "registry", "s3"];
 
 /// Those that can be read.
-const IMPORTS: &[&str] = &["gha", "local", "registry", "s3"];
+const IMPORTS: &[&str] = &["azblob", "gha", "local", "registry", "s3"];
 
 /// The attributes of a frontend that name caches.
 pub(in crate::solver) const IMPORT_ATTRIBUTES: [&str; 2] = ["cache-imports", "cache-from"];
@@ -101,6 +102,8 @@ pub(super) enum Destination {
     S3(Box<S3Options>),
     /// The cache of GitHub Actions.
     Gha(GhaOptions),
+    /// A container of Azure's Blob Storage.
+    Azure(Box<AzureOptions>),
 }
 
 /// Where a cache is read from, and what of it.
@@ -127,6 +130,8 @@ pub(super) enum Origin {
     S3(Box<S3Options>),
     /// The cache of GitHub Actions.
     Gha(GhaOptions),
+    /// A container of Azure's Blob Storage.
+    Azure(Box<AzureOptions>),
 }
 
 impl Destination {
@@ -138,6 +143,7 @@ impl Destination {
             Self::Local(_) => "client directory",
             Self::S3(_) => "Amazon S3",
             Self::Gha(_) => "GitHub Actions Cache",
+            Self::Azure(_) => "Azure Blob Storage",
         }
     }
 }
@@ -175,6 +181,7 @@ impl CacheExport {
             }
             "s3" => (Destination::S3(Box::new(S3Options::take(&mut attrs)?)), false),
             "gha" => (Destination::Gha(GhaOptions::take(&mut attrs)?), false),
+            "azblob" => (Destination::Azure(Box::new(AzureOptions::take(&mut attrs)?)), false),
             other => return Err(unknown(other, EXPORTS)),
         };
         let mut export =
@@ -194,7 +201,6 @@ impl CacheExport {
             export.form.force_compression = attrs.flag("force-compression")? == Some(true);
         }
         if has_manifest {
-            export.form.docker_types = attrs.flag("oci-mediatypes")? == Some(false);
             let asked = attrs.flag("image-manifest")?;
             if asked == Some(true) && export.form.docker_types {
                 return Err(Error::invalid(
@@ -240,6 +246,7 @@ impl CacheImport {
             }
             "s3" => Origin::S3(Box::new(S3Options::take(&mut attrs)?)),
             "gha" => Origin::Gha(GhaOptions::take(&mut attrs)?),
+            "azblob" => Origin::Azure(Box::new(AzureOptions::take(&mut attrs)?)),
             "inline" => {
                 return Err(Error::invalid(
                     "a cache that is in an image is read with type=registry,ref=IMAGE, or the image's name alone",
@@ -258,6 +265,7 @@ impl CacheImport {
             Origin::Local { digest, .. } => format!("local:{}", digest.hex()),
             Origin::S3(options) => options.shown(),
             Origin::Gha(options) => options.shown(),
+            Origin::Azure(options) => options.shown(),
         }
     }
 }
@@ -270,9 +278,6 @@ fn repository(attrs: &mut Attrs<'_>) -> Result<(Reference, bool)> {
 }
 
 fn unknown(kind: &str, known: &[&str]) -> Error {
-    if kind == "azblob" {
-        return Error::unsupported(format!("the cache azblob is not supported: use {}", known.join(", ")));
-    }
     let meant = kiln_graph::diagnostic::closest(kind, known.iter().copied());
     let hint = meant.map_or_else(|| known.join(", "), |meant| format!("did you mean {meant}?"));
     Error::invalid(format!("there is no cache {kind:?} ({hint})"))
@@ -310,19 +315,23 @@ mod tests {
     fn what_is_not_there_is_refused_by_name() {
         for (kind, attrs, words) in [
             ("regitry", &[][..], "did you mean registry?"),
-            ("azblob", &[], "azblob is not supported"),
+            ("azblob", &[], "account_url"),
             ("registry", &[], "needs ref=NAME"),
             ("registry", &[("ref", "a"), ("mod", "max")], "did you mean mode?"),
             ("registry", &[("ref", "a"), ("mode", "all")], "expected min or max"),
             ("registry", &[("ref", "a"), ("registry.insecure", "perhaps")], "registry.insecure"),
-            ("s3", &[("bucket", "b"), ("region", "r")], "access_key_id"),
+            ("s3", &[("bucket", "b"), ("region", "r"), ("access_key_id", "a")], "secret_access_key beside"),
+            ("s3", &[("bucket", "b"), ("retry_mode", "adaptive")], "retry_mode=adaptive"),
+            ("s3", &[("bucket", "b"), ("retry_mode", "legacy")], "expected standard"),
             (
                 "s3",
                 &[("bucket", "b"), ("region", "r"), ("access_key_id", "a"), ("secret_access_key", "s"), ("naem", "x")],
                 "did you mean name?",
             ),
             ("gha", &[("token", "t")], "ACTIONS_RESULTS_URL"),
-            ("gha", &[("token", "t"), ("url", "http://x")], "version 2"),
+            ("gha", &[("url_v2", "http://x")], "ACTIONS_RUNTIME_TOKEN"),
+            ("gha", &[("token", "t"), ("url", "http://x"), ("version", "3")], "version=3"),
+            ("gha", &[("token", "t"), ("url", "http://x"), ("timeout", "soon")], "timeout=soon"),
             ("registry", &[("ref", "a"), ("oci-mediatypes", "false"), ("image-manifest", "true")], "oci-mediatypes"),
             ("registry", &[("ref", "a"), ("oci-mediatypes", "false"), ("compression", "estargz")], "oci-mediatypes"),
             ("registry", &[("ref", "UPPER")], "ref=UPPER"),

@@ -13,13 +13,14 @@ use http::{Method, StatusCode};
 use kiln_graph::Digest;
 use kiln_graph::oci::Descriptor;
 use ring::hmac;
+use tokio::sync::OnceCell;
 
 use super::config;
 use super::objects::part;
 use crate::error::{Error, Kind, Result, ResultExt as _};
-use crate::registry::{Client, ObjectAnswer, ObjectRequest, Secret};
+use crate::registry::{AwsCredentials, Client, ObjectAnswer, ObjectRequest, Secret};
 use crate::solver::attrs::Attrs;
-use crate::task::Clock;
+use crate::task::{self, Clock};
 
 /// The size of a part in bytes, unless there would be more than [`MAX_PARTS`].
 const PART: u64 = 8 << 20;
@@ -34,12 +35,11 @@ const MAX_ANSWER: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub(in crate::solver) struct S3Options {
     bucket: String,
-    region: String,
+    region: Option<String>,
     endpoint: Option<String>,
     path_style: bool,
-    access_key: String,
-    secret_key: Secret,
-    session_token: Option<Secret>,
+    credentials: Option<AwsCredentials>,
+    attempts: Option<u32>,
     prefix: String,
     manifests: String,
     blobs: String,
@@ -54,7 +54,15 @@ pub(super) struct S3 {
     client: Client,
     clock: Clock,
     options: Arc<S3Options>,
+    caller: Arc<OnceCell<Caller>>,
     pub(super) uploads: usize,
+}
+
+/// Who asks a store, and in which region it is.
+#[derive(Debug)]
+struct Caller {
+    region: String,
+    credentials: AwsCredentials,
 }
 
 impl S3Options {
@@ -67,9 +75,29 @@ impl S3Options {
             value.map(str::to_owned).ok_or_else(|| Error::invalid(format!("the cache s3 needs {key}")))
         };
         let bucket = need(attrs.text("bucket"), "bucket=NAME")?;
-        let region = need(attrs.text("region"), "region=NAME")?;
-        let access_key = need(attrs.text("access_key_id"), "access_key_id and secret_access_key")?;
-        let secret_key = need(attrs.text("secret_access_key"), "secret_access_key")?;
+        let session_token = attrs.text("session_token").map(Secret::new);
+        let credentials = match (attrs.text("access_key_id"), attrs.text("secret_access_key")) {
+            (None, None) => None,
+            (access_key, secret_key) => Some(AwsCredentials {
+                access_key: need(access_key, "access_key_id beside secret_access_key")?,
+                secret_key: Secret::new(need(secret_key, "secret_access_key beside access_key_id")?),
+                session_token,
+            }),
+        };
+        match attrs.text("retry_mode") {
+            None | Some("standard") => {}
+            Some("adaptive") => {
+                return Err(Error::unsupported(
+                    "the cache option retry_mode=adaptive is not supported: requests are tried again after pauses that grow and \
+                     that the service may ask for (retry_mode=standard)",
+                ));
+            }
+            Some(other) => return Err(Error::invalid(format!("retry_mode={other}: expected standard"))),
+        }
+        // Signatures are of no such header, which is what this is about.
+        attrs.flag("disable_accept_encoding")?;
+        // As with AWS, 0 is as many as usual.
+        let attempts = attrs.number("retry_max_attempts")?.filter(|attempts| *attempts > 0);
         let refresh = match attrs.text("touch_refresh") {
             None => Duration::from_hours(24),
             Some(text) => go_duration(text).context(|| format!("touch_refresh={text}"))?,
@@ -81,10 +109,9 @@ impl S3Options {
         let names = attrs.text("name").unwrap_or("buildkit").split(';').map(str::trim).filter(|name| !name.is_empty());
         Ok(Self {
             bucket,
-            region,
-            access_key,
-            secret_key: Secret::new(secret_key),
-            session_token: attrs.text("session_token").map(Secret::new),
+            region: attrs.text("region").map(str::to_owned),
+            credentials,
+            attempts,
             names: names.map(str::to_owned).collect(),
             endpoint: attrs.text("endpoint_url").map(|url| url.trim_end_matches('/').to_owned()),
             path_style: attrs.flag("use_path_style")? == Some(true),
@@ -102,8 +129,8 @@ impl S3Options {
     }
 
     /// Returns the address of a key, in the form that is signed, and of the host.
-    fn address(&self, key: &str) -> Result<reqwest::Url> {
-        let endpoint = self.endpoint.clone().unwrap_or_else(|| format!("https://s3.{}.amazonaws.com", self.region));
+    fn address(&self, region: &str, key: &str) -> Result<reqwest::Url> {
+        let endpoint = self.endpoint.clone().unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
         let mut url: reqwest::Url =
             endpoint.parse().map_err(|error| Error::invalid(format!("endpoint_url={endpoint}: {error}")))?;
         let host = url.host_str().unwrap_or_default().to_owned();
@@ -131,7 +158,7 @@ impl S3Options {
 }
 
 /// Reads a length of time as Go writes it: `24h`, `1h30m`.
-fn go_duration(text: &str) -> Result<Duration> {
+pub(super) fn go_duration(text: &str) -> Result<Duration> {
     let invalid = || Error::invalid("expected numbers with units, such as 24h");
     let (mut rest, mut total) = (text, 0.0);
     while !rest.is_empty() {
@@ -153,7 +180,7 @@ fn go_duration(text: &str) -> Result<Duration> {
 }
 
 /// Escapes as signatures have it; `path` leaves slashes.
-fn escape(text: &str, path: bool) -> String {
+pub(super) fn escape(text: &str, path: bool) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
@@ -177,7 +204,8 @@ fn mac(key: &[u8], data: &str) -> Vec<u8> {
 }
 
 /// Signs a request: AWS Signature Version 4, in headers. `now` is in seconds since 1970.
-fn sign(options: &S3Options, request: &mut ObjectRequest, now_s: i64) -> Result<()> {
+fn sign(caller: &Caller, request: &mut ObjectRequest, now_s: i64) -> Result<()> {
+    let Caller { region, credentials } = caller;
     let time = jiff::Timestamp::from_second(now_s).map_err(|_| Error::internal("the clock is out of range"))?;
     let (stamp, day) = (time.strftime("%Y%m%dT%H%M%SZ").to_string(), time.strftime("%Y%m%d").to_string());
     let payload = Digest::of(&request.body).hex();
@@ -196,7 +224,7 @@ fn sign(options: &S3Options, request: &mut ObjectRequest, now_s: i64) -> Result<
     headers.push(("x-amz-content-sha256".to_owned(), payload.clone()));
     headers.push(("x-amz-date".to_owned(), stamp.clone()));
     headers.extend(
-        options.session_token.iter().map(|token| ("x-amz-security-token".to_owned(), token.expose().to_owned())),
+        credentials.session_token.iter().map(|token| ("x-amz-security-token".to_owned(), token.expose().to_owned())),
     );
     headers.sort();
     let names = headers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(";");
@@ -206,15 +234,15 @@ fn sign(options: &S3Options, request: &mut ObjectRequest, now_s: i64) -> Result<
     let query = query.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join("&");
     let listed: String = headers.iter().map(|(name, value)| format!("{name}:{}\n", value.trim())).collect();
     let canonical = format!("{}\n{}\n{query}\n{listed}\n{names}\n{payload}", request.method, request.url.path());
-    let scope = format!("{day}/{}/s3/aws4_request", options.region);
+    let scope = format!("{day}/{region}/s3/aws4_request");
     let digest = Digest::of(canonical.as_bytes()).hex();
     let text = format!("AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}");
-    let key = mac(format!("AWS4{}", options.secret_key.expose()).as_bytes(), &day);
-    let key = mac(&mac(&mac(&key, &options.region), "s3"), "aws4_request");
+    let key = mac(format!("AWS4{}", credentials.secret_key.expose()).as_bytes(), &day);
+    let key = mac(&mac(&mac(&key, region), "s3"), "aws4_request");
     let signature = hex(&mac(&key, &text));
     let authorization = format!(
         "AWS4-HMAC-SHA256 Credential={}/{scope}, SignedHeaders={names}, Signature={signature}",
-        options.access_key
+        credentials.access_key
     );
     let value = |text: &str| {
         let mut value = HeaderValue::from_str(text)
@@ -234,7 +262,34 @@ fn sign(options: &S3Options, request: &mut ObjectRequest, now_s: i64) -> Result<
 impl S3 {
     pub(super) fn new(client: Client, clock: Clock, options: S3Options) -> Self {
         let uploads = options.uploads;
-        Self { client, clock, options: Arc::new(options), uploads }
+        Self { client, clock, options: Arc::new(options), caller: Arc::default(), uploads }
+    }
+
+    /// Returns who asks: as the attributes say, or else where AWS's own tools look.
+    async fn caller(&self) -> Result<&Caller> {
+        let find = || {
+            let (client, options) = (self.client.clone(), Arc::clone(&self.options));
+            task::blocking(move || {
+                let aws = client.aws();
+                let region = match &options.region {
+                    Some(region) => Some(region.clone()),
+                    None => aws.region()?,
+                };
+                let region = region.ok_or_else(|| Error::invalid("the cache s3 needs region=NAME, or AWS_REGION"))?;
+                let credentials = match &options.credentials {
+                    Some(credentials) => Some(credentials.clone()),
+                    None => aws.credentials()?,
+                };
+                let credentials = credentials.ok_or_else(|| {
+                    Error::unauthorized(
+                        "the cache s3 needs access_key_id and secret_access_key: there are none in the environment (\
+                         AWS_ACCESS_KEY_ID), and no profile in AWS's shared files; metadata of instances is not asked",
+                    )
+                })?;
+                Ok(Caller { region, credentials })
+            })
+        };
+        self.caller.get_or_try_init(find).await
     }
 
     async fn send(
@@ -245,13 +300,14 @@ impl S3 {
         headers: Vec<(HeaderName, HeaderValue)>,
         body: Bytes,
     ) -> Result<ObjectAnswer> {
-        let mut url = self.options.address(key)?;
+        let caller = self.caller().await?;
+        let mut url = self.options.address(&caller.region, key)?;
         if !query.is_empty() {
             let pairs = query.iter().map(|(key, value)| format!("{}={}", escape(key, false), escape(value, false)));
             url.set_query(Some(&pairs.collect::<Vec<_>>().join("&")));
         }
-        let mut request = ObjectRequest { method, url, headers, body };
-        sign(&self.options, &mut request, self.clock.now_ns() / 1_000_000_000)?;
+        let mut request = ObjectRequest { method, url, headers, body, attempts: self.options.attempts };
+        sign(caller, &mut request, self.clock.now_ns() / 1_000_000_000)?;
         self.client.object(&request).await
     }
 
@@ -416,8 +472,10 @@ mod tests {
     fn requests_are_signed_as_aws_shows_it() {
         let mut url: reqwest::Url = "https://examplebucket.s3.amazonaws.com/test.txt".parse().unwrap();
         url.set_query(None);
-        let mut request = ObjectRequest { method: Method::GET, url, headers: Vec::new(), body: Bytes::new() };
-        sign(&options(&[]), &mut request, 1_369_353_600).unwrap();
+        let mut request =
+            ObjectRequest { method: Method::GET, url, headers: Vec::new(), body: Bytes::new(), attempts: None };
+        let credentials = options(&[]).credentials.unwrap();
+        sign(&Caller { region: "us-east-1".to_owned(), credentials }, &mut request, 1_369_353_600).unwrap();
         let authorization = request.headers.iter().find(|(name, _)| *name == header::AUTHORIZATION).unwrap();
         let text = authorization.1.to_str().unwrap();
         assert!(
@@ -432,7 +490,7 @@ mod tests {
 
     #[test]
     fn buckets_are_hosts_or_paths() {
-        let address = |more: &[(&str, &str)]| options(more).address("a/sha256:b c").unwrap().to_string();
+        let address = |more: &[(&str, &str)]| options(more).address("us-east-1", "a/sha256:b c").unwrap().to_string();
         assert_eq!(address(&[]), "https://examplebucket.s3.us-east-1.amazonaws.com/a/sha256%3Ab%20c");
         let local = ("endpoint_url", "http://127.0.0.1:9000");
         assert_eq!(address(&[local]), "http://127.0.0.1:9000/examplebucket/a/sha256%3Ab%20c");
@@ -451,5 +509,8 @@ mod tests {
         assert_eq!(http_date_s("Wed, 21 Oct 2015 07:28:00 GMT"), Some(1_445_412_480));
         assert_eq!(element("<A><UploadId>x&amp;y</UploadId></A>", "UploadId").as_deref(), Some("x&y"));
         assert!(!format!("{:?}", options(&[])).contains("wJalr"), "secrets are not shown");
+        let more = [("retry_max_attempts", "7"), ("retry_mode", "standard"), ("disable_accept_encoding", "true")];
+        assert_eq!(options(&more).attempts, Some(7));
+        assert_eq!(options(&[("retry_max_attempts", "0")]).attempts, None);
     }
 }
