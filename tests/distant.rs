@@ -5,9 +5,11 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::registry::{self, Registry};
+use support::web::{Answer, Web};
 use support::{Daemon, Docker, Kiln, Outcome, command, is_installed, is_root};
 
 /// Whether the tests can run.
@@ -145,6 +147,56 @@ fn privileged_layers_of_a_base_are_mounted_and_come_when_they_are_wanted() {
     build(&empty, &["-o", &forced]);
     assert_eq!(count(&registry.take_requests(), "GET", &of_base), 1, "it is compressed anew");
     assert_ne!(layers(&zstd), of_base);
+}
+
+/// Layers of bases that are not to be distributed come from where their manifest says, and go on only when nobody minds.
+#[test]
+fn privileged_layers_that_are_not_to_be_distributed_are_kept_so_when_that_is_asked_for() {
+    if !has_registry() || !is_installed("curl", "curl") {
+        return;
+    }
+    let registry = registry_with_base();
+    let base = format!("{}/base", registry.host());
+    let manifest = command::run("skopeo", ["inspect", "--raw", "--tls-verify=false", &format!("docker://{base}:1")]);
+    let mut manifest: Value = serde_json::from_str(&manifest).expect("a manifest");
+    let layer = layers(&format!("{base}:1")).remove(0);
+    let blob = Command::new("curl").args(["-s", &format!("http://{}/v2/base/blobs/{layer}", registry.host())]).output();
+    let blob = blob.expect("run curl").stdout;
+    let web = Web::start(move |_| Answer::new(200, blob.clone()));
+    let place = web.url("layer.tar.gz");
+    manifest["layers"][0]["mediaType"] = json!("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip");
+    manifest["layers"][0]["urls"] = json!([place]);
+    let kiln = Kiln::new();
+    let file = kiln.write("manifest.json", manifest.to_string());
+    let to = format!("http://{}/v2/base/manifests/foreign", registry.host());
+    let kind = "Content-Type: application/vnd.oci.image.manifest.v1+json";
+    let data = format!("@{}", file.display());
+    command::run("curl", ["-sSf", "-X", "PUT", "-H", kind, "--data-binary", &data, &to]);
+    kiln.write("app/Dockerfile", format!("FROM {base}:foreign\nRUN echo a >/a\n"));
+    let image = |name: &str| format!("{}/{name}:1", registry.host());
+    registry.take_requests();
+    build(&kiln, &["-o", &format!("type=image,name={},push=true,prefer-nondist-layers=true", image("kept"))]);
+    let requests = registry.take_requests();
+    assert_eq!(web.asked(), ["GET /layer.tar.gz"], "it is where its manifest says");
+    assert_eq!(count(&requests, "GET", std::slice::from_ref(&layer)), 0, "{requests:#?}");
+    assert_eq!(count(&requests, "PUT", std::slice::from_ref(&layer)), 0, "{requests:#?}");
+    assert_eq!(count(&requests, "POST", std::slice::from_ref(&layer)), 0, "{requests:#?}");
+    let shown = |name: &str| {
+        let name = format!("docker://{}", image(name));
+        let text = command::run("skopeo", ["inspect", "--raw", "--tls-verify=false", &name]);
+        serde_json::from_str::<Value>(&text).expect("a manifest")["layers"][0].clone()
+    };
+    let kept = shown("kept");
+    assert_eq!(kept["mediaType"], manifest["layers"][0]["mediaType"]);
+    assert_eq!((&kept["digest"], &kept["urls"]), (&json!(layer), &json!([place])));
+    build(&kiln, &["-o", &format!("type=image,name={},push=true", image("sent"))]);
+    let sent = shown("sent");
+    assert_eq!(sent["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip");
+    assert_eq!((&sent["digest"], sent.get("urls")), (&json!(layer), None));
+    // An image of it is pulled as it was pushed.
+    let other = Kiln::new();
+    assert_eq!(other.ok(["run", "--rm", &image("kept"), "cat", "/a"]), "a");
+    assert_eq!(web.asked(), ["GET /layer.tar.gz"]);
 }
 
 /// Buildx runs the frontend itself, and says nothing of what stays here.

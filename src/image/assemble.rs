@@ -43,6 +43,9 @@ pub struct Form {
     pub artifacts: bool,
     /// Whether layers in eStargz form are said to be so, with the digest of their table of contents.
     pub estargz: bool,
+    /// Whether layers of bases that are not to be distributed stay so: they are listed with the places they come from, and pushed
+    /// nowhere. Otherwise they become layers like others.
+    pub nondistributable: bool,
 }
 
 impl Default for Form {
@@ -53,6 +56,7 @@ impl Default for Form {
             docker_types: false,
             artifacts: true,
             estargz: false,
+            nondistributable: false,
         }
     }
 }
@@ -184,8 +188,9 @@ impl Images {
         cancel: &Cancel,
     ) -> Result<Assembled> {
         let (mut images, mut attached, mut entries) = (Vec::new(), Vec::new(), Vec::new());
+        let elsewhere = if form.nondistributable { self.nondistributable(lease)? } else { BTreeMap::new() };
         for assembly in assemblies {
-            let image = self.assemble_image(lease, &assembly, form, cancel)?;
+            let image = self.assemble_image(lease, &assembly, (form, &elsewhere), cancel)?;
             let mut entry = image.manifest.descriptor.clone();
             entry.annotations.clone_from(&assembly.descriptor_annotations);
             entry.platform = Some(image.platform.clone());
@@ -222,17 +227,23 @@ impl Images {
         &self,
         lease: &Lease,
         assembly: &Assembly,
-        form: &Form,
+        (form, elsewhere): (&Form, &BTreeMap<Digest, Vec<String>>),
         cancel: &Cancel,
     ) -> Result<AssembledImage> {
         let Configured { id, config, bytes, layers: stack } = &assembly.image;
         let mut layers = Vec::with_capacity(stack.len());
         for layer in stack {
             cancel.check()?;
-            layers.push(match layer {
+            let mut assembled = match layer {
                 StackLayer::Here(snapshot) => self.assemble_layer(lease, snapshot, form, cancel)?,
                 StackLayer::Distant(distant) => self.assemble_distant(lease, distant, form)?,
-            });
+            };
+            let descriptor = &mut assembled.descriptor;
+            if let Some(places) = elsewhere.get(&descriptor.digest) {
+                descriptor.media_type = media_type::nondistributable(&descriptor.media_type);
+                descriptor.urls.clone_from(places);
+            }
+            layers.push(assembled);
         }
         let (config_type, manifest_type) = if form.docker_types {
             (media_type::DOCKER_CONFIG, media_type::DOCKER_MANIFEST)
@@ -254,12 +265,31 @@ impl Images {
         Ok(AssembledImage { id: *id, platform: config.platform(), config: config_document, layers, manifest })
     }
 
+    /// Returns the layers of images that are here which are not to be distributed, with the places they come from. Blocking.
+    fn nondistributable(&self, lease: &Lease) -> Result<BTreeMap<Digest, Vec<String>>> {
+        let mut known = BTreeMap::new();
+        for record in self.store.root().db().read(record::all)? {
+            let Some(digest) = record.manifest else { continue };
+            // What cannot be read any more says nothing.
+            let Ok(bytes) = self.document(lease, &digest) else { continue };
+            let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { continue };
+            let layers = manifest.layers.into_iter();
+            let layers = layers.filter(|layer| media_type::is_nondistributable(&layer.media_type));
+            known.extend(layers.filter(|layer| !layer.urls.is_empty()).map(|layer| (layer.digest, layer.urls)));
+        }
+        Ok(known)
+    }
+
     /// Takes a layer that is elsewhere as it is there. Blocking.
     fn assemble_distant(&self, lease: &Lease, distant: &DistantLayer, form: &Form) -> Result<AssembledLayer> {
         let there = &distant.layer.descriptor;
         let kind = layer_type(suffix(&there.media_type), form.docker_types);
         let blob = self.store.blob(lease, &there.digest)?;
-        let descriptor = Descriptor::new(&kind, there.digest, there.size);
+        let mut descriptor = Descriptor::new(&kind, there.digest, there.size);
+        if form.nondistributable && media_type::is_nondistributable(&there.media_type) && !there.urls.is_empty() {
+            descriptor.media_type = media_type::nondistributable(&kind);
+            descriptor.urls.clone_from(&there.urls);
+        }
         Ok(AssembledLayer { descriptor, blob, distant: Some(distant.clone()) })
     }
 

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
-use kiln_graph::oci::Descriptor;
+use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _, stream};
+use kiln_graph::oci::{Descriptor, media_type};
 use kiln_graph::{Digest, Reference};
 
 use super::resolve::{Document, Origin, Remote, Resolved};
 use super::{Images, record};
 use crate::error::{Error, Kind, Result, ResultExt as _};
-use crate::registry::{BlobSink, Client, Progress};
+use crate::registry::{BlobSink, Client, File, FileRequest, Progress};
 use crate::store::{Blob, Ingest, IngestState, LayerBlob, Lease, SnapshotId, Unpacker};
 use crate::task::{self, Cancel};
 
@@ -80,12 +80,37 @@ impl BlobSource for RepositoryBlobs {
         sink: LayerSink,
         progress: &'a Progress,
     ) -> BoxFuture<'a, Result<LayerSink>> {
-        self.client.blob(&self.name, descriptor, sink, progress).boxed()
+        async move {
+            if media_type::is_nondistributable(&descriptor.media_type) {
+                for place in &descriptor.urls {
+                    // Registries may have it, too: then it does not matter whether anybody else has it.
+                    if let Ok(file) = self.client.file(&FileRequest::new(place)?).await {
+                        let here = sink.offset();
+                        return pour(from(file, here), sink, progress).await;
+                    }
+                }
+            }
+            self.client.blob(&self.name, descriptor, sink, progress).await
+        }
+        .boxed()
     }
 
     fn repository(&self) -> Option<&Reference> {
         Some(&self.name)
     }
+}
+
+/// The pieces of a file from an offset on.
+fn from(file: File, mut skip: u64) -> impl Stream<Item = Result<Bytes>> + Send {
+    let pieces = stream::try_unfold(file, |mut file| async move {
+        let piece = file.chunk().await?;
+        Ok(piece.map(|piece| (piece, file)))
+    });
+    pieces.map_ok(move |mut piece: Bytes| {
+        let gone = usize::try_from(skip).unwrap_or(usize::MAX).min(piece.len());
+        skip -= gone as u64;
+        piece.split_off(gone)
+    })
 }
 
 /// Pieces of a blob between whoever sends it and the sink.
@@ -249,7 +274,7 @@ impl Images {
         });
         // Collected, because the compiler cannot see that a stream that maps references to futures may change threads.
         let work: Vec<_> = work.map(Fetch::run).collect();
-        let fetched = futures_util::stream::iter(work).buffer_unordered(LAYERS);
+        let fetched = stream::iter(work).buffer_unordered(LAYERS);
         if let Err(error) = fetched.try_for_each(|()| std::future::ready(Ok(()))).await {
             cancel.cancel();
             abandoned(unpacker).await;

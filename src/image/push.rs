@@ -130,6 +130,8 @@ impl Images {
         let to = Destination { client, name, mounts: &mounts, report };
         let mut sent = BTreeSet::new();
         let layers = assembled.images.iter().flat_map(|image| &image.layers);
+        // What is not to be distributed is got from where its descriptor says.
+        let layers = layers.filter(|layer| !media_type::is_nondistributable(&layer.descriptor.media_type));
         let layers = layers.filter(|layer| sent.insert(layer.descriptor.digest)).map(|layer| async {
             match (&layer.distant, layer.blob.clone()) {
                 (Some(distant), _) => to.pass_on((self, lease), layer, distant).await,
@@ -278,6 +280,11 @@ impl Send<'_> {
     /// Sees to it that a layer is at the registry.
     async fn layer(&self, source: LayerSource) -> Result<Descriptor> {
         let (descriptor, blob) = match source {
+            LayerSource::Blob(descriptor, _) | LayerSource::Elsewhere(descriptor)
+                if media_type::is_nondistributable(&descriptor.media_type) =>
+            {
+                return Ok(descriptor);
+            }
             LayerSource::Blob(descriptor, blob) => (descriptor, blob),
             LayerSource::Elsewhere(descriptor) => return self.to.elsewhere(descriptor).await,
             LayerSource::Snapshot(snapshot) => match self.compress(&snapshot).await {

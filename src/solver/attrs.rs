@@ -84,29 +84,6 @@ impl<'a> Attrs<'a> {
         keys.into_iter().filter_map(|key| self.left.remove_entry(key)).collect()
     }
 
-    /// Refuses a value that asks for what is not there.
-    ///
-    /// # Errors
-    /// `Unsupported`, when it is set to true.
-    pub(super) fn refuse(&mut self, key: &'static str, why: &str) -> Result<()> {
-        match self.flag(key)? {
-            Some(true) => {
-                let noun = self.noun;
-                Err(Error::unsupported(format!("the {noun} option {key}=true is not supported: {why}")))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses any value of an attribute.
-    ///
-    /// # Errors
-    /// `Unsupported`, when there is one.
-    pub(super) fn refuse_text(&mut self, key: &'static str, why: &str) -> Result<()> {
-        let (noun, value) = (self.noun, self.text(key));
-        value.map_or(Ok(()), |_| Err(Error::unsupported(format!("the {noun} option {key} is not supported: {why}"))))
-    }
-
     /// Refuses the first attribute that nobody asked for.
     ///
     /// # Errors

@@ -174,7 +174,8 @@ fn request_of(line: &str) -> Option<String> {
 fn configuration(dir: &Path, access: Access, connection: Connection) -> String {
     let mut config = format!(
         "version: 0.1\nlog: {{level: info, accesslog: {{disabled: true}}}}\nstorage:\n  filesystem: {{rootdirectory: {0}}}\n  \
-         delete: {{enabled: true}}\nhttp:\n  addr: 127.0.0.1:0\n",
+         delete: {{enabled: true}}\nvalidation: {{manifests: {{urls: {{allow: ['^http://127.0.0.1']}}}}}}\n\
+         http:\n  addr: 127.0.0.1:0\n",
         dir.join("storage").display()
     );
     if connection != Connection::Plain {

@@ -46,6 +46,19 @@ pub mod media_type {
         matches!(media_type, OCI_INDEX | DOCKER_MANIFEST_LIST)
     }
 
+    /// Says whether a layer of this type is not to be distributed: whoever wants it gets it from where its descriptor says.
+    #[must_use]
+    pub fn is_nondistributable(media_type: &str) -> bool {
+        media_type.contains(".rootfs.foreign.diff.") || media_type.contains(".layer.nondistributable.")
+    }
+
+    /// Returns the type of a layer that is not to be distributed, from that of one that is.
+    #[must_use]
+    pub fn nondistributable(media_type: &str) -> String {
+        let docker = media_type.replace(".rootfs.diff.", ".rootfs.foreign.diff.");
+        docker.replace(".image.layer.v1.", ".image.layer.nondistributable.v1.")
+    }
+
     /// Says whether a document of this type is one image's manifest.
     #[must_use]
     pub fn is_manifest(media_type: &str) -> bool {

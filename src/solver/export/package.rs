@@ -42,7 +42,7 @@ impl Packaging {
         let (force, oci) = (attrs.flag("force-compression")?, attrs.flag("oci-mediatypes")?);
         let artifacts = attrs.flag("oci-artifact")?;
         let annotations = Annotations::take(attrs)?;
-        attrs.refuse("prefer-nondist-layers", "layers that may not be distributed are not told apart")?;
+        let nondistributable = attrs.flag("prefer-nondist-layers")? == Some(true);
         let estargz =
             if compression == Some("estargz") { Some(estargz_level(level, oci == Some(false))?) } else { None };
         let form = Form {
@@ -51,10 +51,15 @@ impl Packaging {
             docker_types: oci == Some(false),
             artifacts: artifacts != Some(false),
             estargz: estargz.is_some(),
+            nondistributable,
         };
         Ok(Self {
             names,
-            special: compression.is_some() || level.is_some() || form.force_compression || form.docker_types,
+            special: compression.is_some()
+                || level.is_some()
+                || form.force_compression
+                || form.docker_types
+                || nondistributable,
             form,
             annotations,
             epoch_ns: attrs.epoch_ns()?,
@@ -280,6 +285,8 @@ mod tests {
         assert!(docker.special && docker.form.docker_types && !docker.form.artifacts);
         let estargz = take(&[("compression", "estargz")]).unwrap();
         assert!(estargz.special && estargz.form.estargz && estargz.estargz == Some(9));
+        let kept = take(&[("prefer-nondist-layers", "true")]).unwrap();
+        assert!(kept.special && kept.form.nondistributable);
         assert!(take(&[("compression", "estargz"), ("compression-level", "10")]).is_err());
         assert!(take(&[("compression", "estargz"), ("oci-mediatypes", "false")]).is_err());
         assert_eq!(take(&[("source-date-epoch", "7")]).unwrap().epoch_ns, Some(7_000_000_000));
@@ -292,7 +299,7 @@ mod tests {
             ("compression", "zst", "did you mean zstd?"),
             ("compression-level", "fast", "compression-level=fast"),
             ("compression-level", "77", "levels 0 to 9"),
-            ("prefer-nondist-layers", "true", "prefer-nondist-layers"),
+            ("prefer-nondist-layers", "perhaps", "expected true or false"),
             ("name", "UPPER", "UPPER"),
             ("compresion", "gzip", "did you mean compression?"),
             ("rewrite-timestamp", "perhaps", "expected true or false"),
