@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use kiln::client::{Agent, AgentIo, Agents, ContentDir, Offer};
+use kiln::types::build::sourcepolicy::{Policy, PolicyAction, Rule, Selector};
 use kiln::types::build::{CacheOptions, CacheOptionsEntry, SolveRequest, frontend, pb};
 use kiln_graph::Digest;
 use support::asking::Asking;
 use support::frontend::Frontend;
 use support::llb::{Bind, Llb, attrs, mkfile};
 use support::registry::{self, Access, Connection, PASSWORD, Registry, USER};
-use support::{Daemon, Kiln, command, is_root};
+use support::web::Web;
+use support::{Daemon, Kiln, command, is_installed, is_root};
 
 fn none() -> Offer {
     Offer::new(Arc::new(|_| Ok(None)), Arc::new(|_| Ok(None)))
@@ -85,8 +87,8 @@ fn upload(registry: &Registry, dir: &Path, blob: &[u8]) -> (Digest, Digest) {
         "layers": [],
     });
     let manifest = manifest.to_string();
-    std::fs::write(dir.join("blob"), blob).unwrap();
-    std::fs::write(dir.join("manifest"), &manifest).unwrap();
+    std::fs::write(dir.join("blob"), blob).expect("write a file of the test");
+    std::fs::write(dir.join("manifest"), &manifest).expect("write a file of the test");
     let script = format!(
         "to=http://{}/v2/some/blobs
         place=$(curl -fsu {USER}:{PASSWORD} -X POST -D - $to/blobs/uploads/ | tr -d '\\r' | sed -n 's/^Location: //Ip')
@@ -188,6 +190,101 @@ async fn privileged_a_directory_may_be_listed_and_sent_in_part() {
     assert_eq!(of(&listed, script).await, expected);
     // The same directory in full is another one.
     assert_eq!(of(&[], "test ! -e /in/.fsutil-metadata && cat /in/dir/file2 > /out").await, "dir/file2");
+    asking.build.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_repositories_come_from_bundles_and_become_bundles() {
+    let Some(daemon) = Daemon::start() else { return };
+    if !is_installed("git", "git") {
+        return;
+    }
+    let scratch = daemon.kiln.scratch();
+    let script = "mkdir repos; git init -q -b main work; cd work; git config user.email a@b; git config user.name a
+        echo first > file; git add -A; git commit -qm first; echo second > file; git commit -qam second; git tag -a v1 -m one
+        git rev-parse HEAD HEAD^; git clone -q --bare . ../repos/repo.git";
+    let told = command::shell(&scratch, script);
+    let [commit, first] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
+    let web = Web::git(scratch.join("repos"), |_| true);
+    let url = web.url("repo.git");
+    let layout = scratch.join("layout");
+    std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
+    let kept = ContentDir { path: layout.clone(), writable: false };
+    let content = BTreeMap::from([("oci:kept".to_owned(), kept)]);
+    let mut asking = Asking::of(Frontend::open_with(&daemon, "bundles", Offer { content, ..none() }).await);
+    let source = |reference: &str, attrs: &[(&str, &str)]| {
+        let mut llb = Llb::default();
+        let git = llb.source(&format!("git://x/repo.git#{reference}"), attrs);
+        llb.end(&git)
+    };
+
+    // A plain checkout has nothing of what led to it; a bundle has.
+    let plain = source("main", &[("git.fullurl", &url)]);
+    assert_eq!(asking.cat(plain, "/file").await.unwrap(), "second\n");
+    let definition = source("main", &[("git.fullurl", &url), ("git.checkoutbundle", "true")]);
+    let id = asking.solve(definition).await.unwrap();
+    assert_eq!(asking.list(&id, "/").await, ["bundle"]);
+    assert_eq!(asking.stat(&id, "/bundle").await, "644 0:0");
+    let bundle = asking.bytes(&id, "/bundle").await.unwrap();
+    std::fs::write(scratch.join("bundle"), &bundle).unwrap();
+    let script = "git clone -q -b main bundle out; cd out; git log --format=%s; git for-each-ref --format='%(refname)' refs/remotes";
+    assert_eq!(command::shell(&scratch, script), "second\nfirst\nrefs/remotes/origin/main");
+
+    // From a bundle, the repository is not asked.
+    let digest = Digest::of(&bundle);
+    std::fs::write(layout.join("blobs/sha256").join(digest.hex()), &bundle).unwrap();
+    let at = format!("oci-layout+blob://not/real@{digest}");
+    let given = |checksum: &'static str| {
+        [
+            ("git.fullurl", "https://127.0.0.1:9/x.git"),
+            ("git.bundle", ""),
+            ("oci.store", "kept"),
+            ("git.checksum", checksum),
+        ]
+    };
+    let mut of = async |reference: &str, checksum: &str, keep: bool| {
+        let mut attrs = given("");
+        (attrs[1].1, attrs[3].1) = (&at, checksum);
+        let attrs = [&attrs[..], if keep { &[("git.keepgitdir", "true")] } else { &[] }].concat();
+        asking.cat(source(reference, &attrs), if keep { "/.git/HEAD" } else { "/file" }).await
+    };
+    assert_eq!(of("main", commit, false).await.unwrap(), "second\n");
+    assert_eq!(of(first, &first[..7], false).await.unwrap(), "first\n");
+    assert_eq!(of("", first, false).await.unwrap(), "first\n");
+    assert_eq!(of("main", commit, true).await.unwrap().trim(), commit);
+    let nobody = "1".repeat(40);
+    for (reference, checksum, words) in [
+        ("other", commit, ["not/real", "does not contain the reference \"other\""]),
+        ("main", first, ["not/real", "expected checksum to match"]),
+        ("", nobody.as_str(), ["not/real", &nobody]),
+    ] {
+        let refused = of(reference, checksum, false).await.unwrap_err();
+        assert!(words.iter().all(|word| refused.message().contains(word)), "{refused}");
+    }
+
+    let mut attrs = given("");
+    (attrs[1].1, attrs[3].1) = (&at, commit);
+    let look = pb::SourceOp { identifier: "git://x/repo.git#main".into(), attrs: support::llb::attrs(&attrs) };
+    let selector = Selector { identifier: "oci-layout+blob://*".into(), ..Selector::default() };
+    let rule = Rule { action: PolicyAction::Deny.into(), selector: Some(selector), updates: None };
+    for (policies, word) in [(vec![], None), (vec![Policy { version: 1, rules: vec![rule] }], Some("bundle"))] {
+        let request = frontend::ResolveSourceMetaRequest {
+            source: Some(look.clone()),
+            source_policies: policies,
+            ..frontend::ResolveSourceMetaRequest::default()
+        };
+        let request = asking.client.call(request);
+        match (asking.client.bridge.resolve_source_meta(request).await, word) {
+            (Ok(answer), None) => {
+                let git = answer.into_inner().git.unwrap();
+                assert_eq!((git.checksum.as_str(), git.r#ref.as_str()), (commit, "refs/heads/main"));
+            }
+            (Err(denied), Some(word)) => {
+                assert!(denied.message().contains(word) && denied.message().contains("not/real"), "{denied}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
     asking.build.abort();
 }
 

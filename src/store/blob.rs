@@ -39,6 +39,12 @@ impl Blob {
         self.size
     }
 
+    /// Returns where the content is, for programs that read files; it is there as long as the lease.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Opens the content, which was verified when it came in.
     ///
     /// # Errors

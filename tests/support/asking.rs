@@ -52,10 +52,14 @@ impl Asking {
     }
 
     pub async fn read(&mut self, id: &str, path: &str) -> Result<String, tonic::Status> {
+        self.bytes(id, path).await.map(|data| String::from_utf8(data).expect("text"))
+    }
+
+    /// Reads a file of a result that may hold anything.
+    pub async fn bytes(&mut self, id: &str, path: &str) -> Result<Vec<u8>, tonic::Status> {
         let request = ReadFileRequest { r#ref: id.to_owned(), file_path: path.to_owned(), ..Default::default() };
         let request = self.client.call(request);
-        let data = self.client.bridge.read_file(request).await?.into_inner().data;
-        Ok(String::from_utf8(data).expect("text"))
+        Ok(self.client.bridge.read_file(request).await?.into_inner().data)
     }
 
     /// Lists a directory of a result.

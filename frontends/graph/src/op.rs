@@ -125,6 +125,10 @@ pub struct GitSource {
     pub verification: Option<Box<GitVerification>>,
     /// How its server is reached; not part of the identity.
     pub access: GitAccess,
+    /// The bundle that the commit is taken from, instead of the remote; not part of the identity.
+    pub bundle: Option<Box<BlobLocator>>,
+    /// Whether the result is a bundle with the commit and its history, as the file `bundle`, instead of its files.
+    pub as_bundle: bool,
 }
 
 /// Whose signature a commit or a tag of it must have.
@@ -225,8 +229,13 @@ pub struct BlobLocator {
 pub enum BlobPlace {
     /// A repository of a registry.
     Registry(Reference),
-    /// An OCI layout that the client offers, by its name.
-    Layout(String),
+    /// An OCI layout that the client offers.
+    Layout {
+        /// What an image of it is called.
+        name: String,
+        /// What the client calls the layout; empty is the same.
+        store: String,
+    },
 }
 
 impl BlobLocator {
@@ -235,7 +244,18 @@ impl BlobLocator {
     pub fn address(&self) -> String {
         match &self.place {
             BlobPlace::Registry(name) => format!("docker-image+blob://{}", name.with_digest(self.digest)),
-            BlobPlace::Layout(name) => format!("oci-layout+blob://{name}@{}", self.digest),
+            BlobPlace::Layout { name, .. } => format!("oci-layout+blob://{name}@{}", self.digest),
+        }
+    }
+}
+
+impl BlobPlace {
+    /// Returns what the client calls the layout; `None` for a registry.
+    #[must_use]
+    pub fn layout(&self) -> Option<&str> {
+        match self {
+            Self::Registry(_) => None,
+            Self::Layout { name, store } => Some(if store.is_empty() { name } else { store }),
         }
     }
 }

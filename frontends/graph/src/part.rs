@@ -175,6 +175,7 @@ impl Source {
                 let ImageBlob { blob, filename, mode, uid, gid } = file;
                 parts.text("operation", "blob");
                 parts.text("address", &blob.address());
+                parts.text("layout", blob.place.layout().unwrap_or_default());
                 parts.text("name", filename);
                 parts.add("mode", format_args!("{mode:?} {uid}:{gid}"));
             }

@@ -46,6 +46,8 @@ pub const CAPABILITIES: &[&str] = &[
     "soruce.http.uidgid",
     "source.buildop.llbfilename",
     "source.git",
+    "source.git.bundle",
+    "source.git.checkoutbundle",
     "source.git.checksum",
     "source.git.fetchbycommit",
     "source.git.fullurl",

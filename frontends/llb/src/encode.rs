@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use kiln_graph::op::{
-    BlobPlace, Copy, Exec, FileAction, FileOp, Mode, Mount, MountKind, NetworkMode, Op, Owner, OwnerId, ResolveMode,
-    SecretFile, SecurityMode, Sharing, Source,
+    BlobLocator, BlobPlace, Copy, Exec, FileAction, FileOp, Mode, Mount, MountKind, NetworkMode, Op, Owner, OwnerId,
+    ResolveMode, SecretFile, SecurityMode, Sharing, Source,
 };
 use kiln_graph::{Digest, Edge, Graph, Platform, Vertex, VertexId};
 use prost::Message as _;
@@ -123,6 +123,14 @@ impl Attributes {
         self.set(name, if value { "true" } else { "" });
     }
 
+    /// Writes which layout has a blob, if one has; returns the blob's address.
+    fn blob(&mut self, blob: &BlobLocator) -> String {
+        if let BlobPlace::Layout { store, .. } = &blob.place {
+            self.set("oci.store", store.as_str());
+        }
+        blob.address()
+    }
+
     /// The attributes of a source that is one file.
     fn file(&mut self, name: &str, mode: Option<u32>, uid: u32, gid: u32) {
         let id = |id: u32| if id == 0 { String::new() } else { id.to_string() };
@@ -176,6 +184,9 @@ pub(crate) fn source_op(source: &Source, session: &str) -> pb::SourceOp {
                 attrs.flag("git.sig.requiresignedtag", verification.require_signed_tag);
                 attrs.flag("git.sig.ignoresignedtag", verification.ignore_signed_tag);
             }
+            attrs.flag("git.checkoutbundle", git.as_bundle);
+            let bundle = git.bundle.as_ref().map(|bundle| attrs.blob(bundle));
+            attrs.set("git.bundle", bundle.unwrap_or_default());
             let remote = git.remote.split_once("://").map_or(git.remote.as_str(), |(_, rest)| rest);
             let subdir = if git.subdir.is_empty() { String::new() } else { format!(":{}", git.subdir) };
             let fragment = format!("{}{subdir}", git.reference);
@@ -198,8 +209,7 @@ pub(crate) fn source_op(source: &Source, session: &str) -> pb::SourceOp {
         }
         Source::Blob(file) => {
             attrs.file(&file.filename, file.mode, file.uid, file.gid);
-            attrs.set("oci.store", if let BlobPlace::Layout(name) = &file.blob.place { name } else { "" });
-            file.blob.address()
+            attrs.blob(&file.blob)
         }
     };
     pb::SourceOp { identifier, attrs: attrs.0 }

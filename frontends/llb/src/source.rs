@@ -166,22 +166,37 @@ fn git(rest: &str, attrs: &mut Attributes) -> Result<GitSource, Refusal> {
         let hex = text.len() >= 7 && text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if hex { Ok(text.to_ascii_lowercase()) } else { Err("expected a commit id or the beginning of one".to_owned()) }
     })?;
+    let bundle = bundle(reference, checksum.as_deref().unwrap_or_default(), attrs)?;
+    let verification = git_verification(attrs)?;
+    if bundle.is_some() && verification.is_some() {
+        let why = "signatures of what is in a bundle are not verified".to_owned();
+        return Err(Refusal::unsupported(field("git.bundle"), why));
+    }
+    let as_bundle = attrs.flag("git.checkoutbundle");
+    let keep_git_dir = attrs.flag("git.keepgitdir");
+    let subdir = subdir.trim_matches('/');
+    if as_bundle && (keep_git_dir || !subdir.is_empty()) {
+        let why = "a bundle holds a whole repository: it goes neither with git.keepgitdir nor with a directory";
+        return Err(Refusal::malformed(field("git.checkoutbundle"), why.to_owned()));
+    }
     Ok(GitSource {
         remote,
         reference: reference.to_owned(),
-        subdir: subdir.trim_matches('/').to_owned(),
-        keep_git_dir: attrs.flag("git.keepgitdir"),
+        subdir: subdir.to_owned(),
+        keep_git_dir,
         checksum: checksum.unwrap_or_default(),
         skip_submodules: attrs.flag("git.skipsubmodules"),
         commit_mtime: commit_mtime.unwrap_or_default(),
         fetch_by_commit: attrs.flag("git.fetchbycommit"),
-        verification: git_verification(attrs)?,
+        verification,
         access: GitAccess {
             header_secret: attrs.text("git.authheadersecret"),
             token_secret: attrs.text("git.authtokensecret"),
             agent: attrs.text("git.mountsshsock"),
             known_hosts: attrs.text("git.knownsshhosts"),
         },
+        bundle: bundle.map(Box::new),
+        as_bundle,
     })
 }
 
@@ -213,6 +228,34 @@ fn file_verification(attrs: &mut Attributes) -> Result<Option<Box<FileVerificati
         (true, false) => Err(Refusal::malformed(field("http.sig.pubkey"), "a signature is given, and no key")),
         (false, true) => Err(Refusal::malformed(field("http.sig.signature"), "a key is given, and no signature")),
     }
+}
+
+/// Reads which bundle a commit is taken from. What it must be is said by the checksum.
+fn bundle(reference: &str, checksum: &str, attrs: &mut Attributes) -> Result<Option<BlobLocator>, Refusal> {
+    let Some(text) = attrs.take("git.bundle").filter(|text| !text.is_empty()) else { return Ok(None) };
+    let refuse = |why: String| Refusal::malformed(field("git.bundle"), format!("{text:?}: {why}"));
+    let (scheme, rest) = text.split_once("://").unwrap_or_default();
+    if ![REGISTRY_BLOB, LAYOUT_BLOB].contains(&scheme) {
+        return Err(refuse(format!("expected {REGISTRY_BLOB}:// or {LAYOUT_BLOB}://")));
+    }
+    let mut blob = locator(scheme, rest).map_err(refuse)?;
+    if blob.digest.algorithm() != kiln_graph::Algorithm::Sha256 {
+        return Err(refuse("expected a digest of sha256".to_owned()));
+    }
+    let is_commit = |text: &str| matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let reference = reference.to_ascii_lowercase();
+    match () {
+        () if checksum.is_empty() => return Err(refuse("git.checksum must be given, too".to_owned())),
+        () if reference.is_empty() && !is_commit(checksum) => {
+            return Err(refuse("without a reference, git.checksum must be a commit id in full".to_owned()));
+        }
+        () if is_commit(&reference) && !reference.starts_with(checksum) => {
+            return Err(refuse(format!("git.checksum {checksum} is not that of the commit {reference}")));
+        }
+        () => {}
+    }
+    layout_store(&mut blob.place, attrs);
+    Ok(Some(blob))
 }
 
 /// The attributes of a source that is one file: its permissions, its owner and its group.
@@ -255,33 +298,33 @@ fn http(url: &str, attrs: &mut Attributes) -> Result<HttpSource, Refusal> {
 
 fn oci_layout(rest: &str, attrs: &mut Attributes) -> Result<OciLayoutSource, Refusal> {
     let (name, digest) = rest.rsplit_once('@').ok_or_else(|| identifier("an OCI layout's image needs a digest"))?;
-    let mut name = name.to_owned();
-    layout_store(&mut name, attrs);
+    let store = attrs.text("oci.store");
+    // Layouts are named for the whole build, whichever of its sessions offers them.
+    attrs.take("oci.session");
+    let name = if store.is_empty() { name.to_owned() } else { store };
     let layer_limit = attrs.parsed("oci.layerlimit", layer_limit)?;
     Ok(OciLayoutSource { name, digest: digest.parse().map_err(identifier)?, layer_limit })
 }
 
 fn blob(scheme: &str, rest: &str, attrs: &mut Attributes) -> Result<ImageBlob, Refusal> {
     let mut blob = locator(scheme, rest).map_err(identifier)?;
+    layout_store(&mut blob.place, attrs);
     attrs.parsed("image.recordtype", |kind| match kind {
         // It says how the record of the blob is listed, which is by what uses it here.
         "regular" | "internal" | "frontend" => Ok(()),
         _ => Err("expected regular, internal or frontend".to_owned()),
     })?;
-    if let BlobPlace::Layout(name) = &mut blob.place {
-        layout_store(name, attrs);
-    }
     let (mode, uid, gid) = file(attrs)?;
     // 0 is what is written when nothing is said, as with BuildKit.
     Ok(ImageBlob { blob, filename: attrs.text("http.filename"), mode: mode.filter(|mode| *mode != 0), uid, gid })
 }
 
-/// A layout has the name that its image is called by, unless a store is named.
-fn layout_store(name: &mut String, attrs: &mut Attributes) {
-    // Layouts are named for the whole build, whichever of its sessions offers them.
-    attrs.take("oci.session");
-    if let Some(store) = attrs.take("oci.store").filter(|store| !store.is_empty()) {
-        *name = store;
+/// Reads what the client calls the layout of a blob; attributes of layouts are not known of what is at a registry.
+fn layout_store(place: &mut BlobPlace, attrs: &mut Attributes) {
+    if let BlobPlace::Layout { store, .. } = place {
+        // Layouts are named for the whole build, whichever of its sessions offers them.
+        attrs.take("oci.session");
+        *store = attrs.text("oci.store");
     }
 }
 
@@ -295,7 +338,7 @@ fn locator(scheme: &str, rest: &str) -> Result<BlobLocator, String> {
             BlobPlace::Registry(name.with_digest(digest))
         }
         _ if name.is_empty() => return Err(format!("{rest:?}: an OCI layout needs a name")),
-        _ => BlobPlace::Layout(name.to_owned()),
+        _ => BlobPlace::Layout { name: name.to_owned(), store: String::new() },
     };
     Ok(BlobLocator { place, digest })
 }
@@ -332,6 +375,39 @@ mod tests {
         let full = git("git://a/b#x", &[("git.fullurl", "ssh://git@a/b"), ("git.mountsshsock", "key")]);
         assert_eq!((full.remote.as_str(), full.access.agent.as_str()), ("ssh://git@a/b", "key"));
         assert_eq!(git("git://git@a:b/c", &[]).remote, "git@a:b/c");
+    }
+
+    #[test]
+    fn commits_come_from_bundles_and_become_bundles() {
+        let (digest, commit) = (format!("sha256:{}", "a".repeat(64)), "1".repeat(40));
+        let bundle = format!("oci-layout+blob://not/real@{digest}");
+        let of = |identifier: &str, attrs: &[(&str, &str)]| match source(identifier, attrs) {
+            Ok(Source::Git(git)) => Ok(git),
+            Ok(other) => panic!("{other:?}"),
+            Err(refusal) => Err(refusal.to_string()),
+        };
+        let given = [("git.bundle", bundle.as_str()), ("git.checksum", commit.as_str()), ("oci.store", "kept")];
+        let git = of("git://a/b#main", &given).unwrap();
+        let blob = git.bundle.unwrap();
+        assert_eq!((blob.address(), blob.place.layout(), git.as_bundle), (bundle.clone(), Some("kept"), false));
+        assert!(of("git://a/b", &[("git.checkoutbundle", "true")]).unwrap().as_bundle);
+        let http = format!("https://x/y@{digest}");
+        let longer = format!("docker-image+blob://x@sha512:{}", "a".repeat(128));
+        for (identifier, attrs, word) in [
+            ("git://a/b", &[("git.bundle", bundle.as_str())][..], "git.checksum must be given"),
+            ("git://a/b", &[("git.bundle", &bundle), ("git.checksum", "1111111")], "in full"),
+            (&format!("git://a/b#{}", "2".repeat(40)), &given, "is not that of the commit"),
+            ("git://a/b", &[("git.bundle", &http), ("git.checksum", &commit)], "docker-image+blob://"),
+            ("git://a/b", &[("git.bundle", &longer), ("git.checksum", &commit)], "sha256"),
+            ("git://a/b", &[("git.bundle", "docker-image+blob://x"), ("git.checksum", &commit)], "digest"),
+            ("git://a/b", &[("git.checkoutbundle", "true"), ("git.keepgitdir", "true")], "git.keepgitdir"),
+            ("git://a/b#main:dir", &[("git.checkoutbundle", "true")], "a directory"),
+            ("git://a/b", &[("oci.store", "kept")], "oci.store"),
+            ("git://a/b#main", &[&given[..], &[("git.sig.pubkey", "key")]].concat(), "signatures"),
+        ] {
+            let refusal = of(identifier, attrs).unwrap_err();
+            assert!(refusal.contains(word), "{refusal}");
+        }
     }
 
     #[test]
@@ -381,8 +457,9 @@ mod tests {
         assert_eq!(file.blob.address(), format!("docker-image+blob://docker.io/library/busybox@{digest}"));
         let at = format!("oci-layout+blob://example.com/a/b@{digest}");
         let plain = blob(&at, &[("http.perm", "0"), ("oci.session", "s")]);
-        assert_eq!((plain.mode, plain.blob.place), (None, BlobPlace::Layout("example.com/a/b".into())));
-        assert_eq!(blob(&at, &[("oci.store", "own")]).blob.place, BlobPlace::Layout("own".into()));
+        assert_eq!((plain.mode, plain.blob.place.layout()), (None, Some("example.com/a/b")));
+        let own = blob(&at, &[("oci.store", "own")]).blob;
+        assert_eq!((own.address(), own.place.layout()), (at, Some("own")));
     }
 
     #[test]

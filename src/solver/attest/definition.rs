@@ -212,7 +212,9 @@ fn source_op(source: &Source) -> Value {
             attrs = attrs
                 .set("git.keepgitdir", yes(git.keep_git_dir))
                 .set("git.checksum", git.checksum.as_str())
-                .set("git.skipsubmodules", yes(git.skip_submodules));
+                .set("git.skipsubmodules", yes(git.skip_submodules))
+                .set("git.bundle", git.bundle.as_ref().map(|bundle| bundle.address()).unwrap_or_default())
+                .set("git.checkoutbundle", yes(git.as_bundle));
             let remote = super::provenance::without_credentials(&git.remote);
             let remote = remote.split_once("://").map_or(remote.as_str(), |(_, rest)| rest);
             let subdir = if git.subdir.is_empty() { String::new() } else { format!(":{}", git.subdir) };

@@ -205,7 +205,7 @@ impl Job {
                 Op::Source(Source::Local(local)) => drop(statement.locals.insert(local.name.clone())),
                 Op::Source(source) => {
                     let platform = &self.graph.vertex(*id).platform;
-                    statement.materials.extend(self.material(source, platform));
+                    statement.materials.extend(self.materials(source, platform));
                 }
                 Op::Exec(exec) => {
                     network |= exec.network != NetworkMode::None;
@@ -241,8 +241,8 @@ impl Job {
         statement
     }
 
-    /// Says what a source is, if it is not the client's own.
-    fn material(&self, source: &Source, platform: &Platform) -> Option<Material> {
+    /// Says what a source is, if it is not the client's own, and what else it is from.
+    fn materials(&self, source: &Source, platform: &Platform) -> Vec<Material> {
         match source {
             Source::Image(image) => {
                 let resolved = match image.image_id {
@@ -251,15 +251,15 @@ impl Job {
                 };
                 let digest = image.reference.digest().or_else(|| resolved.map(|image| image.digest()));
                 let digest = digest.as_ref().map(Digest::to_string).unwrap_or_default();
-                Some(Material { uri: image_purl(&image.reference, platform), digest })
+                vec![Material { uri: image_purl(&image.reference, platform), digest }]
             }
             Source::OciLayout(layout) => {
                 let purl =
                     Purl::of_path("oci", &layout.name, "").with("platform", platform.clone().normalized().to_string());
-                Some(Material { uri: purl.to_string(), digest: layout.digest.to_string() })
+                vec![Material { uri: purl.to_string(), digest: layout.digest.to_string() }]
             }
-            Source::Git(_) | Source::Http(_) | Source::Blob(_) => self.fetched_material(source),
-            Source::Local(_) => None,
+            Source::Git(_) | Source::Http(_) | Source::Blob(_) => self.fetched_materials(source),
+            Source::Local(_) => Vec::new(),
         }
     }
 

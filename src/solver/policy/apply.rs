@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use kiln_graph::op::{ImageSource, LocalSource, Op, ResolveMode, Source};
+use futures_util::FutureExt as _;
+use kiln_graph::op::{BlobLocator, GitSource, ImageBlob, ImageSource, LocalSource, Op, ResolveMode, Source};
 use kiln_graph::{Graph, Platform, Reference};
 use kiln_llb::pb::SourceOp;
 
@@ -25,11 +26,35 @@ impl Shared {
         if self.policies.is_empty() {
             return Ok(source);
         }
+        let permitted = self.permit_alone(source, platform).await?;
+        // The bundle of a repository is a source of its own. What cannot be read is refused by whoever needs it.
+        let Ok(Source::Git(GitSource { bundle: Some(bundle), .. })) = kiln_llb::decode_source(permitted.clone()) else {
+            return Ok(permitted);
+        };
+        self.permit_bundle(permitted, *bundle, platform).boxed().await.context(|| "the bundle of a repository")
+    }
+
+    async fn permit_alone(&self, source: SourceOp, platform: &Platform) -> Result<SourceOp> {
         let permitted = match self.policies.evaluate(source) {
             Ok(source) => self.verify(source, platform).await,
             Err(denied) => Err(denied),
         };
         permitted.context(|| EVALUATING)
+    }
+
+    /// Returns what policies make of the bundle of a repository.
+    async fn permit_bundle(&self, git: SourceOp, bundle: BlobLocator, platform: &Platform) -> Result<SourceOp> {
+        let file = ImageBlob { blob: bundle, filename: String::new(), mode: None, uid: 0, gid: 0 };
+        let asked = kiln_llb::encode_source(&Source::Blob(file));
+        let permitted = self.permit_alone(asked.clone(), platform).await?;
+        if permitted == asked {
+            return Ok(git);
+        }
+        let mut attrs = git.attrs;
+        attrs.insert("git.bundle".to_owned(), permitted.identifier);
+        attrs.remove("oci.store");
+        attrs.extend(permitted.attrs.into_iter().filter(|(name, _)| name == "oci.store"));
+        Ok(SourceOp { attrs, ..git })
     }
 
     /// Returns what policies make of a source; `None` when they leave it as it is.

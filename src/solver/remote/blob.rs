@@ -72,9 +72,20 @@ pub(super) fn material(locator: &BlobLocator) -> Material {
     let digest = locator.digest.to_string();
     let uri = match &locator.place {
         BlobPlace::Registry(name) => Purl::of_path("docker", &name.familiar_repository(), ""),
-        BlobPlace::Layout(name) => Purl::of_path("oci", name, ""),
+        BlobPlace::Layout { name, .. } => Purl::of_path("oci", name, ""),
     };
     Material { uri: uri.with("digest", digest.as_str()).with("ref_type", "blob").to_string(), digest }
+}
+
+/// Says which bundle a repository's commit is from, for provenance. `repository` is its address, with the reference.
+pub(super) fn bundle_material(locator: &BlobLocator, repository: &str) -> Material {
+    // BuildKit names what has no digest in its name by a tag.
+    let uri = match &locator.place {
+        BlobPlace::Registry(name) => Purl::of_path("docker", &name.familiar_repository(), "latest"),
+        BlobPlace::Layout { name, .. } => Purl::of_path("oci", name, "latest"),
+    };
+    let uri = uri.with("ref_type", "bundle").with("vcs_url", repository);
+    Material { uri: uri.to_string(), digest: locator.digest.to_string() }
 }
 
 /// The name of a blob's file. As with BuildKit, of a path the last component counts, and what cannot be a name becomes `download`.
@@ -96,7 +107,7 @@ impl Job {
         file: &ImageBlob,
         reporter: &Reporter,
     ) -> Result<Layer> {
-        let blob = self.fetch_blob(&file.blob, reporter).await?;
+        let blob = self.fetch_blob(&file.blob, Some(reporter)).await?;
         let cancel = Cancel::new();
         let _stop = cancel.on_drop();
         let writing = Writing {
@@ -121,12 +132,16 @@ impl Job {
         Ok(self.settle(work, Made { snapshot, base: FileSystem::Empty, listing: None, name, has_digests: false }))
     }
 
-    /// Sees to it that a blob is in the store, and returns it, leased by this build.
+    /// Sees to it that a blob is in the store, and returns it, leased by this build. `reporter` is told how far that is.
     ///
     /// # Errors
     /// `NotFound` when nobody has it; `Corrupt` when it is another one; `InvalidArgument` for one that is too large; what the
     /// registry or the client says.
-    pub(super) async fn fetch_blob(self: &Arc<Self>, locator: &BlobLocator, reporter: &Reporter) -> Result<Blob> {
+    pub(super) async fn fetch_blob(
+        self: &Arc<Self>,
+        locator: &BlobLocator,
+        reporter: Option<&Reporter>,
+    ) -> Result<Blob> {
         let (job, digest) = (Arc::clone(self), locator.digest);
         let known = task::blocking(move || job.solver.deps().store.blob(&job.lease, &digest)).await?;
         if let Some(known) = known {
@@ -134,7 +149,9 @@ impl Job {
         }
         let fetched = match &locator.place {
             BlobPlace::Registry(name) => self.blob_of_registry(name, &locator.digest, reporter).await,
-            BlobPlace::Layout(name) => self.blob_of_layout(name, &locator.digest, reporter).await,
+            place @ BlobPlace::Layout { .. } => {
+                self.blob_of_layout(place.layout().unwrap_or_default(), &locator.digest, reporter).await
+            }
         };
         fetched.context(|| format!("fetch {}", locator.address()))
     }
@@ -144,7 +161,7 @@ impl Job {
         self: &Arc<Self>,
         name: &Reference,
         digest: &Digest,
-        reporter: &Reporter,
+        reporter: Option<&Reporter>,
     ) -> Result<Blob> {
         match self.registry.blob_size(name, digest).await {
             Ok(size) => {
@@ -166,7 +183,12 @@ impl Job {
     }
 
     /// Takes a blob of a layout: in place, or through the client's session.
-    async fn blob_of_layout(self: &Arc<Self>, name: &str, digest: &Digest, reporter: &Reporter) -> Result<Blob> {
+    async fn blob_of_layout(
+        self: &Arc<Self>,
+        name: &str,
+        digest: &Digest,
+        reporter: Option<&Reporter>,
+    ) -> Result<Blob> {
         if let Some(path) = self.locals.paths.get(&contexts::layout_key(name)).cloned() {
             let (job, digest) = (Arc::clone(self), *digest);
             return task::blocking(move || {
@@ -180,11 +202,17 @@ impl Job {
         self.fetch_from(&store, &descriptor, reporter).await
     }
 
-    async fn fetch_from(&self, source: &dyn BlobSource, blob: &Descriptor, reporter: &Reporter) -> Result<Blob> {
+    async fn fetch_from(
+        &self,
+        source: &dyn BlobSource,
+        blob: &Descriptor,
+        reporter: Option<&Reporter>,
+    ) -> Result<Blob> {
         if blob.size > MAX_BYTES {
             return Err(Error::invalid(format!("it is larger than {} GiB", MAX_BYTES >> 30)));
         }
-        let parts = Arc::new(std::sync::Mutex::new(reporter.parts(&blob.digest.to_string(), blob.size)));
+        let parts = reporter.map(|reporter| reporter.parts(&blob.digest.to_string(), blob.size));
+        let parts = Arc::new(std::sync::Mutex::new(parts.unwrap_or_default()));
         let shown = Arc::clone(&parts);
         let report: Report = Arc::new(move |_, stage| {
             if let LayerStage::Downloading(bytes) = stage {
@@ -256,10 +284,12 @@ mod tests {
         let digest = file.blob.digest;
         let text = format!("{{\"Digest\":\"{digest}\",\"Filename\":\"f\",\"Perm\":420,\"UID\":1,\"GID\":2}}");
         assert_eq!(peer_key(&file).unwrap(), Digest::of(text.as_bytes()).to_string());
-        let place = BlobPlace::Layout("own".into());
+        let place = BlobPlace::Layout { name: "own".into(), store: String::new() };
         let local = ImageBlob { blob: BlobLocator { place, digest }, ..file.clone() };
         assert_eq!(identity(&local).key(), identity(&file).key());
         let uri = material(&file.blob).uri;
         assert_eq!(uri, format!("pkg:docker/example.com/a/b?digest={digest}&ref_type=blob"));
+        let uri = bundle_material(&local.blob, "https://a/b.git").uri;
+        assert!(uri.starts_with("pkg:oci/own@latest?ref_type=bundle&vcs_url="), "{uri}");
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Component, Path};
 use kiln_graph::op::GitSource;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
+use super::bundle;
 use super::git::{Commit, PROTOCOLS, Repository, keeps_git_dir};
 use super::mirror::{kept, named};
 use crate::error::{Error, Result, ResultExt as _};
@@ -32,9 +33,12 @@ impl Job {
         let store = &self.solver.deps().store;
         let checkout = Checkout { repository, mirror, commit, cancel };
         let subdir = subdir(git)?;
-        let submodules = !git.skip_submodules && checkout.has(".gitmodules")?;
+        let submodules = !git.skip_submodules && !git.as_bundle && checkout.has(".gitmodules")?;
         let active = store.prepare(&self.lease, None)?;
-        if keeps_git_dir(git) || submodules {
+        if git.as_bundle {
+            let scratch = store.prepare(&self.lease, None)?;
+            checkout.bundle(scratch.dir(), active.dir(), &bundle::reference(git))?;
+        } else if keeps_git_dir(git) || submodules {
             let scratch = if subdir.is_empty() { None } else { Some(store.prepare(&self.lease, None)?) };
             let work = scratch.as_ref().map_or(active.dir(), |scratch| scratch.dir());
             checkout.whole(work, submodules)?;
@@ -108,7 +112,7 @@ impl Checkout<'_> {
         if said.stdout.trim_ascii() == b"tree" {
             return Ok(());
         }
-        let (address, id) = (&self.repository.address, &self.commit.id[..12]);
+        let (address, id) = (self.repository.name(), &self.commit.id[..12]);
         Err(Error::not_found(format!("the repository {address} has no directory {subdir:?} at {id}")))
     }
 
@@ -158,6 +162,17 @@ impl Checkout<'_> {
             self.run(work, PROTOCOLS, &shallow).or_else(|_| self.run(work, PROTOCOLS, &update))?;
         }
         Ok(())
+    }
+
+    /// Writes a bundle with the commit, under a name, and all that led to it.
+    fn bundle(&self, work: &Path, into: &Path, name: &str) -> Result<()> {
+        let mirror = format!("file://{}", self.mirror.display());
+        let wanted = format!("+{}:{name}", kept(self.commit));
+        self.run(work, "", &["init", "--quiet", "--bare", "--template=", "."])?;
+        self.run(work, "file", &["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", &mirror, &wanted])?;
+        let file = into.join(bundle::FILE).display().to_string();
+        // Threads share the work in another way each time.
+        self.run(work, "", &["-c", "pack.threads=1", "bundle", "create", "--quiet", &file, name]).map(drop)
     }
 
     /// Takes from `.git` what differs from one checkout of the commit to the next.

@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::FutureExt as _;
 use kiln_graph::VertexId;
 use kiln_graph::diagnostic::closest;
 use kiln_graph::op::{GitAccess, GitSource, Source};
 
+use super::mirror::History;
 use super::program::{Program, Said};
-use super::{AgentSocket, Material, Pin, SocketOwner};
+use super::{AgentSocket, Material, Pin, SocketOwner, bundle};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::registry::FileRequest;
 use crate::solver::job::Job;
@@ -66,6 +68,9 @@ pub(super) fn identity(git: &GitSource, commit: &Commit) -> Parts {
     parts.add("directory", git.subdir.trim_matches('/'));
     parts.add("submodules", if git.skip_submodules { "left out" } else { "" });
     parts.add("times", if git.commit_mtime { "commit" } else { "checkout" });
+    if git.as_bundle {
+        parts.add("bundle", bundle::reference(git));
+    }
     if keeps_git_dir(git) {
         parts.add("repository", shown(&git.remote));
         parts.add("reference", commit.reference.clone().unwrap_or_default());
@@ -76,7 +81,7 @@ pub(super) fn identity(git: &GitSource, commit: &Commit) -> Parts {
 /// Returns what versions of BuildKit call a checkout: newer ones name the reference where a repository may hold it, and say that
 /// submodules are left out, which older ones cannot do.
 pub(super) fn peer_keys(git: &GitSource, commit: &Commit) -> Vec<String> {
-    if git.commit_mtime {
+    if git.commit_mtime || git.as_bundle {
         return Vec::new();
     }
     let subdir = git.subdir.trim_matches('/');
@@ -111,10 +116,12 @@ pub(super) fn shown(remote: &str) -> String {
 }
 
 /// A repository, and how git reaches it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Repository {
-    /// The address for git and for messages.
+    /// The address for git.
     pub(super) address: String,
+    /// What messages call it, when that is not the address.
+    alias: Option<String>,
     settings: Vec<(String, String)>,
     env: Vec<(String, OsString)>,
     /// Lives as long as the commands.
@@ -147,6 +154,26 @@ impl Protocol {
 }
 
 impl Repository {
+    /// A repository that git reaches without anything from the client.
+    pub(super) fn plain(address: String) -> Self {
+        Self { address, ..Self::default() }
+    }
+
+    /// A bundle, which is a file of the engine's own; `name` is what messages call it.
+    pub(super) fn bundle(file: &Path, name: String) -> Self {
+        Self { address: file.display().to_string(), alias: Some(name), ..Self::default() }
+    }
+
+    /// Returns what messages call it.
+    pub(super) fn name(&self) -> &str {
+        self.alias.as_deref().unwrap_or(&self.address)
+    }
+
+    /// Returns the protocols by which its own commits are fetched.
+    pub(super) fn protocols(&self) -> &'static str {
+        if self.alias.is_some() { "file" } else { PROTOCOLS }
+    }
+
     /// Prepares a command of git in a directory. `protocols` are those it may speak, separated by colons.
     pub(super) fn git<'a>(&self, dir: &Path, protocols: &str, args: impl IntoIterator<Item = &'a str>) -> Program {
         let own = self.settings.iter().map(|(key, value)| (key.as_str(), value.as_str()));
@@ -186,7 +213,7 @@ impl Repository {
         if said.status.success() {
             return Ok(said.stdout);
         }
-        Err(refusal(&said).context(format!("fetch {}", self.address)))
+        Err(refusal(&said).context(format!("fetch {}", self.name())))
     }
 
     /// Runs a command that may fail. Blocking.
@@ -194,9 +221,9 @@ impl Repository {
         program.run(cancel, &|_| {}).map_err(|error| match error.kind() {
             Kind::NotFound => error.with_kind(Kind::Unsupported).context(format!(
                 "fetch {}: repositories need git on the engine's machine (apt-get install git)",
-                self.address
+                self.name()
             )),
-            _ => error.context(format!("fetch {}", self.address)),
+            _ => error.context(format!("fetch {}", self.name())),
         })
     }
 
@@ -204,19 +231,19 @@ impl Repository {
     ///
     /// # Errors
     /// `NotFound` when it has no such reference; what git says otherwise.
-    fn resolve(&self, reference: &str, cancel: &Cancel) -> Result<(Commit, String)> {
+    pub(super) fn resolve(&self, reference: &str, cancel: &Cancel) -> Result<(Commit, String)> {
         let root = Path::new("/");
         if reference.is_empty() {
-            let program = self.git(root, PROTOCOLS, ["ls-remote", "--symref", "--", &self.address, "HEAD"]);
+            let program = self.git(root, self.protocols(), ["ls-remote", "--symref", "--", &self.address, "HEAD"]);
             return Listing::parse(&self.run(&program, cancel)?).head().ok_or_else(|| {
-                Error::not_found(format!("the repository {} is empty: it has no default branch", self.address))
+                Error::not_found(format!("the repository {} is empty: it has no default branch", self.name()))
             });
         }
         let names = candidates(reference);
         let peeled = names.iter().map(|name| format!("{name}^{{}}"));
         let patterns: Vec<String> = names.iter().cloned().chain(peeled).collect();
         let args = ["ls-remote", "--", self.address.as_str()].into_iter().chain(patterns.iter().map(String::as_str));
-        let listing = Listing::parse(&self.run(&self.git(root, PROTOCOLS, args), cancel)?);
+        let listing = Listing::parse(&self.run(&self.git(root, self.protocols(), args), cancel)?);
         match names.iter().find_map(|name| listing.commit(name)) {
             Some(found) => Ok(found),
             None => Err(self.no_reference(reference, cancel)),
@@ -224,12 +251,13 @@ impl Repository {
     }
 
     fn no_reference(&self, reference: &str, cancel: &Cancel) -> Error {
-        let program = self.git(Path::new("/"), PROTOCOLS, ["ls-remote", "--heads", "--tags", "--", &self.address]);
+        let args = ["ls-remote", "--heads", "--tags", "--", &self.address];
+        let program = self.git(Path::new("/"), self.protocols(), args);
         let listing = self.run(&program, cancel).map(|text| Listing::parse(&text)).unwrap_or_default();
         let short = |name| ["refs/heads/", "refs/tags/"].iter().find_map(|prefix| str::strip_prefix(name, prefix));
         let names = listing.0.iter().filter_map(|(_, name)| short(name));
         let hint = closest(reference, names).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
-        Error::not_found(format!("the repository {} does not contain the reference {reference:?}{hint}", self.address))
+        Error::not_found(format!("the repository {} does not contain the reference {reference:?}{hint}", self.name()))
     }
 }
 
@@ -274,7 +302,7 @@ fn candidates(reference: &str) -> Vec<String> {
     names
 }
 
-fn is_commit_id(text: &str) -> bool {
+pub(super) fn is_commit_id(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
@@ -327,6 +355,10 @@ impl Job {
     /// Finds out which commit a source means, and the object that its reference names.
     pub(super) async fn find_commit(self: &Arc<Self>, git: &GitSource) -> Result<(Commit, String)> {
         let wanted = git.checksum.to_ascii_lowercase();
+        if let Some(bundle) = &git.bundle {
+            Protocol::of(&git.remote)?;
+            return self.find_in_bundle(git, bundle).boxed().await;
+        }
         if git.fetch_by_commit && is_commit_id(&wanted) {
             let named = Some(git.reference.clone()).filter(|name| name.starts_with("refs/"));
             return Ok((Commit { id: wanted.clone(), reference: named }, wanted));
@@ -354,10 +386,7 @@ impl Job {
         match Protocol::of(&git.remote)? {
             Protocol::Http => self.by_http(git, session.as_ref()).await,
             Protocol::Ssh => self.by_ssh(git, session.as_ref()).await,
-            Protocol::Git => {
-                let address = git.remote.clone();
-                Ok(Repository { address, settings: Vec::new(), env: Vec::new(), _agent: None })
-            }
+            Protocol::Git => Ok(Repository::plain(git.remote.clone())),
         }
     }
 
@@ -376,7 +405,7 @@ impl Job {
             settings.push((format!("http.{origin}/.extraHeader"), format!("Authorization: {value}")));
         }
         settings.extend(self.registry.proxy_of(&request).map(|proxy| ("http.proxy".to_owned(), proxy)));
-        Ok(Repository { address, settings, env: Vec::new(), _agent: None })
+        Ok(Repository { settings, ..Repository::plain(address) })
     }
 
     async fn by_ssh(&self, git: &GitSource, session: Option<&Session>) -> Result<Repository> {
@@ -404,7 +433,7 @@ impl Job {
             ("SSH_AUTH_SOCK".to_owned(), agent.path().into_os_string()),
             ("GIT_SSH_COMMAND".to_owned(), ssh.into()),
         ];
-        Ok(Repository { address: remote.clone(), settings: Vec::new(), env, _agent: Some(agent) })
+        Ok(Repository { env, _agent: Some(agent), ..Repository::plain(remote.clone()) })
     }
 
     /// Fetches a commit and makes a layer of its files.
@@ -418,13 +447,24 @@ impl Job {
         let Some(Pin::Commit(commit)) = self.pins.get(&Source::Git(git.clone())) else {
             return Err(Error::internal("a repository is fetched before its commit is known"));
         };
-        let repository = self.repository(git).await?;
-        let mirror = self.kept_by_source(&format!("git repository {}", repository.address)).await?;
+        let repository = match self.repository(git).await {
+            // Of this one are submodules only, if there are any.
+            Err(_) if git.bundle.is_some() => Repository::plain(git.remote.clone()),
+            repository => repository?,
+        };
+        let bundle = match &git.bundle {
+            Some(bundle) => Some(self.bundle(bundle, Some(reporter)).boxed().await?),
+            None => None,
+        };
+        // A bundle holds all that led to its commit, of which other checkouts need nothing.
+        let (history, suffix) = if git.as_bundle { (History::All, " with its history") } else { (History::None, "") };
+        let mirror = self.kept_by_source(&format!("git repository {}{suffix}", repository.address)).await?;
         let name = commit.reference.clone().unwrap_or_default();
         reporter.log(2, &format!("{}\t{name}\n", commit.id).into());
         let (job, source, at, stop) = (Arc::clone(self), git.clone(), commit.clone(), cancel.clone());
         let snapshot = task::blocking(move || {
-            repository.bring(mirror.path(), &at, &stop)?;
+            let origin = bundle.as_ref().map_or(&repository, |(bundle, _)| bundle);
+            origin.bring(mirror.path(), &at, history, &stop)?;
             job.check_out(&repository, mirror.path(), &source, &at, &stop)
         })
         .await?;

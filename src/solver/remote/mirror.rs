@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::git::{Commit, PROTOCOLS, Repository};
+use super::git::{Commit, Repository};
 use super::program::Program;
 use crate::error::{Error, Kind, Result};
 use crate::task::Cancel;
@@ -10,6 +10,13 @@ use crate::task::Cancel;
 /// What every fetch says.
 const FETCH: &[&str] =
     &["fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--force", "--no-write-fetch-head"];
+
+/// How much of what led to a commit is fetched with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum History {
+    None,
+    All,
+}
 
 /// The reference under which a commit is kept.
 pub(super) fn kept(commit: &Commit) -> String {
@@ -22,11 +29,12 @@ pub(super) fn named(commit: &Commit, reference: &str) -> String {
 }
 
 impl Repository {
-    /// Sees to it that a mirror has a commit with all its files; asks the remote only when it has not. Blocking.
+    /// Sees to it that a mirror has a commit with all its files; asks the remote only when it has not. A mirror with histories
+    /// has them of all its commits. Blocking.
     ///
     /// # Errors
     /// `NotFound` when the remote has no such commit; what git says otherwise.
-    pub(super) fn bring(&self, mirror: &Path, commit: &Commit, cancel: &Cancel) -> Result<()> {
+    pub(super) fn bring(&self, mirror: &Path, commit: &Commit, history: History, cancel: &Cancel) -> Result<()> {
         if !mirror.join("HEAD").exists() {
             self.run(&self.git(mirror, "", ["init", "--quiet", "--bare", "--template=", "."]), cancel)?;
         }
@@ -35,9 +43,10 @@ impl Repository {
         }
         let by_name = commit.reference.as_ref().map(|name| format!("+{name}:{}", named(commit, name)));
         let by_id = format!("+{}:{}", commit.id, kept(commit));
+        let depth = if history == History::None { &["--depth=1"][..] } else { &[] };
         let mut refused = None;
         for wanted in by_name.into_iter().chain(std::iter::once(by_id)) {
-            match self.run(&self.fetch(mirror, &["--depth=1"], &[&wanted]), cancel) {
+            match self.run(&self.fetch(mirror, depth, &[&wanted]), cancel) {
                 Ok(_) if self.exists(mirror, commit, cancel)? => return self.keep(mirror, commit, cancel),
                 // The reference has moved on since the commit was looked up.
                 Ok(_) => {}
@@ -55,7 +64,7 @@ impl Repository {
             Err(error) => return Err(refused.unwrap_or(error)),
         }
         if !self.exists(mirror, commit, cancel)? {
-            let (address, id) = (&self.address, &commit.id);
+            let (address, id) = (self.name(), &commit.id);
             return Err(Error::not_found(format!("the repository {address} does not contain the commit {id}")));
         }
         self.keep(mirror, commit, cancel)
@@ -94,7 +103,7 @@ impl Repository {
 
     fn fetch(&self, mirror: &Path, options: &[&str], wanted: &[&str]) -> Program {
         let words = FETCH.iter().chain(options).copied().chain(["--", self.address.as_str()]);
-        self.git(mirror, PROTOCOLS, words.chain(wanted.iter().copied()))
+        self.git(mirror, self.protocols(), words.chain(wanted.iter().copied()))
     }
 
     /// Whether a commit is kept here.

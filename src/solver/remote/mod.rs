@@ -6,6 +6,7 @@
 
 mod agent;
 mod blob;
+mod bundle;
 mod checkout;
 mod git;
 mod http;
@@ -226,15 +227,20 @@ impl Job {
         }
     }
 
-    /// Says what a fetched source is; `None` for other sources.
-    pub(super) fn fetched_material(&self, source: &Source) -> Option<Material> {
-        match (source, self.pins.get(source)) {
-            (Source::Git(git), Some(Pin::Commit(commit))) => Some(git::material(git, &commit)),
+    /// Says what a fetched source is, and what else it is from; nothing of other sources.
+    pub(super) fn fetched_materials(&self, source: &Source) -> Vec<Material> {
+        let material = match (source, self.pins.get(source)) {
+            (Source::Git(git), Some(Pin::Commit(commit))) => {
+                let material = git::material(git, &commit);
+                let bundle = git.bundle.as_ref().map(|bundle| blob::bundle_material(bundle, &material.uri));
+                return std::iter::once(material).chain(bundle).collect();
+            }
             (Source::Http(http), Some(Pin::File(version))) => http::material(http, &version.digest),
             (Source::Http(http), None) => http.checksum.and_then(|digest| http::material(http, &digest)),
             (Source::Blob(blob), _) => Some(blob::material(&blob.blob)),
             _ => None,
-        }
+        };
+        material.into_iter().collect()
     }
 }
 
