@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use kiln::types::build::frontend::llb_bridge_client::LlbBridgeClient;
 use kiln::types::build::frontend::{
-    self, EvaluateRequest, InputsRequest, PingRequest, ReadFileRequest, Ref, Result as FrontendResult, ReturnRequest,
-    result,
+    self, Attestation, AttestationKind, Attestations, EvaluateRequest, InTotoSubject, InputsRequest, PingRequest,
+    ReadFileRequest, Ref, Result as FrontendResult, ReturnRequest, result,
 };
 use kiln::types::build::{Exporter, SolveRequest, google, pb};
 use support::frontend::{Frontend, reference};
-use support::llb::{Llb, mkfile};
+use support::llb::{Bind, Llb, mkdir, mkfile};
 use support::registry::Registry;
-use support::{Daemon, PATIENCE, Run, eventually, registry};
+use support::{Daemon, PATIENCE, Run, base, eventually, registry};
 use tokio::net::unix::pipe;
 use tonic::transport::Channel;
 
@@ -117,6 +117,25 @@ async fn play(options: &BTreeMap<String, String>) {
             let config = br#"{"architecture":"amd64","os":"linux","config":{"Env":["PATH=/bin","BY=cook"]}}"#.to_vec();
             give(&mut bridge, &id, HashMap::from([("containerimage.config".to_owned(), config)])).await;
         }
+        "tell" => {
+            let mut solved = solve(&mut bridge, "dockerfile.v0", options.clone()).await;
+            let attestation = attestations(&mut bridge, &option("ABOUT")).await;
+            solved.attestations.insert(format!("linux/{}", base::arch()), Attestations { attestation });
+            bridge
+                .r#return(ReturnRequest { result: Some(solved), error: None })
+                .await
+                .expect("the engine does its part");
+        }
+        "list" => {
+            let mut llb = Llb::default();
+            let attrs = [("local.metadatatransfer", "true"), ("local.metadatatransferexclude", "[\"a\"]")];
+            let context = llb.source("local://context", &attrs);
+            let base = llb.busybox();
+            let script = "ls -A /in > /listed; grep -q Dockerfile /in/.fsutil-metadata && echo all >> /listed";
+            let listed = llb.run(&base, script, &[Bind::of(&context, "/in")]).remove(0);
+            let id = build(&mut bridge, llb.end(&listed)).await;
+            give(&mut bridge, &id, HashMap::new()).await;
+        }
         // The usual: the Dockerfile frontend with other options.
         _ => {
             let mut options = options.clone();
@@ -167,6 +186,42 @@ async fn give(bridge: &mut LlbBridgeClient<Channel>, id: &str, metadata: HashMap
     let reference = result::Result::Ref(Ref { id: id.to_owned(), def: None });
     let result = FrontendResult { result: Some(reference), metadata, ..Default::default() };
     bridge.r#return(ReturnRequest { result: Some(result), error: None }).await.expect("the engine does its part");
+}
+
+/// What is said about a result: a predicate in a file, and statements in a directory.
+async fn attestations(bridge: &mut LlbBridgeClient<Channel>, about: &str) -> Vec<Attestation> {
+    let statement = |kind: &str, subject: &str| {
+        format!(r#"{{"_type":"x","predicateType":"{kind}","predicate":{{"of":"a bundle"}},"subject":[{subject}]}}"#)
+    };
+    let other = format!(r#"{{"name":"pot","digest":{{"sha256":"{}"}}}}"#, "0".repeat(64));
+    let mut llb = Llb::default();
+    let told = llb.file(
+        &None,
+        vec![
+            mkfile("/taste.json", 0o644, r#"{"salt": true}"#),
+            mkdir("/more", 0o755),
+            mkfile("/more/pot.json", 0o644, &statement("https://example.com/pot", &other)),
+            mkfile("/more/sbom.spdx.json", 0o644, &statement("https://spdx.dev/Document", "")),
+        ],
+    );
+    let told = Some(Ref { id: build(bridge, llb.end(&told)).await, def: None });
+    let taste = Attestation {
+        kind: AttestationKind::InToto.into(),
+        metadata: HashMap::from([("inline-only".to_owned(), b"false".to_vec())]),
+        r#ref: told.clone(),
+        path: "/taste.json".into(),
+        in_toto_predicate_type: about.into(),
+        in_toto_subjects: vec![InTotoSubject { name: "dish".into(), ..Default::default() }],
+    };
+    let core = HashMap::from([("sbom-core".to_owned(), b"/more/sbom".to_vec())]);
+    let more = Attestation {
+        kind: AttestationKind::Bundle.into(),
+        metadata: core,
+        r#ref: told,
+        path: "/more".into(),
+        ..Default::default()
+    };
+    vec![taste, more]
 }
 
 /// Builds the frontend's image under a name, with a label.
@@ -286,6 +341,68 @@ fn privileged_builds_of_a_frontend_are_compared_recorded_and_named_by_contexts()
     named("docker-image://cook").ok();
     assert_eq!(daemon.cat("named", "/by"), "cook");
     named(".").fails().expect_stderr(&["example.com/chef:2"]);
+}
+
+#[test]
+fn privileged_what_a_frontend_says_about_its_result_is_stored_beside_it() {
+    let Some(daemon) = Daemon::start() else { return };
+    make_image(&daemon, "cook", "");
+    daemon.dockerfile("# syntax=cook\nFROM scratch\nCOPY dish /\n");
+    daemon.kiln.write("dish", "soup");
+    let build = |about: &str, options: &[&str]| {
+        let about = format!("ABOUT={about}");
+        daemon.command(&[&["build", "--build-arg=PLAY=tell", "--build-arg", &about], options, &["."]].concat())
+    };
+    let read = |path: &str| -> serde_json::Value {
+        let text = std::fs::read(daemon.kiln.scratch().join(path)).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    };
+    let taste = "https://example.com/taste";
+
+    // As files they are about the files.
+    build(taste, &["-o", "type=local,dest=out,attestation-prefix=about-"]).ok();
+    let told = read("out/about-taste.json");
+    assert_eq!(
+        (told["predicateType"].as_str(), &told["predicate"]),
+        (Some(taste), &serde_json::json!({ "salt": true }))
+    );
+    let digest = kiln_graph::Digest::of(b"soup").hex();
+    let itself = ["dish", "dish"].map(|name| serde_json::json!({ "name": name, "digest": { "sha256": digest } }));
+    assert_eq!(told["subject"], serde_json::json!(itself));
+    let pot = read("out/about-pot.json");
+    assert_eq!((pot["subject"][0]["name"].as_str(), pot["predicate"]["of"].as_str()), (Some("pot"), Some("a bundle")));
+    assert_eq!(read("out/about-sbom.spdx.json")["subject"].as_array().unwrap().len(), 1);
+    build(taste, &["-o", "type=tar,dest=out.tar"]).ok();
+    let listed = Run::new("tar").args(["-tf", "out.tar"]).cwd(daemon.kiln.scratch()).ok();
+    assert!(["dish", "taste.json", "pot.json", "sbom.spdx.json"].iter().all(|name| listed.contains(name)), "{listed}");
+
+    // Beside an image they are about its manifest; the frontend's bill of material stands first, and in for that of the engine.
+    build(taste, &["-o", "type=oci,dest=layout,tar=false", "--sbom", "--provenance=mode=min"]).ok();
+    let blob = |descriptor: &serde_json::Value| {
+        read(&format!("layout/blobs/{}", descriptor["digest"].as_str().unwrap().replace(':', "/")))
+    };
+    let index = blob(&read("layout/index.json")["manifests"][0]);
+    let [image, attached] = index["manifests"].as_array().unwrap().as_slice() else { panic!("{index}") };
+    assert_eq!(attached["annotations"]["vnd.docker.reference.digest"], image["digest"]);
+    let layers = blob(attached)["layers"].as_array().unwrap().clone();
+    let statements: Vec<serde_json::Value> = layers.iter().map(blob).collect();
+    let kinds: Vec<&str> = statements.iter().map(|told| told["predicateType"].as_str().unwrap()).collect();
+    let provenance = "https://slsa.dev/provenance/v1";
+    assert_eq!(kinds, ["https://spdx.dev/Document", taste, "https://example.com/pot", provenance]);
+    assert_eq!(statements[0]["predicate"]["of"], "a bundle");
+    let manifest = image["digest"].as_str().unwrap().trim_start_matches("sha256:");
+    assert_eq!(statements[1]["subject"][1], serde_json::json!({ "name": "dish", "digest": { "sha256": manifest } }));
+    assert_eq!(statements[2]["subject"].as_array().unwrap().len(), 1);
+
+    // Where a result is from, the engine says alone.
+    let refused = build(provenance, &["-o", "type=local,dest=none"]).fails();
+    assert!(refused.stderr.contains("frontend may not set provenance attestations"), "{}", refused.report());
+
+    // Without a daemon, a directory that is listed is read in place and yet not seen as a whole.
+    daemon.kiln.write("a", "a");
+    daemon.kiln.command(["build", "-q", "--build-arg=PLAY=list", "-o", "type=local,dest=in", "."]).ok();
+    let listed = std::fs::read_to_string(daemon.kiln.scratch().join("in/listed")).unwrap();
+    assert_eq!(listed, ".fsutil-metadata\na\nall\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

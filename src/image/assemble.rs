@@ -156,9 +156,36 @@ pub struct Assembly {
     pub annotations: BTreeMap<String, String>,
     /// Annotations of whatever points at its manifest.
     pub descriptor_annotations: BTreeMap<String, String>,
-    /// What is said about it: the type of each predicate, and the predicate, a JSON document. Descriptors of its layers uncompressed
-    /// become those of the layers that the image holds.
-    pub predicates: Vec<(String, Bytes)>,
+    /// What is said about it. Descriptors of its layers uncompressed become those of the layers that the image holds.
+    pub predicates: Vec<Predicate>,
+}
+
+/// Something that is said about a result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Predicate {
+    /// What is said, as a URI: `https://slsa.dev/provenance/v1`.
+    pub kind: String,
+    /// A JSON document.
+    pub content: Bytes,
+    /// What it is about; empty is the result.
+    pub subjects: Vec<Subject>,
+}
+
+/// What a predicate is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The result: an image, or files.
+    Itself {
+        /// Another name of it; empty is none.
+        name: String,
+    },
+    /// Something else.
+    Other {
+        /// Its name.
+        name: String,
+        /// Its digests in hexadecimal, by the algorithm.
+        digests: BTreeMap<String, String>,
+    },
 }
 
 /// What names are to stand for.
@@ -441,10 +468,7 @@ impl Images {
 }
 
 /// Has predicates that name layers of the image by what they are uncompressed name what the image holds.
-fn point_at_layers(
-    mut predicates: Vec<(String, Bytes)>,
-    layers: &BTreeMap<Digest, &Descriptor>,
-) -> Result<Vec<(String, Bytes)>> {
+fn point_at_layers(mut predicates: Vec<Predicate>, layers: &BTreeMap<Digest, &Descriptor>) -> Result<Vec<Predicate>> {
     fn visit(value: &mut serde_json::Value, layers: &BTreeMap<Digest, &Descriptor>) {
         match value {
             serde_json::Value::Array(list) => list.iter_mut().for_each(|value| visit(value, layers)),
@@ -463,7 +487,7 @@ fn point_at_layers(
             _ => {}
         }
     }
-    for (_, predicate) in &mut predicates {
+    for Predicate { content: predicate, .. } in &mut predicates {
         if predicate.windows(media_type::OCI_LAYER.len()).any(|text| text == media_type::OCI_LAYER.as_bytes()) {
             let mut value = serde_json::from_slice(predicate)?;
             visit(&mut value, layers);
@@ -489,17 +513,13 @@ fn index(manifests: Vec<Descriptor>, top: &Top, docker_types: bool) -> Result<Do
 }
 
 /// Writes the attestations about an image.
-fn attach(
-    predicates: &[(String, Bytes)],
-    image: &AssembledImage,
-    names: &[Reference],
-    artifact: bool,
-) -> Result<Attached> {
+fn attach(predicates: &[Predicate], image: &AssembledImage, names: &[Reference], artifact: bool) -> Result<Attached> {
     let target = &image.manifest.descriptor;
-    let subjects = subjects(names, &image.platform, &target.digest);
+    let itself = subjects(names, &image.platform, &target.digest);
     let mut layers = Vec::new();
-    for (kind, predicate) in predicates {
-        let mut layer = Document::new(IN_TOTO, statement(kind, predicate, &subjects)?);
+    for predicate in predicates {
+        let kind = &predicate.kind;
+        let mut layer = Document::new(IN_TOTO, statement(predicate, &itself)?);
         if layer.bytes.len() > MAX_STATEMENT {
             return Err(Error::exhausted(format!("the attestation {kind} is larger than {} MiB", MAX_STATEMENT >> 20)));
         }
@@ -535,7 +555,7 @@ fn attach(
 }
 
 /// What a statement about an image is about: a package URL for each name, and the digest of its manifest.
-fn subjects(names: &[Reference], platform: &Platform, digest: &Digest) -> serde_json::Value {
+fn subjects(names: &[Reference], platform: &Platform, digest: &Digest) -> Vec<serde_json::Value> {
     let platform = platform.to_string().replace('/', "%2F");
     let purl = |name: &Reference| {
         let tag = name.tag().map(|tag| format!("@{tag}")).unwrap_or_default();
@@ -549,24 +569,49 @@ fn subjects(names: &[Reference], platform: &Platform, digest: &Digest) -> serde_
     all.iter().map(subject).collect()
 }
 
-/// Writes an in-toto statement.
+/// What a statement is about, of which `itself` lists what it is about when nothing else is named. As with BuildKit.
+fn about(subjects: &[Subject], itself: &[serde_json::Value]) -> Vec<serde_json::Value> {
+    if subjects.is_empty() {
+        return itself.to_vec();
+    }
+    let mut all = Vec::new();
+    for subject in subjects {
+        match subject {
+            Subject::Itself { name } => {
+                for one in itself {
+                    let renamed = (!name.is_empty()).then(|| json!({ "name": name, "digest": one["digest"] }));
+                    all.extend(std::iter::once(one.clone()).chain(renamed));
+                }
+            }
+            Subject::Other { name, digests } => {
+                let name = if name.is_empty() { "_" } else { name };
+                all.push(json!({ "name": name, "digest": digests }));
+            }
+        }
+    }
+    all
+}
+
+/// Writes an in-toto statement. `itself` are the name and the digests of the result, or of each of its files.
 ///
 /// # Errors
 /// `InvalidArgument` when the predicate is not JSON.
-pub fn statement(predicate_type: &str, predicate: &[u8], subjects: &serde_json::Value) -> Result<Vec<u8>> {
+pub fn statement(predicate: &Predicate, itself: &[serde_json::Value]) -> Result<Vec<u8>> {
+    let Predicate { kind: predicate_type, content, subjects } = predicate;
     let predicate: Box<serde_json::value::RawValue> =
-        serde_json::from_slice(predicate).context(|| format!("read the attestation {predicate_type}"))?;
+        serde_json::from_slice(content).context(|| format!("read the attestation {predicate_type}"))?;
+    let subject = about(subjects, itself);
     #[derive(serde::Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Statement<'a> {
         #[serde(rename = "_type")]
         kind: &'static str,
         predicate_type: &'a str,
-        subject: &'a serde_json::Value,
+        subject: Vec<serde_json::Value>,
         predicate: Box<serde_json::value::RawValue>,
     }
     let kind = "https://in-toto.io/Statement/v0.1";
-    Ok(serde_json::to_vec(&Statement { kind, predicate_type, subject: subjects, predicate })?)
+    Ok(serde_json::to_vec(&Statement { kind, predicate_type, subject, predicate })?)
 }
 
 /// The media type of a layer, from what OCI's ends in.
@@ -610,7 +655,12 @@ mod tests {
             .collect();
         let platform = "linux/arm64".parse().unwrap();
         let subjects = subjects(&names, &platform, &Digest::of(b"m"));
-        let written = statement("https://example.com/p", br#"{"b": 1,  "a": 2}"#, &subjects).unwrap();
+        let predicate = |kind: &str, content: &'static [u8]| Predicate {
+            kind: kind.to_owned(),
+            content: Bytes::from_static(content),
+            subjects: Vec::new(),
+        };
+        let written = statement(&predicate("https://example.com/p", br#"{"b": 1,  "a": 2}"#), &subjects).unwrap();
         let hex = Digest::of(b"m").hex();
         assert_eq!(
             String::from_utf8(written).unwrap(),
@@ -618,7 +668,13 @@ mod tests {
                 r#"{{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://example.com/p","subject":[{{"name":"pkg:docker/app@latest?platform=linux%2Farm64","digest":{{"sha256":"{hex}"}}}},{{"name":"pkg:docker/localhost:5000/team/app@2?platform=linux%2Farm64","digest":{{"sha256":"{hex}"}}}}],"predicate":{{"b": 1,  "a": 2}}}}"#
             )
         );
-        assert!(statement("x", b"not json", &subjects).is_err());
+        assert!(statement(&predicate("x", b"not json"), &subjects).is_err());
+        // What is named stands beside the image's own names, or in their place.
+        let digests = [("sha256".to_owned(), "00".to_owned())].into();
+        let other = Subject::Other { name: String::new(), digests };
+        let named = about(&[Subject::Itself { name: "own".into() }], &subjects[..1]);
+        assert_eq!((named[0].clone(), &named[1]["name"]), (subjects[0].clone(), &json!("own")));
+        assert_eq!(about(&[other], &subjects), [json!({ "name": "_", "digest": { "sha256": "00" } })]);
     }
 
     #[test]

@@ -22,7 +22,9 @@ use kiln_graph::oci::ImageConfig;
 use kiln_graph::{Digest, Reference};
 
 pub use archive::{Imported, Layout, Loaded, SaveRequest};
-pub use assemble::{Assembled, AssembledImage, AssembledLayer, Assembly, Document, Form, Top, statement};
+pub use assemble::{
+    Assembled, AssembledImage, AssembledLayer, Assembly, Document, Form, Predicate, Subject, Top, statement,
+};
 pub use attested::Chain;
 pub use distant::{DistantLayer, Stack, StackLayer};
 pub use layers::{Configured, NewImage};

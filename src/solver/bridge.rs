@@ -9,11 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
     ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
 };
+use futures_util::FutureExt as _;
 use kiln_graph::oci::ImageConfig;
 use kiln_graph::{Edge, Platform, VertexId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::attest::Budget;
+pub use super::attest::{Returned, Shape};
 use super::build::without_imports;
 use super::definition::plain_config;
 use super::distant::Files;
@@ -80,6 +83,15 @@ pub struct Findings {
     pub refs: Refs,
     /// What is said about them: image configurations, platforms, answers to questions.
     pub metadata: BTreeMap<String, Vec<u8>>,
+    /// What is to be stored beside them, by platform.
+    pub attestations: BTreeMap<String, Vec<Returned>>,
+}
+
+impl Findings {
+    /// What is said about results that there are none of.
+    fn of_metadata(metadata: BTreeMap<String, Vec<u8>>) -> Self {
+        Self { metadata, ..Self::default() }
+    }
 }
 
 /// Results by their names; an empty name is an empty file system.
@@ -223,7 +235,7 @@ impl Bridge {
             Made::Draft(draft) => Ok(self.findings(*draft)?),
             Made::Answer(answer) => {
                 let metadata = answer.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
-                Ok(Findings { refs: Refs::None, metadata })
+                Ok(Findings::of_metadata(metadata))
             }
             Made::Elsewhere(summons) => Box::pin(self.summon(&shop, *summons)).await,
         }
@@ -262,7 +274,7 @@ impl Bridge {
         for (name, part) in parts {
             names.insert(name, self.add(part)?);
         }
-        let Findings { refs, metadata } = match outcome {
+        let Findings { refs, metadata, mut attestations } = match outcome {
             Outcome::Result(findings) => findings,
             Outcome::Failed(status) => return Err(status.into()),
         };
@@ -279,7 +291,10 @@ impl Bridge {
                 Refs::ByPlatform(refs.collect::<Result<_>>()?)
             }
         };
-        Ok(Findings { refs, metadata })
+        for returned in attestations.values_mut().flatten() {
+            returned.result = own(std::mem::take(&mut returned.result))?;
+        }
+        Ok(Findings { refs, metadata, attestations })
     }
 
     /// Builds what a frontend's image makes.
@@ -322,7 +337,7 @@ impl Bridge {
         let shop = self.shop.with_policies(policies);
         let draft = Box::pin(shop.definition(definition, &BTreeMap::new())).await?;
         let batch = Arc::new(Batch { draft, making: tokio::sync::Mutex::default() });
-        Ok(Findings { refs: Refs::One(self.add(Part { batch, number: 0 })?), metadata: BTreeMap::new() })
+        Ok(Findings { refs: Refs::One(self.add(Part { batch, number: 0 })?), ..Findings::default() })
     }
 
     /// Returns a result as a definition, which can be an input of other builds; `None` for an empty file system.
@@ -364,7 +379,7 @@ impl Bridge {
         }
         let one = refs.first_key_value().map(|(_, name)| name.clone()).filter(|_| !draft.multi_platform);
         let refs = one.map_or(Refs::ByPlatform(refs), Refs::One);
-        Ok(Findings { refs, metadata })
+        Ok(Findings { refs, metadata, ..Findings::default() })
     }
 
     /// Makes a result.
@@ -393,7 +408,7 @@ impl Bridge {
     }
 
     /// Opens the root directory of a result, which is made first.
-    async fn open(&self, name: &str) -> Result<View, Failure> {
+    pub(super) async fn open(&self, name: &str) -> Result<View, Failure> {
         if name.is_empty() {
             return Err(Error::not_found("the result is an empty file system").into());
         }
@@ -552,7 +567,8 @@ impl Bridge {
             Refs::ByPlatform(names) => names.values().collect(),
         };
         self.exports.iter().try_for_each(|export| export.check(names.len()))?;
-        self.make_all(&names).await?;
+        let attested = findings.attestations.values().flatten().map(|returned| &returned.result);
+        self.make_all(&names.iter().copied().chain(attested).collect::<Vec<_>>()).await?;
         let scopes = self.scopes(&names)?;
         let mut built = Built::default();
         if self.shop.request.documented {
@@ -634,7 +650,7 @@ impl Bridge {
         made.map_err(|failure| self.explain(&batch.draft.job, failure))
     }
 
-    async fn product(&self, findings: &Findings, files: Files) -> Result<Product> {
+    async fn product(&self, findings: &Findings, files: Files) -> Result<Product, Failure> {
         let metadata = &findings.metadata;
         let platforms = match metadata.get(key::PLATFORMS) {
             Some(json) => serde_json::from_slice::<Platforms>(json).context(|| key::PLATFORMS)?.platforms,
@@ -655,7 +671,8 @@ impl Bridge {
                 named.collect::<Result<_>>()?
             }
         };
-        let mut variants = Vec::new();
+        let (mut variants, mut budget, mut attestations) =
+            (Vec::new(), Budget::default(), findings.attestations.clone());
         for (id, name) in named {
             let config = metadata.get(&format!("{}/{id}", key::CONFIG)).or_else(|| metadata.get(key::CONFIG));
             let config: Option<ImageConfig> =
@@ -663,13 +680,20 @@ impl Bridge {
             let known = platforms.iter().find(|known| known.id == id).map(|known| known.platform.clone());
             let platform = known.or_else(|| config.as_ref().map(ImageConfig::platform)).unwrap_or_else(Platform::host);
             let config = config.unwrap_or_else(|| plain_config(&platform));
-            let variant = if name.is_empty() {
+            let returned = attestations.remove(&id).or_else(|| attestations.remove(&platform.to_string()));
+            let mut variant = if name.is_empty() {
                 Variant { platform, config, root: Stack::Here(None), base_layers: 0, attestations: Vec::new() }
             } else {
                 let Part { batch, number } = self.part(name)?;
                 Variant { platform, config, ..batch.draft.variant(number, files).await? }
             };
+            if let Some(returned) = returned {
+                variant.attestations = self.attested(&returned, variant.attestations, &mut budget).boxed().await?;
+            }
             variants.push(variant);
+        }
+        if let Some((id, _)) = attestations.iter().find(|(_, returned)| !returned.is_empty()) {
+            return Err(Error::invalid(format!("there are attestations for {id}, and no result")).into());
         }
         let epoch = metadata.get(key::EPOCH).and_then(|text| std::str::from_utf8(text).ok()?.parse::<i64>().ok());
         let multi_platform = matches!(findings.refs, Refs::ByPlatform(_));

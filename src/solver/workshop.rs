@@ -401,7 +401,7 @@ impl Draft {
         for (target, _) in &self.targets {
             let made = self.job.recorded_provenance(ProvenanceMode::Min, &self.facts, target).await?;
             let platform = if self.multi_platform { target.platform.to_string() } else { String::new() };
-            documents.push(Document { predicate_type: made.predicate_type, platform, data: made.predicate });
+            documents.push(Document { predicate_type: made.predicate.kind, platform, data: made.predicate.content });
         }
         Ok(documents)
     }
@@ -419,7 +419,7 @@ impl Draft {
         let (target, _) = self.targets.get(number).ok_or_else(|| Error::internal("a result that does not exist"))?;
         let made = self.job.recorded_provenance(mode, &self.facts, target).await?;
         let platform = platform.map(|platform| format!("/{platform}")).unwrap_or_default();
-        Ok((format!("buildx.build.provenance{platform}"), STANDARD.encode(&made.predicate)))
+        Ok((format!("buildx.build.provenance{platform}"), STANDARD.encode(&made.predicate.content)))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Each call names its build in the metadata. It may come before the build has begun, and waits for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use axum::Router;
@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::super::serve::Executor;
 use super::running::Builds;
-use super::{capabilities, container, control, convert, exec};
+use super::{attestation, capabilities, container, control, convert, exec};
 use crate::engine::{Engine, WeakEngine};
 use crate::error::{Error, Result as Outcomes};
 use crate::solver::bridge::{Bridge, Findings, Outcome, Refs};
@@ -24,9 +24,9 @@ use crate::task::{self, Tasks};
 use crate::types::build::MAX_MESSAGE_BYTES;
 use crate::types::build::frontend::llb_bridge_server::{LlbBridge, LlbBridgeServer};
 use crate::types::build::frontend::{
-    CacheOptionsEntry, EvaluateRequest, EvaluateResponse, ExecMessage, FileRange, InputsRequest, InputsResponse,
-    NewContainerRequest, NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse,
-    ReadFileRequest, ReadFileResponse, Ref, RefMap, ReleaseContainerRequest, ReleaseContainerResponse,
+    Attestations, CacheOptionsEntry, EvaluateRequest, EvaluateResponse, ExecMessage, FileRange, InputsRequest,
+    InputsResponse, NewContainerRequest, NewContainerResponse, PingRequest, PongResponse, ReadDirRequest,
+    ReadDirResponse, ReadFileRequest, ReadFileResponse, Ref, RefMap, ReleaseContainerRequest, ReleaseContainerResponse,
     ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
     Result as FrontendResult, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse, StatFileRequest,
     StatFileResponse, WarnRequest, WarnResponse, result,
@@ -133,13 +133,23 @@ fn to_wire(findings: Findings, bridge: &Bridge) -> Outcomes<FrontendResult> {
             Some(result::Result::Refs(RefMap { refs: refs.collect::<Outcomes<_>>()? }))
         }
     };
-    Ok(FrontendResult { metadata: findings.metadata.into_iter().collect(), result, ..FrontendResult::default() })
+    let mut attestations = HashMap::new();
+    for (platform, returned) in findings.attestations {
+        let attestation = returned.into_iter().map(|one| {
+            let holder = reference(one.result.clone())?;
+            Ok(attestation::to_wire(one, holder))
+        });
+        attestations.insert(platform, Attestations { attestation: attestation.collect::<Outcomes<_>>()? });
+    }
+    Ok(FrontendResult { metadata: findings.metadata.into_iter().collect(), result, attestations })
 }
 
 fn from_wire(result: FrontendResult) -> Outcomes<Findings> {
-    if result.attestations.values().any(|attestations| !attestations.attestation.is_empty()) {
-        return Err(Error::unsupported("attestations of frontends are not supported yet"));
-    }
+    let attestations = result.attestations.into_iter().map(|(platform, Attestations { attestation })| {
+        let returned = attestation.into_iter().map(attestation::from_wire);
+        Ok((platform, returned.collect::<Outcomes<_>>()?))
+    });
+    let attestations = attestations.collect::<Outcomes<_>>()?;
     let refs = match result.result {
         None => Refs::None,
         Some(result::Result::RefDeprecated(id)) => Refs::One(id),
@@ -149,7 +159,7 @@ fn from_wire(result: FrontendResult) -> Outcomes<Findings> {
             Refs::ByPlatform(refs.into_iter().map(|(platform, reference)| (platform, reference.id)).collect())
         }
     };
-    Ok(Findings { refs, metadata: result.metadata.into_iter().collect() })
+    Ok(Findings { refs, metadata: result.metadata.into_iter().collect(), attestations })
 }
 
 /// The failure that a frontend reports, as it is passed on to whoever waits for the build.

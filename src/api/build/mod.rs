@@ -3,6 +3,7 @@
 //! A client reaches the services by HTTP/2 with prior knowledge on the listener itself, or over a connection that it upgrades
 //! with `POST /grpc`.
 
+mod attestation;
 mod capabilities;
 mod classic;
 mod container;

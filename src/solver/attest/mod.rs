@@ -5,6 +5,7 @@
 
 mod definition;
 mod provenance;
+mod returned;
 mod sbom;
 mod slsa;
 
@@ -13,6 +14,8 @@ use std::sync::Arc;
 
 pub(super) use self::provenance::Facts;
 pub use self::provenance::Mode;
+pub(super) use self::returned::Budget;
+pub use self::returned::{Returned, Shape};
 pub(super) use self::sbom::Survey;
 
 use self::provenance::Provenance;

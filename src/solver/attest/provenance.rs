@@ -189,12 +189,9 @@ impl Job {
             Version::V1 => (slsa::V1, slsa::v1(&statement)),
             Version::V02 => (slsa::V02, slsa::v02(&statement)),
         };
-        Ok(Attestation {
-            predicate_type: predicate_type.to_owned(),
-            predicate: Bytes::from(serde_json::to_vec_pretty(&predicate)?),
-            file_name: provenance.file_name.clone(),
-            inline_only: provenance.inline_only,
-        })
+        let content = Bytes::from(serde_json::to_vec_pretty(&predicate)?);
+        let about = Attestation::about_result(predicate_type.to_owned(), content, provenance.file_name.clone());
+        Ok(Attestation { inline_only: provenance.inline_only, ..about })
     }
 
     fn statement(&self, provenance: &Provenance, facts: &Facts, order: &[VertexId]) -> Statement {

@@ -22,6 +22,7 @@ use super::super::frontend::{Surroundings, Target};
 use super::super::job::{Begun, Job};
 use super::super::value::{FileSystem, Value};
 use super::provenance::Facts;
+use super::returned::{MAX_DOCUMENT, MAX_DOCUMENTS, PROVENANCE};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::image::{Policy, Resolved};
 use crate::sbom::{scan, spdx};
@@ -33,11 +34,6 @@ const CORE: &str = "sbom";
 /// Where a scanner finds what to scan, and where it leaves what it found.
 const SOURCES: &str = "/run/src";
 const RESULTS: &str = "/run/out";
-
-/// A document of a scanner may be so large; BuildKit's limit.
-const MAX_DOCUMENT: u64 = 80 << 20;
-/// A scanner may leave so many documents.
-const MAX_DOCUMENTS: usize = 100;
 
 /// How a bill of material is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -270,12 +266,9 @@ impl Job {
             let seconds = jiff::Timestamp::from_second(time.div_euclid(1_000_000_000));
             let created = seconds.map_err(|error| Error::invalid(format!("the time of the SBOM: {error}")))?;
             let document = spdx::document(&name, &created.to_string(), &inventory);
-            Ok(Attestation {
-                predicate_type: spdx::PREDICATE_TYPE.to_owned(),
-                predicate: Bytes::from(serde_json::to_vec(&document)?),
-                file_name: format!("{name}.spdx.json"),
-                inline_only: false,
-            })
+            let (kind, content) = (spdx::PREDICATE_TYPE.to_owned(), Bytes::from(serde_json::to_vec(&document)?));
+            let bill = Attestation::about_result(kind, content, format!("{name}.spdx.json"));
+            Ok(Attestation { is_core: name == CORE, ..bill })
         })
         .await;
         scanning.end(made.as_ref().err());
@@ -307,7 +300,7 @@ fn documents(root: &OwnedFd) -> Result<Vec<Attestation>> {
     if made.is_empty() {
         return Err(Error::new(Kind::NotFound, format!("the generator left no document in {RESULTS}")));
     }
-    made.sort_by_key(|made| !made.file_name.starts_with(&format!("{CORE}.")));
+    made.sort_by_key(|made| !made.is_core);
     Ok(made)
 }
 
@@ -323,15 +316,12 @@ fn document(dir: &OwnedFd, name: &str) -> Result<Attestation> {
     }
     let left: Left = serde_json::from_slice(&bytes)
         .map_err(|error| Error::invalid(format!("it is no in-toto statement: {error}")))?;
-    if left.predicate_type.starts_with("https://slsa.dev/provenance/") {
+    if left.predicate_type.starts_with(PROVENANCE) {
         return Err(Error::invalid("a generator of SBOMs may not say anything about provenance"));
     }
-    Ok(Attestation {
-        predicate_type: left.predicate_type,
-        predicate: Bytes::from(left.predicate.get().to_owned()),
-        file_name: name.to_owned(),
-        inline_only: false,
-    })
+    let content = Bytes::from(left.predicate.get().to_owned());
+    let bill = Attestation::about_result(left.predicate_type, content, name.to_owned());
+    Ok(Attestation { is_core: name.starts_with(&format!("{CORE}.")), ..bill })
 }
 
 fn beneath(dir: &OwnedFd, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
@@ -357,7 +347,7 @@ mod tests {
             .unwrap();
         let made = read().unwrap();
         assert_eq!((made[0].file_name.as_str(), made[1].file_name.as_str()), ("sbom.spdx.json", "a.spdx.json"));
-        assert_eq!(made[1].predicate, r#"{"x": 1}"#);
+        assert_eq!(made[1].predicate.content, r#"{"x": 1}"#);
         for (text, word) in [
             ("{}", "no in-toto statement"),
             (r#"{"predicateType":"https://slsa.dev/provenance/v1","predicate":{}}"#, "provenance"),

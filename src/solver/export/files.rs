@@ -188,21 +188,23 @@ fn source(mut branches: Vec<Branch>, mtime_ns: Option<i64>) -> Source {
 /// The attestations of a result as files. They are about all of the result's files.
 fn attestation_files(variant: &Variant, prefix: &str, root: Option<&OwnedFd>) -> Result<Vec<(String, Bytes)>> {
     let written: Vec<_> = variant.attestations.iter().filter(|attestation| !attestation.inline_only).collect();
-    let subjects: Value = match root {
+    let itself = match root {
         Some(root) if !written.is_empty() => subjects(root)?,
-        _ => json!([]),
+        _ => Vec::new(),
     };
-    written
-        .into_iter()
-        .map(|attestation| {
-            let content = statement(&attestation.predicate_type, &attestation.predicate, &subjects)?;
-            Ok((format!("{prefix}{}", attestation.file_name), Bytes::from(content)))
-        })
-        .collect()
+    let mut files = Vec::new();
+    for attestation in written {
+        let name = format!("{prefix}{}", attestation.file_name);
+        if files.iter().any(|(known, _)| *known == name) {
+            return Err(Error::invalid(format!("two attestations would be written into the file {name}")));
+        }
+        files.push((name, Bytes::from(statement(&attestation.predicate, &itself)?)));
+    }
+    Ok(files)
 }
 
 /// The files of a tree with their digests. Blocking.
-fn subjects(root: &OwnedFd) -> Result<Value> {
+fn subjects(root: &OwnedFd) -> Result<Vec<Value>> {
     let mut walk = Walk::new(tree::open_dir(root, c".")?)?;
     let mut subjects = Vec::new();
     while let Some(step) = walk.step()? {
@@ -215,7 +217,7 @@ fn subjects(root: &OwnedFd) -> Result<Value> {
         let digest = digest_of(File::from(file)).context(|| format!("read {shown}"))?;
         subjects.push(json!({ "name": shown, "digest": { "sha256": digest.hex() } }));
     }
-    Ok(Value::Array(subjects))
+    Ok(subjects)
 }
 
 fn digest_of(mut file: File) -> std::io::Result<Digest> {

@@ -30,7 +30,7 @@ use super::job::Job;
 use super::request::Exporter;
 use super::session::Session;
 use crate::error::{Error, Result};
-use crate::image::{Layout, Stack};
+use crate::image::{Layout, Predicate, Stack};
 use crate::store::SnapshotId;
 
 /// A result to be exported.
@@ -64,14 +64,22 @@ pub(super) struct Variant {
 /// Something that is said about a result, to be stored beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Attestation {
-    /// What is said, as a URI: `https://slsa.dev/provenance/v1`, `https://spdx.dev/Document`.
-    pub(super) predicate_type: String,
-    /// The predicate, a JSON document. Exporters make a statement of it: they know the digests it is about.
-    pub(super) predicate: Bytes,
+    /// What is said. Exporters make a statement of it: they know the digests it is about.
+    pub(super) predicate: Predicate,
     /// What the file is called that holds it: `provenance.json`, `sbom-debian.spdx.json`.
     pub(super) file_name: String,
     /// Whether it is stored with images only, and not written among files.
     pub(super) inline_only: bool,
+    /// Whether it is the bill of material of the result itself, which stands before all others.
+    pub(super) is_core: bool,
+}
+
+impl Attestation {
+    /// Something about the result itself.
+    pub(super) fn about_result(kind: String, content: Bytes, file_name: String) -> Self {
+        let predicate = Predicate { kind, content, subjects: Vec::new() };
+        Self { predicate, file_name, inline_only: false, is_core: false }
+    }
 }
 
 /// An exporter with its options.

@@ -99,12 +99,12 @@ impl Packaging {
 
     fn assembly(&self, image: Configured, variant: &Variant) -> Assembly {
         let platform = Some(&variant.platform);
-        let predicates = self.attestations(variant).iter();
+        let attestations = self.attestations(variant).iter();
         Assembly {
             image,
             annotations: self.annotations.of(Level::Manifest, platform),
             descriptor_annotations: self.annotations.of(Level::ManifestDescriptor, platform),
-            predicates: predicates.map(|made| (made.predicate_type.clone(), made.predicate.clone())).collect(),
+            predicates: attestations.map(|attestation| attestation.predicate.clone()).collect(),
         }
     }
 }

@@ -86,6 +86,24 @@ impl View {
         Ok(data)
     }
 
+    /// Reads a file as a whole.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidArgument` for what is no file and for one of more than `max_bytes`.
+    pub(in crate::solver) fn whole(&self, path: &str, max_bytes: u64) -> Result<Vec<u8>> {
+        use std::io::Read as _;
+        let file = std::fs::File::from(self.open(path, OFlags::RDONLY | OFlags::NONBLOCK)?);
+        if !file.metadata().context(|| format!("read {path}"))?.is_file() {
+            return Err(Error::invalid(format!("read {path}: it is no file")));
+        }
+        let mut data = Vec::new();
+        file.take(max_bytes + 1).read_to_end(&mut data).context(|| format!("read {path}"))?;
+        if data.len() as u64 > max_bytes {
+            return Err(Error::invalid(format!("read {path}: it is larger than {} MiB", max_bytes >> 20)));
+        }
+        Ok(data)
+    }
+
     /// Lists a directory: names that match a pattern, all when it is empty.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
 
 use super::git::{Commit, Repository, shown};
+use super::mirror::History;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::signature::{self, Expired, Terms};
 use crate::solver::job::Job;
@@ -43,6 +44,9 @@ pub(super) struct Object {
 impl Job {
     /// Fetches what a reference leads to: a commit, and the object it names.
     pub(super) async fn objects(self: &Arc<Self>, git: &GitSource, commit: &Commit, object: &str) -> Result<Objects> {
+        if git.bundle.is_some() {
+            return Err(Error::unsupported("objects of a repository that is a bundle are not looked at"));
+        }
         let repository = self.repository(git).await?;
         let mirror = self.kept_by_source(&format!("git repository {}", repository.address)).await?;
         let (commit, object, cancel) = (commit.clone(), object.to_owned(), Cancel::new());
@@ -68,7 +72,7 @@ impl Repository {
     /// # Errors
     /// `NotFound` when the repository has no such object; `Corrupt` when a tag is not of the commit that it was said to be of.
     fn objects(&self, mirror: &Path, commit: &Commit, object: &str, cancel: &Cancel) -> Result<Objects> {
-        self.bring(mirror, commit, cancel)?;
+        self.bring(mirror, commit, History::None, cancel)?;
         self.bring_object(mirror, commit, object, cancel)?;
         let kind = self.run(&self.git(mirror, "", ["cat-file", "-t", object]), cancel)?;
         let peeled =
