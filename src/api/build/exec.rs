@@ -345,11 +345,18 @@ async fn live(
         let _ = running.kill();
         std::future::pending::<()>().await;
     };
-    tokio::select! {
-        ended = running.ended() => ended?,
-        () = feed => {}
-        () = obey => {}
+    let watched = tokio::select! {
+        ended = running.ended() => ended,
+        () = feed => Ok(()),
+        () = obey => Ok(()),
+    };
+    let ended = match watched {
+        Ok(()) => running.end().await,
+        Err(error) => Err(error),
+    };
+    match ended {
+        Ok(Ended { code, reason }) => out.exit(u32::from(code), reason.map(|reason| (UNKNOWN, reason))).await,
+        // Whoever waits for its end is told that there is one, although nobody knows which.
+        Err(error) => out.exit(UNKNOWN_EXIT, Some((error.kind().codes().1, error.to_string()))).await,
     }
-    let Ended { code, reason } = running.end().await?;
-    out.exit(u32::from(code), reason.map(|reason| (UNKNOWN, reason))).await
 }
