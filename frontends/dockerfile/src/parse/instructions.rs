@@ -386,7 +386,7 @@ fn device(word: &Word) -> Result<Device, Errors> {
             },
             ("name", Some(value)) => value.clone_into(&mut device.name),
             _ if device.name.is_empty() && (value.is_none() || key.contains('/')) => {
-                device.name = field.text.into_owned()
+                device.name = field.text.into_owned();
             }
             _ => return error(field.span, format!("devices have no option {:?}", field.text)),
         }
