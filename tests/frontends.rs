@@ -394,6 +394,14 @@ fn privileged_what_a_frontend_says_about_its_result_is_stored_beside_it() {
     assert_eq!(statements[1]["subject"][1], serde_json::json!({ "name": "dish", "digest": { "sha256": manifest } }));
     assert_eq!(statements[2]["subject"].as_array().unwrap().len(), 1);
 
+    // What a frontend makes in LLB of its own is attested like what it has made.
+    let options = ["-o", "type=local,dest=cooked", "--build-arg=PLAY=llb", "--sbom", "--provenance=mode=max"];
+    build(taste, &options).ok();
+    let made = read("cooked/provenance.json");
+    let steps = &made["predicate"]["buildDefinition"]["internalParameters"]["buildConfig"]["llbDefinition"];
+    assert!(steps.to_string().contains("cp /salt /soup"), "{made}");
+    assert_eq!(read("cooked/sbom.spdx.json")["predicateType"], "https://spdx.dev/Document");
+
     // Where a result is from, the engine says alone.
     let refused = build(provenance, &["-o", "type=local,dest=none"]).fails();
     assert!(refused.stderr.contains("frontend may not set provenance attestations"), "{}", refused.report());

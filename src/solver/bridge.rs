@@ -335,7 +335,10 @@ impl Bridge {
         policies: Vec<Policy>,
     ) -> Result<Findings, Failure> {
         let shop = self.shop.with_policies(policies);
-        let draft = Box::pin(shop.definition(definition, &BTreeMap::new())).await?;
+        // What the client wants to be said about its result is said whatever the frontend makes it of.
+        let asked = self.shop.request.attrs.iter().filter(|(key, _)| key.starts_with("attest:"));
+        let asked = asked.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let draft = Box::pin(shop.definition(definition, &asked)).await?;
         let batch = Arc::new(Batch { draft, making: tokio::sync::Mutex::default() });
         Ok(Findings { refs: Refs::One(self.add(Part { batch, number: 0 })?), ..Findings::default() })
     }
