@@ -3,6 +3,7 @@
 //! Vertices are only ever added after their inputs, so a graph cannot have cycles.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::digest::Digest;
@@ -187,15 +188,18 @@ impl Graph {
     }
 
     fn insert(&mut self, vertex: Vertex) -> VertexId {
-        if let Some(existing) = self.by_digest.get(&vertex.digest) {
-            let known = &mut self.vertices[existing.index()].meta;
-            known.no_cache |= vertex.meta.no_cache;
-            return *existing;
+        match self.by_digest.entry(vertex.digest) {
+            Entry::Occupied(existing) => {
+                let known = &mut self.vertices[existing.get().index()].meta;
+                known.no_cache |= vertex.meta.no_cache;
+                *existing.get()
+            }
+            Entry::Vacant(free) => {
+                let id = u32::try_from(self.vertices.len()).expect("a graph has less than 2^32 vertices");
+                self.vertices.push(vertex);
+                *free.insert(VertexId(id))
+            }
         }
-        let id = VertexId(u32::try_from(self.vertices.len()).expect("a graph has less than 2^32 vertices"));
-        self.by_digest.insert(vertex.digest, id);
-        self.vertices.push(vertex);
-        id
     }
 
     /// Puts other operations into the place of those of some vertices. They, and what needs them, get digests of what they are

@@ -123,7 +123,7 @@ impl Lexer {
 
     /// Says whether a text has nothing special, as most have.
     fn is_plain(&self, text: &str) -> bool {
-        !text.contains(['$', '\'', '"', self.escape])
+        !text.bytes().any(|byte| matches!(byte, b'$' | b'\'' | b'"') || char::from(byte) == self.escape)
     }
 }
 
