@@ -57,8 +57,20 @@ pub const SCHEMA: Schema = Schema {
         UNIQUE (name, number)
     );",
         super::remote::TABLES,
+        USES,
     ],
 };
+
+/// When a record was needed, apart from the record: a build that finds ten thousand steps says so of each, and would else write
+/// all pages of their records anew.
+const USES: &str = "CREATE TABLE step_uses (
+        step INTEGER PRIMARY KEY REFERENCES steps (id) ON DELETE CASCADE,
+        used_ns INTEGER NOT NULL,
+        uses INTEGER NOT NULL DEFAULT 0
+    );
+    INSERT INTO step_uses SELECT id, used_ns, uses FROM steps;
+    ALTER TABLE steps DROP COLUMN used_ns;
+    ALTER TABLE steps DROP COLUMN uses;";
 
 /// A step's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,8 +130,6 @@ fn step(row: &rusqlite::Row<'_>) -> rusqlite::Result<Step> {
     })
 }
 
-const COLUMNS: &str = "id, snapshot, chain, name, created_ns, used_ns, uses";
-
 /// The result of a step that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit {
@@ -146,7 +156,7 @@ pub fn find(connection: &Connection, key: &Key) -> Result<Option<Hit>> {
 /// # Errors
 /// When the database fails.
 pub fn touch(tx: &Connection, ids: &[i64], now_ns: i64) -> Result<()> {
-    let mut statement = tx.prepare_cached("UPDATE steps SET used_ns = ?2, uses = uses + 1 WHERE id = ?1")?;
+    let mut statement = tx.prepare_cached("UPDATE step_uses SET used_ns = ?2, uses = uses + 1 WHERE step = ?1")?;
     for id in ids {
         statement.execute((id, now_ns))?;
     }
@@ -181,8 +191,8 @@ pub fn last_parts(connection: &Connection, op: &Key) -> Result<Option<Vec<Part>>
 pub fn record(tx: &Connection, new: &NewStep<'_>) -> Result<()> {
     let pairs: Vec<(&str, &str)> = new.parts.iter().map(|part| (part.name.as_str(), part.value.as_str())).collect();
     tx.prepare_cached("DELETE FROM steps WHERE key = ?1")?.execute([new.key.as_bytes()])?;
-    let sql = "INSERT INTO steps (key, op, snapshot, chain, name, parts, created_ns, used_ns, boot)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8)";
+    let sql = "INSERT INTO steps (key, op, snapshot, chain, name, parts, created_ns, boot)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
     tx.prepare_cached(sql)?.execute((
         new.key.as_bytes(),
         new.op.as_bytes(),
@@ -193,6 +203,8 @@ pub fn record(tx: &Connection, new: &NewStep<'_>) -> Result<()> {
         new.now_ns,
         new.boot,
     ))?;
+    let sql = "INSERT INTO step_uses (step, used_ns) VALUES (?1, ?2)";
+    tx.prepare_cached(sql)?.execute((tx.last_insert_rowid(), new.now_ns))?;
     Ok(())
 }
 
@@ -201,8 +213,9 @@ pub fn record(tx: &Connection, new: &NewStep<'_>) -> Result<()> {
 /// # Errors
 /// When the database fails.
 pub fn all(connection: &Connection) -> Result<Vec<Step>> {
-    let sql = format!("SELECT {COLUMNS} FROM steps ORDER BY used_ns, id");
-    let mut statement = connection.prepare_cached(&sql)?;
+    let sql = "SELECT id, snapshot, chain, name, created_ns, used_ns, uses
+               FROM steps JOIN step_uses ON step = id ORDER BY used_ns, id";
+    let mut statement = connection.prepare_cached(sql)?;
     Ok(statement.query_map([], step)?.collect::<rusqlite::Result<_>>()?)
 }
 

@@ -364,12 +364,13 @@ impl Job {
         lock(&self.values)[id.index()].clone()
     }
 
+    pub(super) fn has_value(&self, id: VertexId) -> bool {
+        lock(&self.values)[id.index()].is_some()
+    }
+
     /// Says whether a vertex has to be made before somebody can look at it.
     pub(super) fn is_open(&self, id: VertexId) -> bool {
-        match self.value(id) {
-            None => true,
-            Some(value) => value.is_named_only(),
-        }
+        lock(&self.values)[id.index()].as_ref().is_none_or(Value::is_named_only)
     }
 
     pub(super) fn set_value(&self, id: VertexId, value: Value) {

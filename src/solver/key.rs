@@ -85,18 +85,18 @@ impl InputIdentity {
 
 /// Parts as they are hashed.
 #[derive(Default)]
-struct Framed(Vec<u8>);
+struct Framed(blake3::Hasher);
 
 impl Framed {
     fn add(&mut self, name: &str, value: &str) {
         for text in [name, value] {
-            self.0.extend_from_slice(&(text.len() as u64).to_le_bytes());
-            self.0.extend_from_slice(text.as_bytes());
+            self.0.update(&(text.len() as u64).to_le_bytes());
+            self.0.update(text.as_bytes());
         }
     }
 
     fn key(&self) -> Key {
-        Key(*blake3::hash(&self.0).as_bytes())
+        Key(*self.0.finalize().as_bytes())
     }
 }
 

@@ -91,7 +91,7 @@ impl Job {
                     self.identify_source(connection, *id, source).map(Some)
                 }
                 Op::Source(source) => self.source(vertex, source).map(|value| Some(Found::Value(value, Vec::new()))),
-                _ if vertex.inputs.iter().any(|edge| self.value(edge.vertex).is_none()) => Ok(None),
+                _ if vertex.inputs.iter().any(|edge| !self.has_value(edge.vertex)) => Ok(None),
                 _ => self.identify_now(connection, *id),
             };
             let failed = |error| {
@@ -135,7 +135,7 @@ impl Job {
                 let work = named.remove(&id).filter(|work| !work.is_provisional());
                 misses.extend(work.map(|work| (id, work)));
             }
-            if self.value(id).is_none() {
+            if !self.has_value(id) {
                 for edge in &self.graph.vertex(id).inputs {
                     needed[edge.vertex.index()] = true;
                 }
@@ -148,7 +148,7 @@ impl Job {
         let mut plan = Plan { misses, ..Plan::default() };
         let mut positions = HashMap::new();
         for id in self.needed(roots) {
-            if self.value(id).is_some() {
+            if self.has_value(id) {
                 continue;
             }
             let inputs = self.graph.vertex(id).inputs.iter();
@@ -167,7 +167,7 @@ impl Job {
         roots.iter().for_each(|root| needed[root.index()] = true);
         let ids: Vec<VertexId> = self.graph.ids().collect();
         for id in ids.iter().rev() {
-            if needed[id.index()] && self.value(*id).is_none() {
+            if needed[id.index()] && !self.has_value(*id) {
                 for edge in &self.graph.vertex(*id).inputs {
                     needed[edge.vertex.index()] = true;
                 }
@@ -202,13 +202,12 @@ impl Job {
     /// Reports what needs no work.
     fn report_found(&self, order: &[VertexId]) {
         for id in order {
-            let is_local = matches!(self.graph.vertex(*id).op, Op::Source(Source::Local(_)));
-            let is_remote = matches!(
-                self.value(*id),
-                Some(Value::FileSystem(FileSystem::Image { image, .. })) if image.is_remote()
-            );
-            let is_new = !self.pins.is_reported(&self.graph.vertex(*id).digest());
-            if !is_local && !is_remote && is_new && self.value(*id).is_some() {
+            let is_here = match &lock(&self.values)[id.index()] {
+                None | Some(Value::Local(_)) => false,
+                Some(Value::FileSystem(FileSystem::Image { image, .. })) => !image.is_remote(),
+                Some(Value::FileSystem(_) | Value::Several(_)) => true,
+            };
+            if is_here && !self.pins.is_reported(&self.graph.vertex(*id).digest()) {
                 self.report_cached(*id);
             }
         }

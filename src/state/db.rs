@@ -23,6 +23,10 @@ pub struct Schema {
     pub scripts: &'static [&'static str],
 }
 
+/// How much of the database a connection keeps in memory at most: more than SQLite's 2 MiB, which the records of a build of
+/// 10,000 steps do not fit in.
+const CACHE_KIB: i64 = 8 << 10;
+
 /// How long a transaction waits for another process's.
 const BUSY: Duration = Duration::from_secs(60);
 
@@ -109,7 +113,9 @@ fn connect(path: &Path) -> Result<Connection> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Setting the mode again on a database that has it costs one read.
     connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
-    connection.execute_batch("PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY;")?;
+    let pragmas = "PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY;";
+    connection.execute_batch(pragmas)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     Ok(connection)
 }
 
