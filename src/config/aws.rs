@@ -33,6 +33,8 @@ pub struct Aws {
     profile: Option<String>,
     /// The shared files, the one that wins last.
     files: Vec<PathBuf>,
+    /// What is wrong with a variable.
+    malformed: Option<String>,
 }
 
 /// A pair of keys.
@@ -47,11 +49,13 @@ pub struct AwsCredentials {
 }
 
 impl Aws {
-    /// Takes what the environment says. No file is read yet.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a variable that is not UTF-8.
-    pub fn of(environment: &Environment) -> Result<Self> {
+    /// Takes what the environment says. No file is read yet, and a variable that is not UTF-8 is an error only for who needs it.
+    #[must_use]
+    pub fn of(environment: &Environment) -> Self {
+        Self::said(environment).unwrap_or_else(|error| Self { malformed: Some(error.to_string()), ..Self::default() })
+    }
+
+    fn said(environment: &Environment) -> Result<Self> {
         let text = |names: &[&str]| Ok::<_, Error>(environment.text(names)?.map(str::to_owned));
         let access_key = text(&["AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"])?;
         let secret_key = text(&["AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"])?;
@@ -71,14 +75,20 @@ impl Aws {
             region: text(&["AWS_REGION", "AWS_DEFAULT_REGION"])?,
             profile: text(&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"])?,
             files: files.into_iter().flatten().collect(),
+            malformed: None,
         })
+    }
+
+    fn check(&self) -> Result<()> {
+        self.malformed.as_ref().map_or(Ok(()), |why| Err(Error::invalid(why.as_str())))
     }
 
     /// Returns the region of the environment, or else that of the profile. Blocking, but only small local files.
     ///
     /// # Errors
-    /// When a file cannot be read.
+    /// `InvalidArgument` for a variable that is not UTF-8; when a file cannot be read.
     pub fn region(&self) -> Result<Option<String>> {
+        self.check()?;
         match &self.region {
             Some(region) => Ok(Some(region.clone())),
             None => Ok(self.settings()?.and_then(|mut settings| settings.remove("region"))),
@@ -89,8 +99,9 @@ impl Aws {
     ///
     /// # Errors
     /// `NotFound` for a profile that is named and does not exist; `Unsupported` when credentials are to be had in a way that is not
-    /// here; when a file cannot be read.
+    /// here; `InvalidArgument` for a variable that is not UTF-8; when a file cannot be read.
     pub fn credentials(&self) -> Result<Option<AwsCredentials>> {
+        self.check()?;
         if let Some(given) = &self.given {
             return Ok(Some(given.clone()));
         }
@@ -193,7 +204,7 @@ mod tests {
         std::fs::write(dir.path().join(".aws/credentials"), CREDENTIALS).unwrap();
         let home = dir.path().display().to_string();
         let all: Vec<_> = [("HOME", home.as_str())].iter().chain(variables).copied().collect();
-        let aws = Aws::of(&Environment::of(User::Root, &all)).unwrap();
+        let aws = Aws::of(&Environment::of(User::Root, &all));
         (dir, aws)
     }
 
@@ -225,7 +236,7 @@ mod tests {
 
     #[test]
     fn where_nothing_is_said_there_is_nothing_and_other_ways_are_refused_by_name() {
-        let nobody = Aws::of(&Environment::of(User::Root, &[("HOME", "/does/not/exist")])).unwrap();
+        let nobody = Aws::of(&Environment::of(User::Root, &[("HOME", "/does/not/exist")]));
         assert_eq!((nobody.credentials().unwrap(), nobody.region().unwrap()), (None, None));
         for (variables, words) in [
             (&[("AWS_PROFILE", "missing")][..], "no profile missing"),

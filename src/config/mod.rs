@@ -191,7 +191,7 @@ impl Config {
             tls: client_tls(flags, environment)?,
             daemon: file.daemon,
             registries: Registries::new(file.registries, certs_dirs, proxies, file.transfer.finish())
-                .with_aws(Aws::of(environment)?),
+                .with_aws(Aws::of(environment)),
             gc: file.gc,
             builder: file.builder,
             history: file.history,

@@ -211,7 +211,7 @@ fn parse(text: &str) -> Result<Spec> {
     let kind = kind.ok_or_else(|| Error::invalid("the type is missing: type=registry,.."))?;
     complete(&kind, &mut attrs, |name| std::env::var(name).ok());
     if kind == "s3" {
-        complete_s3(&mut attrs, &Aws::of(&Environment::of_process())?);
+        complete_s3(&mut attrs, &Aws::of(&Environment::of_process()));
     }
     Ok((kind, attrs))
 }

@@ -16,8 +16,7 @@ use kiln_graph::oci::Descriptor;
 use ring::hmac;
 use tokio::sync::OnceCell;
 
-use super::config;
-use super::objects::part;
+use super::objects::{first_config, part};
 use super::s3::escape;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::registry::{Client, ObjectAnswer, ObjectRequest, Secret};
@@ -218,18 +217,12 @@ impl Azure {
     }
 
     pub(super) async fn config(&self) -> Result<Bytes> {
-        let limit = usize::try_from(config::MAX_BYTES).unwrap_or(usize::MAX);
-        for name in &self.options.names {
+        let place = format!("container {}", self.options.container);
+        first_config(&self.options.names, &place, async |name| {
             let key = format!("{}{name}", self.options.manifests);
-            let answer = self.send(Method::GET, Some(&key), &[], Vec::new(), Bytes::new()).await?;
-            match answer.status() {
-                StatusCode::NOT_FOUND => {}
-                status if status.is_success() => return answer.read(limit).await,
-                _ => return Err(answer.refused().await),
-            }
-        }
-        let names = self.options.names.join(", ");
-        Err(Error::not_found(format!("the container {} has no cache {names}", self.options.container)))
+            self.send(Method::GET, Some(&key), &[], Vec::new(), Bytes::new()).await
+        })
+        .await
     }
 
     pub(super) async fn set_config(&self, config: &Bytes) -> Result<()> {

@@ -4,6 +4,7 @@
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
+use http::StatusCode;
 use kiln_graph::Digest;
 use kiln_graph::oci::{Descriptor, media_type};
 
@@ -113,7 +114,7 @@ impl BlobSource for Objects {
                 Self::Azure(azure) => azure.blob(digest, offset).await,
             };
             let answer = answer.context(|| format!("read {digest}"))?;
-            let partly = answer.status() == http::StatusCode::PARTIAL_CONTENT;
+            let partly = answer.status() == StatusCode::PARTIAL_CONTENT;
             let skip = if partly { 0 } else { offset };
             pour(skipping(pieces(answer), skip), sink, progress).await
         };
@@ -158,6 +159,27 @@ pub(super) async fn part(
         }
     }
     Ok((!part.is_empty()).then(|| part.freeze()))
+}
+
+/// Reads the configuration of the first name that has one; `place` is where it is looked for.
+///
+/// # Errors
+/// `NotFound` when no name has one; when the service does not answer or refuses.
+pub(super) async fn first_config(
+    names: &[String],
+    place: &str,
+    get: impl AsyncFn(&str) -> Result<ObjectAnswer>,
+) -> Result<Bytes> {
+    let limit = usize::try_from(config::MAX_BYTES).unwrap_or(usize::MAX);
+    for name in names {
+        let answer = get(name).await?;
+        match answer.status() {
+            StatusCode::NOT_FOUND => {}
+            status if status.is_success() => return answer.read(limit).await,
+            _ => return Err(answer.refused().await),
+        }
+    }
+    Err(Error::not_found(format!("the {place} has no cache {}", names.join(", "))))
 }
 
 /// Returns the descriptors of a configuration's layers.

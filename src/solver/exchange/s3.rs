@@ -15,8 +15,7 @@ use kiln_graph::oci::Descriptor;
 use ring::hmac;
 use tokio::sync::OnceCell;
 
-use super::config;
-use super::objects::part;
+use super::objects::{first_config, part};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::registry::{AwsCredentials, Client, ObjectAnswer, ObjectRequest, Secret};
 use crate::solver::attrs::Attrs;
@@ -351,18 +350,11 @@ impl S3 {
     }
 
     pub(super) async fn config(&self) -> Result<Bytes> {
-        let limit = usize::try_from(config::MAX_BYTES).unwrap_or(usize::MAX);
-        for name in &self.options.names {
-            let key = self.options.config_key(name);
-            let answer = self.send(Method::GET, &key, &[], Vec::new(), Bytes::new()).await?;
-            match answer.status() {
-                StatusCode::NOT_FOUND => {}
-                status if status.is_success() => return answer.read(limit).await,
-                _ => return Err(answer.refused().await),
-            }
-        }
-        let names = self.options.names.join(", ");
-        Err(Error::not_found(format!("the bucket {} has no cache {names}", self.options.bucket)))
+        let place = format!("bucket {}", self.options.bucket);
+        first_config(&self.options.names, &place, async |name| {
+            self.send(Method::GET, &self.options.config_key(name), &[], Vec::new(), Bytes::new()).await
+        })
+        .await
     }
 
     pub(super) async fn set_config(&self, config: &Bytes) -> Result<()> {
