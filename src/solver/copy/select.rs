@@ -53,13 +53,13 @@ pub fn select(tree: &Tree, copy: &Copy, cancel: &Cancel) -> Result<Selection> {
     let rules = Rules::of(tree, copy)?;
     let scan = Scan { tree, rules, cancel };
     let paths = if copy.wildcard && has_wildcards(&copy.source) {
-        let paths = expand(tree, &copy.source, copy.follow_symlinks, cancel)?;
+        let paths = expand(tree, &copy.source, cancel)?;
         if paths.is_empty() && !copy.allow_empty_wildcard {
             return Err(Error::not_found(format!("{}: no file in {} matches", copy.source, tree.name)));
         }
         paths
     } else {
-        vec![relative(&unescape(&copy.source, copy.wildcard))]
+        vec![relative(&copy.source)]
     };
     let follow = copy.follow_symlinks;
     let mut matches = Vec::with_capacity(paths.len());
@@ -94,13 +94,10 @@ fn relative(source: &str) -> Vec<u8> {
     components.join("/").into_bytes()
 }
 
-/// Takes backslashes out of a path that could have been a pattern but is none.
-fn unescape(source: &str, pattern: bool) -> String {
-    if !pattern || !source.contains('\\') {
-        return source.to_owned();
-    }
-    let mut plain = String::with_capacity(source.len());
-    let mut chars = source.chars();
+/// Takes the backslashes out of a component of a pattern that has no wildcards.
+fn unescape(component: &str) -> String {
+    let mut plain = String::with_capacity(component.len());
+    let mut chars = component.chars();
     while let Some(c) = chars.next() {
         plain.push(if c == '\\' { chars.next().unwrap_or('\\') } else { c });
     }
@@ -113,19 +110,33 @@ pub(super) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
 
 /// Opens a path below a root, following symbolic links that stay within; an empty path is the root.
 pub(super) fn open_beneath(root: &OwnedFd, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let path = if path.is_empty() { b"." } else { path };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    tree::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    open_with(root, path, flags, ResolveFlags::IN_ROOT)
 }
 
-/// Returns the paths that match a pattern of several components, in order of their names. Symbolic links that lead nowhere are
-/// among them only when they are not followed.
-fn expand(tree: &Tree, pattern: &str, follow: bool, cancel: &Cancel) -> Result<Vec<Vec<u8>>> {
+/// Opens a path below a root that has no symbolic links on the way.
+fn open_plain(root: &OwnedFd, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    open_with(root, path, flags | OFlags::NOFOLLOW, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+}
+
+fn open_with(root: &OwnedFd, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    let path = if path.is_empty() { b"." } else { path };
+    tree::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// Returns the paths that match a pattern of several components, in order of their names.
+///
+/// As with BuildKit, symbolic links are followed up to the first wildcard and not from there on, and what stands before it has to be
+/// there.
+fn expand(tree: &Tree, pattern: &str, cancel: &Cancel) -> Result<Vec<Vec<u8>>> {
     let pattern = String::from_utf8(relative(pattern)).expect("it was made of a string");
-    let mut paths: VecDeque<Vec<u8>> = VecDeque::from([Vec::new()]);
-    for component in pattern.split('/') {
+    let components: Vec<&str> = pattern.split('/').collect();
+    let plain = components.iter().take_while(|component| !has_wildcards(component)).count();
+    let prefix = components[..plain].join("/").into_bytes();
+    let base = resolve(&tree.root, &prefix, true)?.filter(|path| is_visible(tree, path));
+    let mut paths = VecDeque::from([base.ok_or_else(|| missing(tree, &prefix))?]);
+    for component in &components[plain..] {
         if !has_wildcards(component) {
-            let name = unescape(component, true);
+            let name = unescape(component);
             paths.iter_mut().for_each(|path| *path = join(path, name.as_bytes()));
             continue;
         }
@@ -140,22 +151,13 @@ fn expand(tree: &Tree, pattern: &str, follow: bool, cancel: &Cancel) -> Result<V
             }
         }
     }
-    let flags = if follow { OFlags::PATH } else { OFlags::PATH | OFlags::NOFOLLOW };
-    let exists = |path: &Vec<u8>| open_beneath(&tree.root, path, flags).is_ok();
-    let visible = |path: &Vec<u8>| match &tree.ignore {
-        Some(ignore) => {
-            let path = String::from_utf8_lossy(path);
-            !ignore.excludes(&path) || ignore.may_include_below(&path)
-        }
-        None => true,
-    };
-    Ok(paths.into_iter().filter(|path| visible(path) && exists(path)).collect())
+    let exists = |path: &Vec<u8>| open_plain(&tree.root, path, OFlags::PATH).is_ok();
+    Ok(paths.into_iter().filter(|path| is_visible(tree, path) && exists(path)).collect())
 }
 
 /// The names in a directory; none when it is something else or not there.
 fn names(tree: &Tree, parent: &[u8]) -> Result<Vec<CString>> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-    match open_beneath(&tree.root, parent, flags) {
+    match open_plain(&tree.root, parent, OFlags::RDONLY | OFlags::DIRECTORY) {
         Ok(dir) => {
             let list = tree::list(&dir).context(|| format!("list {}", tree::display(parent)))?;
             Ok(list.into_iter().map(|entry| entry.name).collect())
@@ -163,6 +165,13 @@ fn names(tree: &Tree, parent: &[u8]) -> Result<Vec<CString>> {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Vec::new()),
         Err(errno) => Err(errno).context(|| format!("open {}", tree::display(parent))),
     }
+}
+
+/// Says whether a path is not hidden, or something below it is not.
+fn is_visible(tree: &Tree, path: &[u8]) -> bool {
+    let Some(ignore) = &tree.ignore else { return true };
+    let path = String::from_utf8_lossy(path);
+    path.is_empty() || !ignore.excludes(&path) || ignore.may_include_below(&path)
 }
 
 /// What was found under a path.
@@ -177,7 +186,7 @@ impl Scan<'_> {
     /// Selects one path.
     fn path(&self, path: &[u8], follow: bool) -> Result<Look> {
         let name = c_name(path.rsplit(|byte| *byte == b'/').next().unwrap_or_default())?;
-        let Some(resolved) = resolve(&self.tree.root, path, follow)?.filter(|path| self.is_visible(path)) else {
+        let Some(resolved) = resolve(&self.tree.root, path, follow)?.filter(|path| is_visible(self.tree, path)) else {
             return Ok(Look::Missing);
         };
         let at = resolved.iter().rposition(|byte| *byte == b'/');
@@ -200,12 +209,6 @@ impl Scan<'_> {
         let dir = open_beneath(&self.tree.root, &path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let (top, below) = self.directory(&dir, &path)?;
         Ok(Look::Found(Box::new(Match { path, name, top, below })))
-    }
-
-    fn is_visible(&self, path: &[u8]) -> bool {
-        let Some(ignore) = &self.tree.ignore else { return true };
-        let path = String::from_utf8_lossy(path);
-        path.is_empty() || !ignore.excludes(&path) || ignore.may_include_below(&path)
     }
 }
 
@@ -230,7 +233,7 @@ fn real_path(fd: &OwnedFd) -> Result<PathBuf> {
 /// Says that a path is not there, and why that may be.
 fn missing(tree: &Tree, path: &[u8]) -> Error {
     let shown = String::from_utf8_lossy(path);
-    let hint = excluded(tree, &shown).or_else(|| similar(tree, path)).unwrap_or_default();
+    let hint = excluded(tree, &shown).or_else(|| link(tree, path)).or_else(|| similar(tree, path)).unwrap_or_default();
     Error::not_found(format!("\"/{shown}\": not found in {}{hint}", tree.name))
 }
 
@@ -241,6 +244,15 @@ fn excluded(tree: &Tree, path: &str) -> Option<String> {
     let pattern = ignore.deciding_pattern(path).filter(|pattern| !pattern.is_exception())?;
     let (file, line, text) = (ignore.file_name(), pattern.line(), pattern.text());
     Some(format!(" (it exists, but line {line} of {file} excludes it: {text})"))
+}
+
+/// Where a symbolic link leads that leads nowhere, or to what is hidden.
+fn link(tree: &Tree, path: &[u8]) -> Option<String> {
+    let link = open_plain(&tree.root, path, OFlags::PATH).ok()?;
+    let target = tree::read_link(&link, c"").ok()?;
+    let target = tree::display(&target);
+    let hidden = resolve(&tree.root, path, true).ok()?.and_then(|real| excluded(tree, &String::from_utf8_lossy(&real)));
+    Some(format!(" (a symbolic link to {target}{})", hidden.unwrap_or_default()))
 }
 
 /// A name in the same directory that may have been meant.

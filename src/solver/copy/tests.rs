@@ -210,15 +210,40 @@ fn privileged_patterns_links_and_dots_stay_within_the_context() {
 }
 
 #[test]
-fn privileged_a_pattern_takes_links_that_lead_nowhere_unless_they_are_followed() {
+fn privileged_links_are_followed_up_to_the_first_wildcard_and_at_the_end() {
     on_both_drivers(|bench| {
         bench.file("d/x", "x");
+        bench.file("e/x", "other");
         symlink("nothing", bench.source("dangling")).unwrap();
+        symlink("d", bench.source("link")).unwrap();
         let made = bench.layer(None, &[Copy { follow_symlinks: false, ..copy("/d*", "/links/") }]).unwrap();
-        let root = bench.mount(made);
-        assert!(root.stat("/links/dangling").is_symlink());
-        let made = bench.layer(None, &[copy("/d*", "/followed/")]).unwrap();
-        assert!(!bench.mount(made).path("/followed/dangling").is_symlink());
+        assert!(bench.mount(made).stat("/links/dangling").is_symlink());
+        let error = bench.layer(None, &[copy("/d*", "/followed/")]).unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+        let text = error.to_string();
+        assert!(text.contains("\"/dangling\": not found in the build context (a symbolic link to nothing)"), "{text}");
+        let copies = [copy("/link/*", "/before/"), copy("/*/x", "/behind/"), copy("/l*", "/end/")];
+        let root = bench.mount(bench.layer(None, &copies).unwrap());
+        assert_eq!(root.read("/before/x").as_deref(), Some("x"));
+        assert_eq!(root.read("/behind/x").as_deref(), Some("other"), "link is none of the directories");
+        assert_eq!(root.read("/end/x").as_deref(), Some("x"));
+    });
+}
+
+#[test]
+fn privileged_what_stands_before_a_wildcard_has_to_be_there() {
+    on_both_drivers(|bench| {
+        bench.file("d/x", "x");
+        bench.file("secret/x", "x");
+        bench.file("[br].txt", "x");
+        let tree = bench.tree("secret\n");
+        let error = |source: &str| bench.layer_from(None, &[copy(source, "/x/")], &tree, None).unwrap_err().to_string();
+        assert!(error("/b/*").contains("\"/b\": not found in the build context"), "{}", error("/b/*"));
+        assert!(error("/secret/*").contains("line 1 of .dockerignore excludes it"), "{}", error("/secret/*"));
+        assert!(error("/\\[br].txt").contains("not found"), "a backslash is one, where there are no wildcards");
+        bench.layer_from(None, &[copy("/d/*.none", "/x/"), copy("/d/x/*", "/x/")], &tree, None).unwrap();
+        let root = bench.mount(bench.layer_from(None, &[copy("/\\[b*.txt", "/x/")], &tree, None).unwrap());
+        assert_eq!(root.read("/x/[br].txt").as_deref(), Some("x"));
     });
 }
 
