@@ -629,13 +629,14 @@ fn tmpfs(options: &[(&CStr, &str)], attributes: MountAttrFlags) -> Result<OwnedF
     file_system(c"tmpfs", options, attributes)
 }
 
-/// Makes a detached mount of a new file system.
+/// Makes a detached mount of a new file system, whose source `mount` and `df` show as its kind, as with other engines.
 pub(super) fn file_system(
     kind: &CStr,
     options: &[(&CStr, &str)],
     attributes: MountAttrFlags,
 ) -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(context.as_fd(), c"source", kind)?;
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(context.as_fd(), *key, *value)?;
     }

@@ -60,6 +60,7 @@ impl Overlay<'_> {
         self.check()?;
         let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).context(|| "open the overlay file system")?;
         let explained = |errno| explain(&fs, errno);
+        fsconfig_set_string(&fs, "source", "overlay").map_err(|errno| explained(errno).context("name the overlay"))?;
         let base = common_dir(&self.paths());
         let dir = open_path(&base)?;
         for (at, lower) in self.lowers.iter().enumerate() {

@@ -516,6 +516,7 @@ fn protect(target: &Place) -> Result<(), Errno> {
 
 fn mount(kind: &CStr, attributes: MountAttrFlags, target: &Place) -> Result<(), Errno> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(context.as_fd(), c"source", kind)?;
     rustix::mount::fsconfig_create(context.as_fd())?;
     let mount = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     attach(mount.as_fd(), target.open()?.as_fd())

@@ -51,6 +51,17 @@ fn privileged_a_read_only_root_refuses_writing_but_its_tmpfs_does_not() {
 }
 
 #[test]
+fn privileged_mounts_are_named_as_mount_and_df_show_them_elsewhere() {
+    if !is_root() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let script = "cut -d' ' -f1,2 /proc/mounts | grep -E ' /(dev|dev/pts|dev/shm|proc|sys)$' | sort";
+    let expected = ["devpts /dev/pts", "proc /proc", "sysfs /sys", "tmpfs /dev", "tmpfs /dev/shm"];
+    assert_eq!(run(fixture.shell(script)).lines(), expected);
+}
+
+#[test]
 fn privileged_a_tmpfs_has_the_size_mode_and_flags_it_is_given() {
     if !is_root() {
         return;
