@@ -36,6 +36,11 @@ impl Rules {
         };
         Ok(Self { exclude: patterns(&copy.exclude)?, include: patterns(&copy.include)? })
     }
+
+    /// Says whether nothing below the copied path is left out.
+    pub(super) fn take_all(&self) -> bool {
+        self.exclude.is_none() && self.include.is_none()
+    }
 }
 
 /// One reading of a tree for one copy.

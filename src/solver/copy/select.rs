@@ -52,24 +52,21 @@ pub struct Tree {
 pub fn select(tree: &Tree, copy: &Copy, cancel: &Cancel) -> Result<Selection> {
     let rules = Rules::of(tree, copy)?;
     let scan = Scan { tree, rules, cancel };
-    let paths = if copy.wildcard && has_wildcards(&copy.source) {
-        let paths = expand(tree, &copy.source, cancel)?;
-        if paths.is_empty() && !copy.allow_empty_wildcard {
-            return Err(Error::not_found(format!("{}: no file in {} matches", copy.source, tree.name)));
-        }
-        paths
-    } else {
-        vec![relative(&copy.source)]
-    };
-    let follow = copy.follow_symlinks;
+    let is_pattern = copy.wildcard && has_wildcards(&copy.source);
+    let paths = if is_pattern { expand(tree, &copy.source, cancel)? } else { vec![relative(&copy.source)] };
     let mut matches = Vec::with_capacity(paths.len());
     for path in &paths {
         cancel.check()?;
-        match scan.path(path, follow).context(|| format!("read {} in {}", tree::display(path), tree.name))? {
+        let look = scan.path(path, copy.follow_symlinks);
+        match look.context(|| format!("read {} in {}", tree::display(path), tree.name))? {
             Look::Found(found) => matches.push(*found),
             Look::Skipped => {}
+            Look::Missing if is_pattern && is_ignored(tree, path) => {}
             Look::Missing => return Err(missing(tree, path)),
         }
+    }
+    if is_pattern && matches.is_empty() && !copy.allow_empty_wildcard {
+        return Err(Error::not_found(format!("{}: no file in {} matches", copy.source, tree.name)));
     }
     for required in &copy.required {
         let known = |found: &Match| found.below.iter().any(|entry| entry.path == required.as_bytes());
@@ -167,11 +164,16 @@ fn names(tree: &Tree, parent: &[u8]) -> Result<Vec<CString>> {
     }
 }
 
-/// Says whether a path is not hidden, or something below it is not.
-fn is_visible(tree: &Tree, path: &[u8]) -> bool {
-    let Some(ignore) = &tree.ignore else { return true };
+/// Says whether a path is hidden. Something below it may not be.
+fn is_ignored(tree: &Tree, path: &[u8]) -> bool {
     let path = String::from_utf8_lossy(path);
-    path.is_empty() || !ignore.excludes(&path) || ignore.may_include_below(&path)
+    tree.ignore.as_ref().is_some_and(|ignore| !path.is_empty() && ignore.excludes(&path))
+}
+
+/// Says whether a path, or something below it if it is a directory, may not be hidden.
+fn is_visible(tree: &Tree, path: &[u8]) -> bool {
+    let below = |ignore: &Arc<Ignore>| ignore.may_include_below(&String::from_utf8_lossy(path));
+    !is_ignored(tree, path) || tree.ignore.as_ref().is_some_and(below)
 }
 
 /// What was found under a path.
@@ -199,6 +201,9 @@ impl Scan<'_> {
         if Metadata::at(&parent, &last)?.kind == Kind::Dir {
             return self.directory_match(resolved, name);
         }
+        if is_ignored(self.tree, &resolved) {
+            return Ok(Look::Missing);
+        }
         Ok(match self.file(&parent, &last, Vec::new())? {
             Some(top) => Look::Found(Box::new(Match { path: resolved, name, top, below: Vec::new() })),
             None => Look::Skipped,
@@ -208,6 +213,10 @@ impl Scan<'_> {
     fn directory_match(&self, path: Vec<u8>, name: CString) -> Result<Look> {
         let dir = open_beneath(&self.tree.root, &path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let (top, below) = self.directory(&dir, &path)?;
+        // A hidden directory is there for what is below it.
+        if below.is_empty() && self.rules.take_all() && is_ignored(self.tree, &path) {
+            return Ok(Look::Missing);
+        }
         Ok(Look::Found(Box::new(Match { path, name, top, below })))
     }
 }

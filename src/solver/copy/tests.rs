@@ -264,6 +264,26 @@ fn privileged_what_is_not_there_is_named_with_its_reason() {
 }
 
 #[test]
+fn privileged_exceptions_show_nothing_but_what_they_name() {
+    on_both_drivers(|bench| {
+        for path in ["secret.txt", "shown.md", "hidden/x", "half/x", "half/x.md"] {
+            bench.file(path, path);
+        }
+        let tree = bench.tree("secret.txt\nhidden\nhalf\n!**/*.md\n");
+        for source in ["/secret.txt", "/hidden"] {
+            let error = bench.layer_from(None, &[copy(source, "/x")], &tree, None).unwrap_err().to_string();
+            assert!(error.contains(".dockerignore excludes it"), "{error}");
+        }
+        let copies = [copy("/[sh]*", "/all/"), copy("/half", "/half/"), copy("/*/x", "/none/")];
+        let root = bench.mount(bench.layer_from(None, &copies, &tree, None).unwrap());
+        assert_eq!(root.read("/all/shown.md").as_deref(), Some("shown.md"));
+        assert_eq!((root.read("/all/secret.txt"), root.read("/all/x"), root.read("/half/x")), (None, None, None));
+        assert_eq!(root.read("/half/x.md").as_deref(), Some("half/x.md"));
+        assert!(!root.path("/none/x").exists());
+    });
+}
+
+#[test]
 fn privileged_ignored_and_excluded_files_are_left_out() {
     on_both_drivers(|bench| {
         for path in ["a/keep", "a/drop.log", "a/logs/important.log", "a/logs/other.log", "b/x", "b/y"] {
