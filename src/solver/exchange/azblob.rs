@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{FutureExt as _, Stream};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use kiln_graph::Digest;
@@ -218,11 +218,11 @@ impl Azure {
 
     pub(super) async fn config(&self) -> Result<Bytes> {
         let place = format!("container {}", self.options.container);
-        first_config(&self.options.names, &place, async |name| {
+        let get = |name| {
             let key = format!("{}{name}", self.options.manifests);
-            self.send(Method::GET, Some(&key), &[], Vec::new(), Bytes::new()).await
-        })
-        .await
+            async move { self.send(Method::GET, Some(&key), &[], Vec::new(), Bytes::new()).await }.boxed()
+        };
+        first_config(&self.options.names, &place, get).await
     }
 
     pub(super) async fn set_config(&self, config: &Bytes) -> Result<()> {

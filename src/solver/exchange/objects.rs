@@ -165,10 +165,10 @@ pub(super) async fn part(
 ///
 /// # Errors
 /// `NotFound` when no name has one; when the service does not answer or refuses.
-pub(super) async fn first_config(
-    names: &[String],
+pub(super) async fn first_config<'a>(
+    names: &'a [String],
     place: &str,
-    get: impl AsyncFn(&str) -> Result<ObjectAnswer>,
+    get: impl Fn(&'a str) -> BoxFuture<'a, Result<ObjectAnswer>>,
 ) -> Result<Bytes> {
     let limit = usize::try_from(config::MAX_BYTES).unwrap_or(usize::MAX);
     for name in names {

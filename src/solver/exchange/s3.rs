@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{FutureExt as _, Stream};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use kiln_graph::Digest;
@@ -351,10 +351,11 @@ impl S3 {
 
     pub(super) async fn config(&self) -> Result<Bytes> {
         let place = format!("bucket {}", self.options.bucket);
-        first_config(&self.options.names, &place, async |name| {
-            self.send(Method::GET, &self.options.config_key(name), &[], Vec::new(), Bytes::new()).await
-        })
-        .await
+        let get = |name: &str| {
+            let key = self.options.config_key(name);
+            async move { self.send(Method::GET, &key, &[], Vec::new(), Bytes::new()).await }.boxed()
+        };
+        first_config(&self.options.names, &place, get).await
     }
 
     pub(super) async fn set_config(&self, config: &Bytes) -> Result<()> {
