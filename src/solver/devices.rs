@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kiln_graph::diagnostic::closest;
 use kiln_graph::op;
@@ -102,8 +103,10 @@ pub(super) struct Known {
     pub(super) name: String,
     class: Option<String>,
     pub(super) auto_allow: bool,
-    /// Its own and its specification's.
-    edits: [Edits; 2],
+    /// Its specification's, which come once however many of its devices are given.
+    common: Arc<Edits>,
+    /// Its own.
+    edits: Edits,
 }
 
 /// Reads all specifications. Blocking.
@@ -114,12 +117,13 @@ pub(super) fn known(directories: &[PathBuf]) -> Result<Vec<Known>> {
     let mut known: BTreeMap<String, Known> = BTreeMap::new();
     for file in directories.iter().flat_map(|dir| files(dir)) {
         let spec = read(&file).context(|| format!("read the device specification {}", file.display()))?;
+        let common = Arc::new(spec.container_edits);
         for device in spec.devices {
             let name = format!("{}={}", spec.kind, device.name);
             let annotation = |key: &str| device.annotations.get(key).or_else(|| spec.annotations.get(key)).cloned();
             let (class, auto_allow) = (annotation(CLASS), annotation(AUTO_ALLOW).is_some_and(|value| value == "true"));
-            let edits = [device.container_edits, spec.container_edits.clone()];
-            known.insert(name.clone(), Known { name, class, auto_allow, edits });
+            let (common, edits) = (Arc::clone(&common), device.container_edits);
+            known.insert(name.clone(), Known { name, class, auto_allow, common, edits });
         }
     }
     Ok(known.into_values().collect())
@@ -197,6 +201,7 @@ impl Allowed {
 /// not carried out.
 pub(super) fn inject(asked: &[op::Device], known: &[Known], allowed: &Allowed) -> Result<Injection> {
     let mut injection = Injection::default();
+    let mut given: Vec<&Known> = Vec::new();
     for device in asked {
         let found = select(&device.name, known);
         if found.is_empty() && !device.optional {
@@ -213,9 +218,15 @@ pub(super) fn inject(asked: &[op::Device], known: &[Known], allowed: &Allowed) -
                     "device {asked} is not allowed; build with --allow device={name}"
                 )));
             }
-            for edits in &found.edits {
-                injection.add(edits).context(|| format!("device {}", found.name))?;
+            if given.iter().any(|other| other.name == found.name) {
+                continue;
             }
+            let doing = || format!("device {}", found.name);
+            if !given.iter().any(|other| Arc::ptr_eq(&other.common, &found.common)) {
+                injection.add(&found.common).context(doing)?;
+            }
+            injection.add(&found.edits).context(doing)?;
+            given.push(found);
         }
     }
     Ok(injection)
@@ -351,14 +362,14 @@ mod tests {
     fn a_device_brings_nodes_mounts_variables_and_groups() {
         let known = specs(&[("gpu.yaml", SPEC)]).unwrap();
         let one = inject(&ask(&["example.com/gpu"], false), &known, &Allowed::All).unwrap();
-        assert_eq!(one.env, ["ONE=1", "COMMON=1"]);
+        assert_eq!(one.env, ["COMMON=1", "ONE=1"], "what is a device's own comes later, and so wins");
         assert_eq!(
             (one.nodes[0].path.as_str(), one.nodes[0].minor, one.nodes[0].access.mknod),
             ("/dev/gpu-one", 3, false)
         );
         assert_eq!(one.mounts().unwrap()[0].access, Access::ReadOnly);
         let all = inject(&ask(&["example.com/gpu=*"], false), &known, &Allowed::All).unwrap();
-        assert_eq!((all.env.len(), all.groups), (3, vec!["44".to_owned()]));
+        assert_eq!((all.env, all.groups), (one.env, vec!["44".to_owned()]));
         assert_eq!(inject(&ask(&["gpu"], false), &known, &Allowed::All).unwrap().nodes.len(), 1);
         let json = r#"{"kind":"a.b/c","devices":[{"name":"d","containerEdits":{"deviceNodes":[{"path":"/dev/x","type":"b","major":7,"minor":8,"fileMode":384}]}}]}"#;
         let block = inject(&ask(&["a.b/c=d"], false), &specs(&[("x.json", json)]).unwrap(), &Allowed::All).unwrap();
