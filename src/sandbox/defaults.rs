@@ -81,6 +81,7 @@ impl Spec {
             writable_sys: false,
             devices: Devices::Listed { nodes: Vec::new(), rules: Vec::new() },
             sysctls: Vec::new(),
+            hooks: None,
             cgroup: Some(CgroupSpec::default()),
             init: false,
             die_with_parent: true,

@@ -83,19 +83,19 @@ fn join(target: Target, cgroup: Option<&Cgroup>, process: &Process, stdio: Stdio
     drop(common);
     let join = target.pid_namespace.map(|fd| (fd, LinkNameSpaceType::ProcessID)).into_iter().collect();
     let cgroup = cgroup.map_or(Ok(None), Cgroup::clone_target)?;
-    let child = super::launch(Order { namespaces: 0, join, cgroup, plan }, parent_part)?;
+    let child = super::launch(Order { namespaces: 0, join, cgroup, plan }, parent_part, None)?;
     Ok(Execution { child, terminal: ends.terminal, streams: ends.streams, ended: false })
 }
 
 /// The first process of a sandbox, and what is needed to join it.
-struct Target {
+pub(super) struct Target {
     pid: Pid,
-    pidfd: Arc<OwnedFd>,
+    pub(super) pidfd: Arc<OwnedFd>,
     proc_dir: PathBuf,
     root: OwnedFd,
     /// The namespaces that differ from ours, without the one of processes.
-    shared: ThreadNameSpaceType,
-    pid_namespace: Option<OwnedFd>,
+    pub(super) shared: ThreadNameSpaceType,
+    pub(super) pid_namespace: Option<OwnedFd>,
 }
 
 const NAMESPACES: [(&str, ThreadNameSpaceType); 6] = [
@@ -108,7 +108,7 @@ const NAMESPACES: [(&str, ThreadNameSpaceType); 6] = [
 ];
 
 impl Target {
-    fn open(pid: Pid) -> Result<Self> {
+    pub(super) fn open(pid: Pid) -> Result<Self> {
         let number = pid.as_raw_nonzero();
         let gone = || gone(pid);
         let pidfd = Arc::new(rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|_| gone())?);

@@ -40,6 +40,8 @@ pub struct Exit {
     pub usage: Option<Stats>,
     /// Why its control group could not be removed, if so.
     pub left_over: Option<String>,
+    /// What its hooks failed to do after its end.
+    pub warnings: Vec<String>,
 }
 
 impl Exit {
@@ -179,7 +181,7 @@ mod tests {
             memory_limit_bytes: Some(67_108_864),
             ..Stats::default()
         };
-        Exit { status, usage: Some(usage), left_over: None }
+        Exit { status, usage: Some(usage), left_over: None, warnings: Vec::new() }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! executable. [`exec()`] runs a further process in a sandbox. Build steps and containers use the same two functions.
 //!
 //! It makes neither root file systems nor networks, keeps no records, copies no output, and sets nothing up on the host
-//! besides control groups. Linux 5.12 is needed (`mount_setattr`); cgroup v1, hybrid and v2 all work.
+//! besides control groups and, for hooks, a small directory. Linux 5.12 is needed (`mount_setattr`); cgroup v1, hybrid and v2 all work.
 //!
 //! **What a container may learn of Kiln itself.** The process is not dumpable until it executes, all descriptors but three
 //! close then, and its command cannot be `/proc/self/exe`, so that the program file of the engine is not handed in
@@ -20,6 +20,7 @@ mod emulation;
 mod exec;
 mod exit;
 mod failure;
+mod hooks;
 mod prepare;
 mod rlimit;
 mod seccomp;
@@ -43,6 +44,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 
 use self::exit::Child;
+use self::hooks::{Attendant, Bundle};
 use self::prepare::{Common, ParentPart};
 use self::spawner::Order;
 use self::user::Ids;
@@ -62,6 +64,7 @@ pub use emulation::{obstacle, platforms};
 pub use exec::{Execution, exec};
 pub use exit::{Exit, Status};
 pub use failure::{NotStarted, exit_code};
+pub use hooks::{Hook, HookPoint, Hooks, remove_abandoned_bundles};
 pub use rlimit::rlimit;
 pub use seccomp::Profile;
 pub use security::SecurityOptions;
@@ -81,6 +84,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Sandbox {
     child: Child,
     cgroup: Option<Cgroup>,
+    bundle: Option<Arc<Bundle>>,
     terminal: Option<Terminal>,
     streams: Streams,
     stubs: Stubs,
@@ -90,12 +94,12 @@ pub struct Sandbox {
 
 /// Starts a sandbox, and returns when it executes its command. Blocking for one to three milliseconds: call on the blocking
 /// pool. Needs root (all capabilities in the user namespace of this process). From the first start on this process is not
-/// dumpable: only root can look into its memory.
+/// dumpable: only root can look into its memory. Hooks take their own time.
 ///
 /// # Errors
 /// With [`exit_code`] 127 when the command, its interpreter or something it needs does not exist, 126 when it may not be
 /// executed, 125 otherwise; the text keeps Docker's phrases. `InvalidArgument` for contradictory input, `Unsupported` for what
-/// this kernel cannot do, `Exhausted` at limits of the host. Nothing is left behind but mount points made in the root file
+/// this kernel cannot do, `Exhausted` at limits of the host. A hook that fails is named with what it printed. Nothing is left behind but mount points made in the root file
 /// system.
 pub fn spawn(mut spec: Spec, stdio: Stdio) -> Result<Sandbox> {
     check_names(&spec)?;
@@ -109,14 +113,24 @@ pub fn spawn(mut spec: Spec, stdio: Stdio) -> Result<Sandbox> {
         }
         None => None,
     };
+    let remove = |error: Error| error.and_cleanup(cgroup.as_ref().map_or(Ok(()), Cgroup::remove));
+    let bundle = Bundle::make(&mut spec, &ids).map_err(remove)?.map(Arc::new);
     let begun = restrict_devices(&mut spec, cgroup.as_ref())
         .and_then(|warning| {
             warnings.extend(warning);
-            start(spec, stdio, &ids, cgroup.as_ref())
+            start(spec, stdio, &ids, cgroup.as_ref(), bundle.as_deref())
         })
-        .map_err(|error| error.and_cleanup(cgroup.as_ref().map_or(Ok(()), Cgroup::remove)))?;
+        .map_err(remove)
+        .map_err(|error| match &bundle {
+            Some(bundle) => bundle.ended().into_iter().fold(error, |error, more| error.and_cleanup(Err(more))),
+            None => error,
+        })?;
     let Begun { child, terminal, streams, stubs } = begun;
-    Ok(Sandbox { child, cgroup, terminal, streams, stubs, warnings, exit: Arc::default() })
+    let sandbox = Sandbox { child, cgroup, bundle, terminal, streams, stubs, warnings, exit: Arc::default() };
+    if let Some(bundle) = &sandbox.bundle {
+        bundle.started(sandbox.pid())?;
+    }
+    Ok(sandbox)
 }
 
 /// A process that executes its command, and this side of it.
@@ -165,10 +179,10 @@ fn restrict_devices(spec: &mut Spec, cgroup: Option<&Cgroup>) -> Result<Option<S
     Ok(cgroup.map(|_| "this host cannot restrict devices; the container gets no CAP_MKNOD".to_owned()))
 }
 
-fn start(mut spec: Spec, stdio: Stdio, ids: &Ids, cgroup: Option<&Cgroup>) -> Result<Begun> {
+fn start(mut spec: Spec, stdio: Stdio, ids: &Ids, cgroup: Option<&Cgroup>, bundle: Option<&Bundle>) -> Result<Begun> {
     let has_terminal = matches!(stdio, Stdio::Terminal(_));
     let rootfs = spec.rootfs.try_clone().context(|| "duplicate the root file system's descriptor")?;
-    let mut view = view::prepare(&mut spec, rootfs, cgroup, &Joining { ids, terminal: has_terminal })?;
+    let mut view = view::prepare(&mut spec, rootfs, cgroup, &Joining { ids, terminal: has_terminal }, bundle)?;
     let owner = spec.namespaces.user.as_ref().map_or(Some(ids.uid), |map| spec::outside(&map.uids, ids.uid));
     let owner = owner.ok_or_else(|| Error::invalid(format!("user {} is not mapped in the user namespace", ids.uid)))?;
     let terminals = view.terminals.take();
@@ -188,19 +202,22 @@ fn start(mut spec: Spec, stdio: Stdio, ids: &Ids, cgroup: Option<&Cgroup>) -> Re
         die_with_parent: spec.die_with_parent,
     };
     let (parent_part, wait) = ParentPart::new(&spec.process, spec.namespaces.user.clone())?.unzip();
-    let plan = prepare::sandbox_plan(&spec, view, cgroup, wait, &common)?;
+    let attendant = bundle.map(|bundle| Attendant::new(bundle, &spec.process, ids, cgroup)).transpose()?;
+    let (attendant, meetings) = attendant.unzip();
+    let plan = prepare::sandbox_plan(&spec, view, cgroup, wait, &common, meetings.unwrap_or_default())?;
     drop(common);
     let (namespaces, join) = prepare::namespaces(spec.namespaces);
     let cgroup = cgroup.map_or(Ok(None), Cgroup::clone_target)?;
-    let child = launch(Order { namespaces, join, cgroup, plan }, parent_part)?;
+    let child = launch(Order { namespaces, join, cgroup, plan }, parent_part, attendant)?;
     Ok(Begun { child, terminal: ends.terminal, streams: ends.streams, stubs })
 }
 
 /// Starts a process and waits until it executes its command.
-fn launch(order: Order, parent_part: Option<ParentPart>) -> Result<Child> {
+fn launch(order: Order, parent_part: Option<ParentPart>, attendant: Option<Attendant<'_>>) -> Result<Child> {
     let (Started { pid, pidfd, report }, order) = spawner::carry_out(order)?;
     let child = Child { pid, pidfd };
-    let error = match parent_part.map_or(Ok(()), |part| part.carry_out(pid)) {
+    let prepared = parent_part.map_or(Ok(()), |part| part.carry_out(pid));
+    let error = match prepared.and_then(|()| attendant.map_or(Ok(()), |attendant| attendant.carry_out(&child))) {
         Err(error) => error,
         Ok(()) => match report.wait() {
             None => return Ok(child),
@@ -261,7 +278,8 @@ impl Sandbox {
         if self.lock().is_some() { Ok(()) } else { self.child.signal(signal) }
     }
 
-    /// Waits until it has ended, then kills what is left of it, reads its counters and removes its control group. Can be called
+    /// Waits until it has ended, then kills what is left of it, reads its counters, removes its control group and runs the hooks
+    /// that come after that. Can be called
     /// any number of times, also at the same time. Needs a runtime with I/O.
     ///
     /// # Errors
@@ -273,8 +291,8 @@ impl Sandbox {
         self.child.ended().await?;
         let pidfd = self.child.pidfd.try_clone().context(|| "wait for a process")?;
         let child = Child { pid: self.child.pid, pidfd };
-        let (cgroup, exit) = (self.cgroup.clone(), Arc::clone(&self.exit));
-        task::blocking(move || finish(&child, cgroup.as_ref(), &exit)).await
+        let (cgroup, bundle, exit) = (self.cgroup.clone(), self.bundle.clone(), Arc::clone(&self.exit));
+        task::blocking(move || finish(&child, cgroup.as_ref(), bundle.as_deref(), &exit)).await
     }
 
     /// Does what [`Sandbox::wait`] does, blocking.
@@ -282,7 +300,7 @@ impl Sandbox {
     /// # Errors
     /// As there.
     pub fn wait_blocking(&self) -> Result<Exit> {
-        finish(&self.child, self.cgroup.as_ref(), &self.exit)
+        finish(&self.child, self.cgroup.as_ref(), self.bundle.as_deref(), &self.exit)
     }
 
     /// Whether its end was collected.
@@ -296,7 +314,7 @@ impl Sandbox {
 }
 
 /// Collects a sandbox that has ended. The lock is held meanwhile, so that it happens once.
-fn finish(child: &Child, cgroup: Option<&Cgroup>, slot: &Mutex<Option<Exit>>) -> Result<Exit> {
+fn finish(child: &Child, cgroup: Option<&Cgroup>, bundle: Option<&Bundle>, slot: &Mutex<Option<Exit>>) -> Result<Exit> {
     // Waiting itself needs no lock: signals are still sent.
     while !child.ends_within(Duration::from_secs(3600)) {}
     let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
@@ -306,7 +324,8 @@ fn finish(child: &Child, cgroup: Option<&Cgroup>, slot: &Mutex<Option<Exit>>) ->
     let status = child.collect()?;
     let usage = cgroup.map(Cgroup::stats);
     let left_over = cgroup.and_then(|cgroup| cgroup.remove().err()).map(|error| error.to_string());
-    let exit = Exit { status, usage, left_over };
+    let warnings = bundle.map(Bundle::ended).unwrap_or_default();
+    let exit = Exit { status, usage, left_over, warnings };
     *slot = Some(exit.clone());
     Ok(exit)
 }
@@ -323,7 +342,7 @@ impl Drop for Sandbox {
             let _ = cgroup.thaw();
         }
         if self.child.ends_within(KILL_TIMEOUT) {
-            let _ = finish(&self.child, self.cgroup.as_ref(), &self.exit);
+            let _ = finish(&self.child, self.cgroup.as_ref(), self.bundle.as_deref(), &self.exit);
         }
     }
 }

@@ -16,6 +16,7 @@ use super::capability::Capabilities;
 use super::cgroup::Cgroup;
 use super::defaults::DEFAULT_PATH;
 use super::failure;
+use super::hooks::Meetings;
 use super::spec::{IdMap, IdRange, Namespace, Namespaces, Network, Process, Seccomp, Spec};
 use super::user::Ids;
 use super::view::View;
@@ -23,7 +24,7 @@ use crate::error::{Error, Result, ResultExt as _};
 use crate::sys::plan::{Call, Command, Place, Plan, Step};
 
 /// Files a process makes are not writable for others, unless it says otherwise.
-const UMASK: u32 = 0o022;
+pub(super) const UMASK: u32 = 0o022;
 
 /// What is common to the first process of a sandbox and further ones.
 pub(super) struct Common<'a> {
@@ -98,7 +99,7 @@ fn write_proc(path: &str, text: &str) -> Result<()> {
     std::fs::write(path, text).context(|| format!("write {:?} to {path}", text.trim_end()))
 }
 
-fn step(purpose: impl Into<String>, call: Call) -> Step {
+pub(super) fn step(purpose: impl Into<String>, call: Call) -> Step {
     Step { call, purpose: purpose.into() }
 }
 
@@ -109,7 +110,9 @@ pub(super) fn sandbox_plan(
     cgroup: Option<&Cgroup>,
     wait: Option<Step>,
     common: &Common<'_>,
+    meetings: Meetings,
 ) -> Result<Plan> {
+    let stays = meetings.created.is_some() || meetings.starting.is_some();
     let mut steps = Vec::with_capacity(96);
     steps.extend(wait);
     if spec.namespaces.user.is_some() {
@@ -124,6 +127,8 @@ pub(super) fn sandbox_plan(
     }
     steps.push(step("separate from the host's mounts", Call::StopPropagation));
     steps.extend(view.steps);
+    steps.extend(meetings.created);
+    steps.extend(view.restrictions);
     if !spec.hostname.is_empty() {
         steps.push(step(
             format!("set the host name {:?}", spec.hostname),
@@ -139,7 +144,12 @@ pub(super) fn sandbox_plan(
         Call::Pivot(view.root),
     ));
     steps.extend(process_steps(common)?);
-    finish(common, steps)
+    steps.extend(meetings.starting);
+    let mut plan = finish(common, steps)?;
+    if stays {
+        plan.close_others();
+    }
+    Ok(plan)
 }
 
 /// The first steps of every process: nobody looks in, nobody outlives the engine, and the group accounts from the start.

@@ -10,6 +10,7 @@ use rustix::process::{Resource, Rlimit};
 use super::capability::Capabilities;
 use super::cgroup::CgroupSpec;
 use super::device::Device;
+use super::hooks::Hooks;
 use super::seccomp::Profile;
 use super::user::User;
 
@@ -47,6 +48,8 @@ pub struct Spec {
     pub devices: Devices,
     /// Kernel parameters, as name and value. Only those that belong to a private namespace are accepted.
     pub sysctls: Vec<(String, String)>,
+    /// Programs of the host that run beside it.
+    pub hooks: Option<Hooks>,
     /// The control group; `None` runs in the one of this process, without limits and without an account.
     pub cgroup: Option<CgroupSpec>,
     /// Whether a small init reaps processes and forwards signals; the command is its child.

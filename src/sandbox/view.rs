@@ -18,6 +18,7 @@ use rustix::process::{Gid, Uid};
 use super::cgroup::Cgroup;
 use super::device::{self, Device, Kind};
 use super::failure;
+use super::hooks::{self, Bundle};
 use super::spec::{Access, Devices, MissingDir, Mount, Namespace, Network, Source, Spec, Tmpfs, outside};
 use super::target::{PointKind, Stubs, Targets};
 use super::user::Ids;
@@ -33,13 +34,16 @@ const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 /// The group of terminals, everywhere.
 const TTY_GROUP: u32 = 5;
 
-/// Where the staging mount goes: a directory that every host has. Only the child's copy of the host's tree is affected.
+/// Where the staging mount goes: a directory that every host has. Only the child's copy of the host's tree is affected. With
+/// hooks it is their bundle instead: they look for the root there, and may want the host's `/proc`.
 const STAGING_POINT: &CStr = c"/proc";
 
 /// A file system that has been prepared.
 pub(super) struct View {
     /// The steps that assemble it, up to but without entering the root.
     pub(super) steps: Vec<Step>,
+    /// The steps that then take from it what the command must not have: parameters, hidden and read-only paths.
+    pub(super) restrictions: Vec<Step>,
     pub(super) root: Arc<OwnedFd>,
     /// `/dev/null` of the sandbox.
     pub(super) null: Arc<OwnedFd>,
@@ -65,10 +69,16 @@ pub(super) fn prepare(
     rootfs: OwnedFd,
     cgroup: Option<&Cgroup>,
     joining: &Joining<'_>,
+    bundle: Option<&Bundle>,
 ) -> Result<View> {
     let root = Arc::new(rootfs);
     let owner = root_owner(spec)?;
     let staging = Staging::new(owner)?;
+    if let Some(bundle) = bundle {
+        staging
+            .write(hooks::CONFIG, bundle.config(), 0o600, owner)
+            .map_err(|errno| failure::step("write the configuration for the hooks", errno))?;
+    }
     let mut builder = Builder {
         targets: Targets::new(Arc::clone(&root), owner),
         owner,
@@ -94,15 +104,17 @@ pub(super) fn prepare(
     if let Some(owner) = cwd_owner(spec, joining.ids)?.filter(|_| !spec.process.cwd.is_empty()) {
         builder.targets.make_directory(&spec.process.cwd, owner)?;
     }
+    let assembly = std::mem::take(&mut builder.steps);
     builder.restrict(spec)?;
     if spec.readonly_rootfs {
-        change(root.as_fd(), &Change::set(RDONLY, Extent::Top))
-            .map_err(|errno| failure::step("make the root read-only", errno))?;
+        let call = Call::Change(Arc::clone(&root), Change::set(RDONLY, Extent::Top));
+        builder.steps.push(step("make the root read-only", call));
     }
-    let Builder { targets, staging, mut steps, .. } = builder;
-    steps.splice(0..0, staging.attach_steps(&root));
+    let Builder { targets, staging, steps: restrictions, .. } = builder;
+    let mut steps = staging.attach_steps(&root, bundle.map_or(STAGING_POINT, Bundle::point));
+    steps.extend(assembly);
     let null = Arc::new(staging.open_null()?);
-    Ok(View { steps, root, null, terminals, stubs: targets.into_stubs() })
+    Ok(View { steps, restrictions, root, null, terminals, stubs: targets.into_stubs() })
 }
 
 /// Makes device nodes on a mount have no effect.
@@ -169,7 +181,7 @@ impl Staging {
         let mode = Mode::from(0o666);
         rustix::fs::mknodat(&mount, c"null", FileType::CharacterDevice, Mode::empty(), device).map_err(doing)?;
         rustix::fs::chmodat(&mount, c"null", mode, AtFlags::empty()).map_err(doing)?;
-        for (name, mode) in [(c"empty", 0o555), (c"root", 0o700)] {
+        for (name, mode) in [(c"empty", 0o555), (hooks::ROOT, 0o700)] {
             rustix::fs::mkdirat(&mount, name, Mode::from(mode)).map_err(doing)?;
         }
         for name in [c"null", c"empty"] {
@@ -189,16 +201,20 @@ impl Staging {
 
     fn add_file(&mut self, content: &[u8], mode: u32, owner: (u32, u32)) -> Result<Place, Errno> {
         let name = self.next_name();
+        self.write(&name, content, mode, owner)?;
+        Ok(self.place(&name))
+    }
+
+    fn write(&self, name: &CStr, content: &[u8], mode: u32, owner: (u32, u32)) -> Result<(), Errno> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.mount, &name, flags, Mode::empty())?;
+        let file = rustix::fs::openat(&self.mount, name, flags, Mode::empty())?;
         let mut rest = content;
         while !rest.is_empty() {
             let written = rustix::io::retry_on_intr(|| rustix::io::write(&file, rest))?;
             rest = &rest[written..];
         }
-        set_owner(self.mount.as_fd(), &name, owner)?;
-        rustix::fs::fchmod(&file, Mode::from(mode & 0o7777))?;
-        Ok(self.place(&name))
+        set_owner(self.mount.as_fd(), name, owner)?;
+        rustix::fs::fchmod(&file, Mode::from(mode & 0o7777))
     }
 
     /// Makes room for a mount of which only a part is wanted.
@@ -214,11 +230,12 @@ impl Staging {
             .context(|| "open /dev/null")
     }
 
-    fn attach_steps(&self, root: &Arc<OwnedFd>) -> Vec<Step> {
-        let at_host = Place { dir: None, path: STAGING_POINT.to_owned() };
+    fn attach_steps(&self, root: &Arc<OwnedFd>, point: &CStr) -> Vec<Step> {
+        let at_host = Place { dir: None, path: point.to_owned() };
+        let attach = |mount: &Arc<OwnedFd>, target| Call::Attach { mount: Arc::clone(mount), target };
         vec![
-            step("attach the staging file system", Call::Attach { mount: Arc::clone(&self.mount), target: at_host }),
-            step("attach the root file system", Call::Attach { mount: Arc::clone(root), target: self.place(c"root") }),
+            step("attach the staging file system", attach(&self.mount, at_host)),
+            step("attach the root file system", attach(root, self.place(hooks::ROOT))),
         ]
     }
 }

@@ -1,12 +1,13 @@
 //! Devices that steps ask for, as the Container Device Interface describes them: specifications in `/etc/cdi` and
 //! `/var/run/cdi`, in JSON or YAML (`https://github.com/cncf-tags/container-device-interface`, version 0.8 and before).
 //!
-//! Device nodes, bind mounts, variables and groups are carried out. Whatever else a specification says (hooks, network devices,
+//! Device nodes, bind mounts, variables, groups and hooks are carried out. Whatever else a specification says (network devices,
 //! Intel RDT) is refused by name: leaving it out would give a device that does not work.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiln_graph::diagnostic::closest;
 use kiln_graph::op;
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result, ResultExt as _};
-use crate::sandbox::{self, Access, Device, DeviceAccess, DeviceKind, Propagation, Source};
+use crate::sandbox::{self, Access, Device, DeviceAccess, DeviceKind, Hook, HookPoint, Propagation, Source};
 
 /// Where specifications are; a device that is described in several takes the last.
 pub const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
@@ -34,6 +35,7 @@ pub(super) struct Injection {
     pub(super) nodes: Vec<Device>,
     pub(super) env: Vec<String>,
     pub(super) groups: Vec<String>,
+    pub(super) hooks: Vec<Hook>,
     mounts: Vec<CdiMount>,
 }
 
@@ -65,6 +67,7 @@ struct Edits {
     env: Vec<String>,
     device_nodes: Vec<Node>,
     mounts: Vec<CdiMount>,
+    hooks: Vec<CdiHook>,
     #[serde(rename = "additionalGids")]
     additional_gids: Vec<u32>,
     /// Everything else.
@@ -94,6 +97,19 @@ struct CdiMount {
     container_path: String,
     #[serde(default)]
     options: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CdiHook {
+    hook_name: String,
+    path: String,
+    #[serde(default)]
+    args: Vec<String>,
+    #[serde(default)]
+    env: Vec<String>,
+    /// In seconds.
+    timeout: Option<i64>,
 }
 
 /// A device with all that belongs to it.
@@ -223,9 +239,9 @@ pub(super) fn inject(asked: &[op::Device], known: &[Known], allowed: &Allowed) -
             }
             let doing = || format!("device {}", found.name);
             if !given.iter().any(|other| Arc::ptr_eq(&other.common, &found.common)) {
-                injection.add(&found.common).context(doing)?;
+                injection.add(&found.common, found).context(doing)?;
             }
-            injection.add(&found.edits).context(doing)?;
+            injection.add(&found.edits, found).context(doing)?;
             given.push(found);
         }
     }
@@ -259,7 +275,7 @@ fn missing(name: &str, known: &[Known]) -> Error {
 }
 
 impl Injection {
-    fn add(&mut self, edits: &Edits) -> Result<()> {
+    fn add(&mut self, edits: &Edits, device: &Known) -> Result<()> {
         if let Some((key, _)) = edits.others.iter().find(|(_, value)| !is_nothing(value)) {
             return Err(Error::unsupported(format!("its specification has {key}, which is not supported")));
         }
@@ -268,6 +284,9 @@ impl Injection {
         self.mounts.extend(edits.mounts.iter().cloned());
         for node in &edits.device_nodes {
             self.nodes.push(node.device()?);
+        }
+        for hook in &edits.hooks {
+            self.hooks.push(hook.hook(&device.name).context(|| format!("its hook {} {}", hook.hook_name, hook.path))?);
         }
         Ok(())
     }
@@ -313,6 +332,32 @@ impl Node {
         device.uid = self.uid.unwrap_or(device.uid);
         device.gid = self.gid.unwrap_or(device.gid);
         Ok(device)
+    }
+}
+
+impl CdiHook {
+    fn hook(&self, device: &str) -> Result<Hook> {
+        let names = || HookPoint::ALL.map(HookPoint::name).join(", ");
+        let point = HookPoint::ALL.into_iter().find(|point| point.name() == self.hook_name);
+        let point = point.ok_or_else(|| Error::invalid(format!("there is no such hook; there are {}", names())))?;
+        if !self.path.starts_with('/') {
+            return Err(Error::invalid("its path is not absolute"));
+        }
+        if let Some(entry) =
+            self.env.iter().find(|entry| !matches!(entry.split_once('='), Some((name, _)) if !name.is_empty()))
+        {
+            return Err(Error::invalid(format!("its variable {entry:?} is not NAME=value")));
+        }
+        let seconds = |timeout: i64| u64::try_from(timeout).ok().filter(|seconds| *seconds > 0);
+        let timeout = match self.timeout.map(|timeout| (timeout, seconds(timeout))) {
+            None => None,
+            Some((_, Some(seconds))) => Some(Duration::from_secs(seconds)),
+            Some((timeout, None)) => {
+                return Err(Error::invalid(format!("its timeout is {timeout}, and must be at least a second")));
+            }
+        };
+        let (path, args, env) = (self.path.clone(), self.args.clone(), self.env.clone());
+        Ok(Hook { point, path, args, env, timeout, origin: format!("device {device}") })
     }
 }
 
@@ -393,11 +438,49 @@ mod tests {
     }
 
     #[test]
+    fn the_hooks_of_a_specification_run_once_and_before_those_of_its_devices() {
+        let hook = "{hookName: createContainer, path: /usr/bin/link, args: [link, --all], env: ['A=1'], timeout: 5}";
+        let text = SPEC
+            .replace("env: [COMMON=1]", &format!("hooks: [{hook}]"))
+            .replace("additionalGids: [44]", "hooks: [{hookName: poststop, path: /bin/true}]");
+        let known = specs(&[("gpu.yaml", &text)]).unwrap();
+        let asked = ask(&["example.com/gpu=*", "example.com/gpu=two"], false);
+        let hooks = inject(&asked, &known, &Allowed::All).unwrap().hooks;
+        let points: Vec<HookPoint> = hooks.iter().map(|hook| hook.point).collect();
+        assert_eq!(points, [HookPoint::CreateContainer, HookPoint::Poststop]);
+        let expected = Hook {
+            point: HookPoint::CreateContainer,
+            path: "/usr/bin/link".to_owned(),
+            args: vec!["link".to_owned(), "--all".to_owned()],
+            env: vec!["A=1".to_owned()],
+            timeout: Some(Duration::from_secs(5)),
+            origin: "device example.com/gpu=one".to_owned(),
+        };
+        assert_eq!(hooks[0], expected);
+        assert_eq!((hooks[1].timeout, hooks[1].args.len()), (None, 0));
+    }
+
+    #[test]
+    fn hooks_that_make_no_sense_are_refused_with_device_hook_and_reason() {
+        for (hook, reason) in [
+            ("hookName: later, path: /bin/true", "there are prestart, createRuntime, createContainer,"),
+            ("hookName: poststop, path: bin/true", "its path is not absolute"),
+            ("hookName: poststop, path: /bin/true, timeout: 0", "its timeout is 0"),
+            ("hookName: poststop, path: /bin/true, env: [A]", "its variable \"A\" is not NAME=value"),
+        ] {
+            let text = SPEC.replace("additionalGids: [44]", &format!("hooks: [{{{hook}}}]"));
+            let known = specs(&[("gpu.yaml", &text)]).unwrap();
+            let error = inject(&ask(&["example.com/gpu=two"], false), &known, &Allowed::All).unwrap_err().to_string();
+            assert!(error.starts_with("device example.com/gpu=two: its hook ") && error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_not_carried_out_is_refused_by_name() {
-        let hooks = SPEC.replace("additionalGids: [44]", "hooks: [{hookName: createContainer, path: /bin/true}]");
-        let known = specs(&[("gpu.yaml", &hooks)]).unwrap();
+        let rdt = SPEC.replace("additionalGids: [44]", "intelRdt: {closID: one}");
+        let known = specs(&[("gpu.yaml", &rdt)]).unwrap();
         let error = inject(&ask(&["example.com/gpu=two"], false), &known, &Allowed::All).unwrap_err();
-        assert!(error.to_string().contains("hooks"), "{error}");
+        assert!(error.to_string().contains("intelRdt"), "{error}");
         assert!(specs(&[("bad.json", "{")]).unwrap_err().to_string().contains("bad.json"));
     }
 }

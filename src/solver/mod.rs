@@ -168,6 +168,7 @@ impl Solver {
         let root = deps.store.root();
         state::recover(root, DURABLE_TABLES)?;
         sandbox::remove_abandoned(ops::GROUP_PREFIX);
+        sandbox::remove_abandoned_bundles(&root.path().join(ops::BUNDLES), ops::GROUP_PREFIX);
         let (memos, cache_mounts) = (root.subdir("memos")?, root.subdir("cache-mounts")?);
         let driver = Driver::new(deps.settings.max_parallelism);
         let pool = Pool::new(deps.network.clone(), driver.limit);

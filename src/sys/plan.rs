@@ -42,7 +42,26 @@ impl Plan {
     /// something to do meanwhile, and not when the child stays without executing anything.
     #[must_use]
     pub fn can_share_memory(&self) -> bool {
-        !self.supervise && !self.steps.iter().any(|step| matches!(step.call, Call::Await { .. }))
+        let waits = |step: &Step| matches!(step.call, Call::Await { .. } | Call::Meet { .. });
+        !self.supervise && !self.steps.iter().any(waits)
+    }
+
+    /// Makes the child begin by closing what it has got from its parent and does not need itself. For children that stay for a
+    /// while before they execute: as long as a copy of a descriptor is open, whoever reads from it sees no end.
+    pub fn close_others(&mut self) {
+        let mut needed: Vec<u32> = self.steps.iter().flat_map(|step| step.call.descriptors()).collect();
+        needed.sort_unstable();
+        let mut gaps = Vec::with_capacity(needed.len() + 1);
+        let mut next = 3;
+        for number in needed {
+            if number > next {
+                gaps.push((next, number - 1));
+            }
+            next = next.max(number + 1);
+        }
+        gaps.push((next, u32::MAX));
+        let purpose = "close the descriptors of others".to_owned();
+        self.steps.insert(0, Step { call: Call::CloseOthers(gaps), purpose });
     }
 }
 
@@ -74,6 +93,15 @@ pub enum Call {
         /// The writing end, which is the parent's: this copy is closed, so that the parent's end is noticed.
         writer: Arc<OwnedFd>,
     },
+    /// Tells the parent, by one byte, that this point is reached, and waits until it answers with one.
+    Meet {
+        /// The child's end of a pair of sockets.
+        own: OwnedFd,
+        /// The parent's end: this copy is closed, so that the end of the parent is noticed.
+        other: Arc<OwnedFd>,
+    },
+    /// Closes the descriptors of these ranges, the last one included, but for the one to report through.
+    CloseOthers(Vec<(u32, u32)>),
     /// Becomes user and group 0 of a new user namespace.
     BecomeRoot,
     /// Keeps other processes from looking into this one until it executes the command.
@@ -119,6 +147,8 @@ pub enum Call {
     },
     /// Makes a path, if it exists, read-only.
     Protect(Place),
+    /// Changes a mount.
+    Change(Arc<OwnedFd>, Change),
     /// Mounts a file system that belongs to the namespaces of the process.
     Mount {
         /// Its type.
@@ -314,6 +344,11 @@ impl Child<'_> {
     fn take(&mut self, call: &Call) -> Result<(), Errno> {
         match call {
             Call::Await { reader, writer } => wait_for_byte(reader, writer),
+            Call::Meet { own, other } => {
+                write_all(own, b"1")?;
+                wait_for_byte(own, other)
+            }
+            Call::CloseOthers(gaps) => close_ranges(gaps, self.report),
             Call::BecomeRoot => set_identity(Uid::ROOT, Gid::ROOT, &[]),
             Call::Hide => rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable),
             Call::DieWithParent => self.die_with_parent(),
@@ -331,6 +366,7 @@ impl Child<'_> {
             Call::Graft { source, change, target } => graft(&source.open()?, change, &target.open()?),
             Call::Mask { file, dir, target } => mask(file, dir, target),
             Call::Protect(target) => protect(target),
+            Call::Change(mount, changed) => change(mount.as_fd(), changed),
             Call::Mount { kind, attributes, target } => mount(kind, *attributes, target),
             Call::Write { target, value } => write_all(&target.open_with(OFlags::WRONLY)?, value),
             Call::Hostname(name) => rustix::system::sethostname(name),
@@ -385,6 +421,46 @@ impl Child<'_> {
                 self.in_directory = true;
                 Ok(())
             }
+        }
+    }
+}
+
+impl Call {
+    /// The numbers of the descriptors it uses.
+    fn descriptors(&self) -> Vec<u32> {
+        let number = |fd: &OwnedFd| fd.as_raw_fd().cast_unsigned();
+        let of_place = |place: &Place| place.dir.iter().map(|dir| number(dir)).collect::<Vec<_>>();
+        match self {
+            Self::Await { reader, writer: other } | Self::Meet { own: reader, other } => {
+                vec![number(reader), number(other)]
+            }
+            Self::JoinCgroup(file) => vec![number(file)],
+            Self::JoinNamespaces(fd, _) | Self::Change(fd, _) | Self::Pivot(fd) => vec![number(fd)],
+            Self::Attach { mount, target } => [vec![number(mount)], of_place(target)].concat(),
+            Self::Graft { source, target, .. } => [source, target].map(of_place).concat(),
+            Self::Mask { file, dir, target } => [file, dir, target].map(of_place).concat(),
+            Self::Protect(target) | Self::Mount { target, .. } | Self::Write { target, .. } => of_place(target),
+            Self::Stdio(descriptors) => descriptors.iter().map(|fd| number(fd)).collect(),
+            Self::CloseOthers(_)
+            | Self::BecomeRoot
+            | Self::Hide
+            | Self::DieWithParent
+            | Self::UnshareCgroup
+            | Self::NewKeyring
+            | Self::LoopbackUp
+            | Self::StopPropagation
+            | Self::Hostname(_)
+            | Self::Domainname(_)
+            | Self::Umask(_)
+            | Self::Limit(..)
+            | Self::Session
+            | Self::Bound(_)
+            | Self::Identity { .. }
+            | Self::Capabilities(_)
+            | Self::Chdir { .. }
+            | Self::CloseDescriptors
+            | Self::NoNewPrivileges
+            | Self::Seccomp(_) => Vec::new(),
         }
     }
 }
@@ -570,6 +646,29 @@ fn close_on_exec() -> Result<(), Errno> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
     // SAFETY: sets a flag of descriptors; nothing is closed while this process uses it.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(super::process::last_errno()) }
+}
+
+fn close_ranges(ranges: &[(u32, u32)], keep: BorrowedFd<'_>) -> Result<(), Errno> {
+    let keep = keep.as_raw_fd().cast_unsigned();
+    for (first, last) in ranges.iter().copied() {
+        if (first..=last).contains(&keep) {
+            if keep > first {
+                close_range(first, keep - 1)?;
+            }
+            if last > keep {
+                close_range(keep + 1, last)?;
+            }
+        } else {
+            close_range(first, last)?;
+        }
+    }
+    Ok(())
+}
+
+fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    // SAFETY: what is closed is this process's own copy of descriptors that no step of its plan uses, and nothing else runs in it.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if result == 0 { Ok(()) } else { Err(super::process::last_errno()) }
 }
 

@@ -48,12 +48,17 @@ pub fn remove_abandoned(prefix: &str) {
     for hierarchy in layout::detect() {
         for dir in subdirectories(&hierarchy.mount.join(DEFAULT_PARENT)) {
             let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if maker(&name, prefix).is_some_and(is_gone) {
+            if is_abandoned(&name, prefix) {
                 // One that cannot be removed is not empty.
                 let _ = fs::remove_dir(&dir);
             }
         }
     }
+}
+
+/// Says whether [`temporary_id`] made an id of a prefix in a process that is no more.
+pub(super) fn is_abandoned(id: &str, prefix: &str) -> bool {
+    maker(id, prefix).is_some_and(is_gone)
 }
 
 /// The process that made an id.

@@ -178,12 +178,19 @@ async fn attempts(mut step: Step, reporter: &Reporter, stop: &Stop) -> Result<(S
 
 /// Runs a step once.
 async fn attempt(step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, Result<(), Unsuccessful>)> {
+    let cancel = stop.flag().clone();
     let begin = move || {
-        let started = step.start(Stdio::OnePipe, |_| {});
+        let started = step.start(Stdio::OnePipe, |spec| {
+            if let Some(hooks) = &mut spec.hooks {
+                hooks.cancel = cancel;
+            }
+        });
         Ok((step, started))
     };
     let (mut step, mut sandbox) = match task::blocking(begin).await? {
         (step, Ok(sandbox)) => (step, sandbox),
+        // A hook was waited for.
+        (step, Err(error)) if error.kind() == Kind::Cancelled => return Ok((step, Err(cancelled().into()))),
         (step, Err(error)) => return Ok((step, Err(error.into()))),
     };
     let timeout = step.exec.timeout_ns.map(Duration::from_nanos);
@@ -194,6 +201,7 @@ async fn attempt(step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, 
     let ended = follow(&mut sandbox, timeout, reporter, stop, full(store), metered).await;
     let used = ended.as_ref().ok().and_then(|ended| ended.exit.usage.as_ref());
     step.readings = meter.end(step.job.progress.now_ns(), used);
+    ended.iter().flat_map(|ended| &ended.exit.warnings).for_each(|warning| reporter.note(warning));
     let end = move || {
         let left = step.leave(sandbox);
         Ok((step, left))

@@ -94,9 +94,8 @@ mod tests {
 
     fn error(status: Status, timed_out: Option<Duration>, valid: &[i32]) -> Option<Error> {
         let exec = Exec { args: vec!["make".to_owned()], valid_exit_codes: valid.to_vec(), ..Exec::default() };
-        judge(&exec, &Ended { exit: Exit { status, usage: None, left_over: None }, timed_out })
-            .err()
-            .map(|bad| bad.error)
+        let exit = Exit { status, usage: None, left_over: None, warnings: Vec::new() };
+        judge(&exec, &Ended { exit, timed_out }).err().map(|bad| bad.error)
     }
 
     #[test]

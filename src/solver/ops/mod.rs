@@ -28,7 +28,7 @@ use super::reporter::Reporter;
 use super::value::{Failed, FileSystem, Value};
 use crate::error::{Error, Result};
 
-pub(super) use step::{GROUP_PREFIX, Step};
+pub(super) use step::{BUNDLES, GROUP_PREFIX, Step};
 
 impl Job {
     /// Does what a step does, and returns what it made.

@@ -13,19 +13,23 @@ use crate::error::{Error, Result, ResultExt as _};
 use crate::network::files::{ExtraHost, HostAddress, Hosts, Reach, hosts, resolv_conf};
 use crate::network::{PooledNetns, namespace};
 use crate::sandbox::{
-    self, Access, CgroupSpec, Devices, MissingDir, Network, Process, Sandbox, Source, Spec, Stdio, Stubs, User,
+    self, Access, CgroupSpec, Devices, Hooks, MissingDir, Network, Process, Sandbox, Source, Spec, Stdio, Stubs, User,
 };
 use crate::solver::devices::Injection;
 use crate::solver::job::Job;
 use crate::solver::unmade::Left;
 use crate::solver::value::Layer;
 use crate::store::{self, Active, SnapshotId, tree};
+use crate::task::Cancel;
 
 /// BuildKit's host name of build steps.
 const HOSTNAME: &str = "buildkitsandbox";
 
 /// What the names of steps' control groups begin with.
 pub(in crate::solver) const GROUP_PREFIX: &str = "build";
+
+/// Where bundles for hooks are, below the root directory.
+pub(in crate::solver) const BUNDLES: &str = "bundles";
 
 /// A step that is ready to run.
 #[derive(Debug)]
@@ -213,6 +217,10 @@ impl Step {
         };
         if exec.security == SecurityMode::Insecure {
             spec.make_privileged();
+        }
+        if !self.devices.hooks.is_empty() {
+            let directory = self.store().root().subdir(BUNDLES)?;
+            spec.hooks = Some(Hooks { directory, list: self.devices.hooks.clone(), cancel: Cancel::new() });
         }
         Ok(spec)
     }

@@ -143,6 +143,200 @@ fn privileged_a_device_is_given_when_it_is_described_and_allowed() {
     });
 }
 
+/// A device with hooks, and what they write down on the host.
+struct Hooked<'a> {
+    world: &'a World,
+    script: PathBuf,
+}
+
+impl<'a> Hooked<'a> {
+    /// `body` is what a hook does after it has read its state (`state`), and found the root file system (`root`). It is called with
+    /// the name of its point.
+    fn new(world: &'a World, body: &str) -> Self {
+        let script = world.dir.path().join("hook");
+        let text = format!(
+            "#!/bin/sh\nset -e\nstate=$(cat)\nbundle=$(echo \"$state\" | sed 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/')\n\
+            root=$(sed 's/.*\"path\":\"\\([^\"]*\\)\".*/\\1/' $bundle/config.json)\necho \"$1 $state\" >> {0}/log\n\
+            log={0}\n{body}\n",
+            world.dir.path().display()
+        );
+        std::fs::write(&script, text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&script, mode).unwrap();
+        Self { world, script }
+    }
+
+    /// Hooks at these points that run the script.
+    fn at(&self, points: &[&str]) -> Vec<serde_json::Value> {
+        let hook = |point: &&str| {
+            let env = ["PATH=/usr/bin:/bin", "WHO=kiln"];
+            serde_json::json!({"hookName": point, "path": self.script, "args": ["hook", point], "env": env})
+        };
+        points.iter().map(hook).collect()
+    }
+
+    async fn build(&self, hooks: Vec<serde_json::Value>, run: &str) -> Outcome {
+        let mount = serde_json::json!({"hostPath": "/proc/sys/kernel", "containerPath": "/gpu", "options": ["ro"]});
+        let edits = serde_json::json!({"hooks": hooks, "mounts": [mount]});
+        let devices = serde_json::json!([{"name": "one", "containerEdits": edits}]);
+        let spec = serde_json::json!({"cdiVersion": "0.6.0", "kind": "example.com/gpu", "devices": devices});
+        let dir = self.world.dir.path().join("cdi");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("gpu.json"), spec.to_string()).unwrap();
+        let dockerfile = format!("FROM base\nRUN --device=example.com/gpu=one,required {run}\n");
+        let entitlements = vec!["device".to_owned()];
+        self.world.run(BuildRequest { entitlements, ..self.world.request(&dockerfile) }).await
+    }
+
+    /// What hooks have written down since this was last asked: the point and the state.
+    fn calls(&self) -> Vec<(String, serde_json::Value)> {
+        let log = self.world.dir.path().join("log");
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let _ = std::fs::remove_file(log);
+        let call = |line: &str| {
+            let (point, state) = line.split_once(' ').unwrap();
+            (point.to_owned(), serde_json::from_str(state).unwrap())
+        };
+        text.lines().map(call).collect()
+    }
+
+    fn called(&self) -> Vec<String> {
+        self.calls().into_iter().map(|(point, _)| point).collect()
+    }
+
+    /// Bundles are there only while they are needed.
+    #[track_caller]
+    fn nothing_is_left(&self) {
+        assert_eq!(std::fs::read_dir(self.world.root().join("bundles")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn privileged_hooks_of_a_device_run_where_and_when_the_specification_says() {
+    in_world(async |world| {
+        let hooked = Hooked::new(
+            world,
+            "test $1 = poststop || { test -e $root/gpu/ostype && echo $WHO > $root/etc/$1; }\n\
+            case $1 in\n\
+            createRuntime) readlink /proc/$$/ns/net > $root/etc/net; tr '\\0' ';' < /proc/$$/environ > $log/environ;;\n\
+            createContainer) readlink /proc/self/ns/net > $root/etc/own-net; test $PWD/etc/passwd -ef $root/etc/passwd;;\n\
+            esac",
+        );
+        let mut hooks =
+            hooked.at(&["poststop", "poststart", "createContainer", "createRuntime", "prestart", "createRuntime"]);
+        // The name it is called by makes a shell of it.
+        let script = "cat > /tmp/state; id -u > /tmp/user; echo $A-$WHO > /tmp/env; pwd > /tmp/dir";
+        hooks.push(
+            serde_json::json!({"hookName": "startContainer", "path": "/bin/busybox", "args": ["sh", "-c", script],
+            "env": ["A=1", "PATH=/bin"]}),
+        );
+        let run = "cat /etc/prestart /etc/createRuntime /etc/createContainer /tmp/user /tmp/env /tmp/dir && \
+            while test ! -e /etc/poststart; do sleep 0.05; done && ls -l /proc/self/ns/net > /tmp/net && \
+            grep -qF $(cat /etc/own-net) /tmp/net && ! grep -qF $(cat /etc/net) /tmp/net";
+        let outcome = hooked.build(hooks, run).await;
+        outcome.built();
+        assert_eq!(outcome.printed(), "kiln\nkiln\nkiln\n0\n1-\n/\n");
+        assert_eq!(std::fs::read_to_string(world.dir.path().join("environ")).unwrap(), "PATH=/usr/bin:/bin;WHO=kiln;");
+        let mut calls = hooked.calls();
+        let state = world.read("tmp/state").unwrap();
+        calls.insert(4, ("startContainer".to_owned(), serde_json::from_str(&state).unwrap()));
+        let in_order = [
+            "prestart",
+            "createRuntime",
+            "createRuntime",
+            "createContainer",
+            "startContainer",
+            "poststart",
+            "poststop",
+        ];
+        assert_eq!(calls.iter().map(|(point, _)| point.as_str()).collect::<Vec<_>>(), in_order);
+        let statuses = ["creating", "creating", "creating", "creating", "created", "running", "stopped"];
+        for ((point, state), status) in calls.iter().zip(statuses) {
+            assert_eq!((&state["status"], &state["ociVersion"]), (&status.into(), &"1.2.0".into()), "{point}");
+            assert_eq!((&state["id"], &state["bundle"]), (&calls[0].1["id"], &calls[0].1["bundle"]), "{point}");
+            let pid = state["pid"].as_i64();
+            match point.as_str() {
+                "poststop" => assert_eq!(pid, None),
+                "createContainer" | "startContainer" => assert_eq!(pid, Some(1), "as the container counts"),
+                _ => assert!(pid > Some(1) && pid == calls[0].1["pid"].as_i64(), "{point}: {pid:?}"),
+            }
+        }
+        hooked.nothing_is_left();
+    });
+}
+
+#[test]
+fn privileged_a_hook_that_fails_fails_the_step_and_says_why() {
+    in_world(async |world| {
+        let hooked = Hooked::new(world, "test $1 = poststop || { echo no driver >&2; exit 3; }");
+        for point in ["prestart", "createRuntime", "createContainer", "poststart"] {
+            let error = hooked.build(hooked.at(&[point, point, "poststop"]), "sleep 600").await.error();
+            let path = hooked.script.display();
+            let expected =
+                format!("the hook {point} {path} of device example.com/gpu=one failed with exit code 3: no driver");
+            assert!(error.contains(&expected), "{error}");
+            assert_eq!(hooked.called(), [point, "poststop"], "the first one ends it, and it is cleaned up");
+        }
+        let inside =
+            serde_json::json!({"hookName": "startContainer", "path": "/bin/sh", "args": ["sh", "-c", "kill -9 $$"]});
+        let error = hooked.build(vec![inside], "true").await.error();
+        assert!(
+            error.ends_with("/bin/sh of device example.com/gpu=one was ended by signal 9: it printed nothing"),
+            "{error}"
+        );
+        let missing = serde_json::json!({"hookName": "createContainer", "path": "/no/such/program"});
+        let error = hooked.build(vec![missing], "true").await.error();
+        assert!(error.contains("/no/such/program of device example.com/gpu=one could not be started"), "{error}");
+        hooked.nothing_is_left();
+    });
+}
+
+#[test]
+fn privileged_a_hook_that_fails_after_the_step_is_a_warning() {
+    in_world(async |world| {
+        let hooked = Hooked::new(world, "echo still busy; exit 1");
+        let outcome = hooked.build(hooked.at(&["poststop", "poststop"]), "echo done").await;
+        outcome.built();
+        assert_eq!(hooked.called(), ["poststop", "poststop"], "the next one runs all the same");
+        assert!(outcome.printed().contains("failed with exit code 1: still busy"), "{}", outcome.printed());
+    });
+}
+
+#[test]
+fn privileged_a_hook_that_takes_too_long_is_killed() {
+    in_world(async |world| {
+        let hooked = Hooked::new(world, "echo waiting; exec sleep 600");
+        let mut hooks = hooked.at(&["createContainer"]);
+        hooks[0]["timeout"] = 1.into();
+        let outcome = hooked.build(hooks, "true").await;
+        let error = &outcome.result.as_ref().unwrap_err().error;
+        assert_eq!(error.kind(), Kind::Timeout);
+        let text = error.to_string();
+        assert!(text.ends_with("was killed because it took longer than its timeout of 1s: waiting"), "{text}");
+        hooked.nothing_is_left();
+    });
+}
+
+#[test]
+fn privileged_a_hook_that_hangs_does_not_hold_up_a_build_that_is_cancelled() {
+    in_world(async |world| {
+        let hooked = Hooked::new(world, "test $1 = poststop || exec sleep 600");
+        let log = world.dir.path().join("log");
+        let called = async {
+            while !log.exists() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            outcome = hooked.build(hooked.at(&["createContainer", "poststop"]), "true") => panic!("{}", outcome.error()),
+            called = tokio::time::timeout(std::time::Duration::from_secs(20), called) => called.unwrap(),
+        }
+        world.shut_down().await;
+        assert_eq!(hooked.called(), ["createContainer", "poststop"]);
+        hooked.nothing_is_left();
+    });
+}
+
 /// The beginning of a program for a machine of `elf(5)` with 64 bits, and the byte order 1 (little) or 2 (big).
 fn program(order: u8, machine: [u8; 2]) -> Vec<u8> {
     let mut program = vec![0; 64];
