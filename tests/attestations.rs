@@ -68,7 +68,9 @@ fn privileged_provenance_tells_of_the_base_and_of_no_arguments_unless_asked_for_
     let loaded = &metadata["source"]["infos"][0]["llbDefinition"][0]["op"]["Op"]["source"];
     assert_eq!(loaded["identifier"], "local://dockerfile");
     assert!(metadata["layers"].as_object().is_some_and(|layers| !layers.is_empty()));
-    assert!(!max.to_string().contains("hunter2") && !max.to_string().contains("resourceUsage"));
+    for word in ["hunter2", "resourceUsage", "sysUsage"] {
+        assert!(!max.to_string().contains(word), "{word}");
+    }
 
     build(&kiln, &[&common[..], &["--no-cache", "--provenance=mode=max,capture-usage=true"]].concat());
     let max = predicate(&kiln, "provenance.json");
@@ -83,6 +85,39 @@ fn privileged_provenance_tells_of_the_base_and_of_no_arguments_unless_asked_for_
         last["cpuStat"]["usageNanos"].as_u64() > Some(0) && last["memoryStat"]["peak"].as_u64() > Some(0),
         "{last}"
     );
+}
+
+#[test]
+fn privileged_provenance_tells_what_the_machine_did_while_the_build_ran() {
+    let Some(kiln) = Kiln::project(&[("Dockerfile", "FROM busybox\nRUN sleep 3\n")]) else { return };
+    let samples = |version: &str, metadata: &str| -> Vec<Value> {
+        let provenance = format!("--provenance=mode=min,capture-usage=true,version={version}");
+        build(&kiln, &[&provenance]);
+        let samples =
+            predicate(&kiln, "provenance.json").pointer(metadata).expect("there is metadata")["sysUsage"].clone();
+        samples.as_array().expect("there are samples").clone()
+    };
+    let all = samples("v1", "/runDetails/metadata/buildkit_metadata");
+    let [first, .., last] = all.as_slice() else { panic!("one while it ran and one at its end: {all:?}") };
+    let time = |sample: &Value| sample["timestamp"].as_str().expect("a time").to_owned();
+    assert!(time(first) < time(last) && time(first).ends_with('Z'), "{first} {last}");
+    let count = |sample: &Value, name: &str| sample["procStat"][name].as_u64().expect("a number");
+    for name in ["contextSwitches", "processCreated"] {
+        assert!(0 < count(first, name) && count(first, name) <= count(last, name), "{name}: {first} {last}");
+    }
+    let total = std::fs::read_to_string("/proc/meminfo").expect("read /proc/meminfo");
+    let total: u64 = total.split_whitespace().nth(1).expect("its first line has a number").parse().expect("a number");
+    assert_eq!(last["memoryStat"]["total"], total);
+    assert!(last["cpuStat"]["idle"].as_f64() > Some(0.0) && last["cpuStat"]["user"].as_f64() > Some(0.0), "{last}");
+    if Path::new("/proc/pressure/cpu").exists() {
+        assert!(
+            last["cpuPressure"]["some"]["total"].is_u64() && last["ioPressure"]["full"]["avg10"].is_f64(),
+            "{last}"
+        );
+    }
+    // A build that finds everything has the end.
+    let metadata = "/metadata/https:~1~1mobyproject.org~1buildkit@v1#metadata";
+    assert!(!samples("v0.2", metadata).is_empty());
 }
 
 #[test]

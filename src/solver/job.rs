@@ -17,6 +17,7 @@ use super::copy::{Owners, Selection, Tree};
 use super::devices::Allowed;
 use super::exchange::{Ahead, Imports, Peer};
 use super::look::Places;
+use super::machine::Watch;
 use super::ops::Reading;
 use super::policy::Policies;
 use super::progress::{Event, Part, Progress, VertexState};
@@ -28,7 +29,7 @@ use super::{Solver, lock};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 use crate::image::{ChainLayer, LayerStage, Report, Resolved, Wanted};
 use crate::registry::Client;
-use crate::sandbox::Limits;
+use crate::sandbox::{Limits, Stats};
 use crate::store::{Access, Lease, SnapshotId, tree};
 use crate::task::{self, Cancel};
 
@@ -216,6 +217,8 @@ pub(super) struct Shared {
     pub(super) policies: Arc<Policies>,
     /// The client's directories that this engine sees, by name.
     pub(super) places: Arc<Places>,
+    /// Reads what the machine does, when that is to be told.
+    pub(super) watch: Option<Arc<Watch>>,
 }
 
 /// What all steps of one graph share. It has all that the graphs of its build share, too.
@@ -237,7 +240,7 @@ pub(super) struct Job {
     /// The client's directories that were reported as read.
     pub(super) read: Mutex<BTreeSet<VertexId>>,
     /// What the steps that ran used of the machine.
-    pub(super) readings: Mutex<HashMap<VertexId, Vec<Reading>>>,
+    pub(super) readings: Mutex<HashMap<VertexId, Vec<Reading<Stats>>>>,
     /// Records that were found, to be marked as used at the end.
     pub(super) hits: Arc<Mutex<Vec<i64>>>,
     /// Set when the build is given up, for work that belongs to no step.

@@ -34,6 +34,7 @@ mod job;
 pub mod key;
 mod login;
 mod look;
+mod machine;
 mod ops;
 mod options;
 mod plan;

@@ -19,6 +19,7 @@ use super::failure::{Failure, Place};
 use super::frontend::{Frontend, Read, Surroundings, Target};
 use super::frontends::{FRONTEND, GATEWAY};
 use super::job::{ClientSession, Entitlements, Job, Shared};
+use super::machine::Watch;
 use super::options::Options;
 use super::policy::{Policies, Policy};
 use super::progress::Progress;
@@ -110,6 +111,8 @@ impl Workshop {
         let session = ClientSession { sessions: solver.deps().sessions.clone(), id: request.session.clone() };
         let registry = registry(solver, &session, request.credentials.clone());
         let policies = Policies { given: request.policies.clone(), session: request.policy_session.clone() };
+        let (captures, clock) = (Attest::captures_usage(&request.attrs), progress.clone());
+        let watch = captures.then(|| Arc::new(Watch::begin(move || clock.now_ns())));
         let shared = Shared {
             solver: solver.clone(),
             lease,
@@ -127,6 +130,7 @@ impl Workshop {
             session_exporter: request.session_exporter,
             policies: Arc::new(policies),
             places: Arc::new(request.locals.clone()),
+            watch,
         };
         let imported = Arc::default();
         Ok(Self { shared, request: Arc::new(request), cancel: Cancel::new(), imported })

@@ -18,6 +18,7 @@ use kiln_graph::{Edge, Graph, Platform, Vertex, VertexId};
 use serde_json::{Map, Value, json};
 
 use super::rfc3339;
+use crate::sandbox::Stats;
 use crate::solver::ops::Reading;
 
 /// What steps are called.
@@ -34,7 +35,7 @@ pub(super) fn build_config(
     order: &[VertexId],
     root: Option<Edge>,
     names: &Names,
-    readings: &HashMap<VertexId, Vec<Reading>>,
+    readings: &HashMap<VertexId, Vec<Reading<Stats>>>,
 ) -> Value {
     let input = |edge: &Edge| Value::from(format!("{}:{}", names[&edge.vertex], edge.output));
     let mut steps = Vec::new();
@@ -68,7 +69,7 @@ fn loading(filename: &str) -> Value {
 }
 
 /// What a step's processes used until then.
-fn sample(reading: &Reading) -> Value {
+fn sample(reading: &Reading<Stats>) -> Value {
     let Reading { at_ns, stats } = reading;
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     json!({

@@ -53,6 +53,19 @@ impl Attest {
         }
         Ok(())
     }
+
+    /// Says whether the attributes of a request want to know what the machine does meanwhile. What is wrong with them is told by who
+    /// reads them all.
+    pub(super) fn captures_usage(attrs: &BTreeMap<String, String>) -> bool {
+        let mut attest = Self::default();
+        for (key, value) in attrs {
+            let argument = || key.strip_prefix("build-arg:")?.strip_prefix(ARGUMENT);
+            if let Some(kind) = key.strip_prefix("attest:").or_else(argument) {
+                let _ = attest.set(&kind.to_lowercase(), value);
+            }
+        }
+        attest.provenance.is_some_and(|provenance| provenance.capture_usage)
+    }
 }
 
 /// Splits `key=value,..`; a field in double quotes may hold commas.

@@ -12,6 +12,8 @@ use super::super::export::Attestation;
 use super::super::frontend::Target;
 use super::super::job::Job;
 use super::super::lock;
+use super::super::machine::Machine;
+use super::super::ops::Reading;
 use super::super::remote::Material;
 use super::super::value::{FileSystem, Value};
 use super::{definition, rfc3339, slsa};
@@ -45,7 +47,7 @@ pub(in crate::solver) struct Provenance {
     pub(super) file_name: String,
     pub(super) reproducible: bool,
     pub(super) inline_only: bool,
-    /// Whether steps tell what they used of the machine, in mode max.
+    /// Whether it tells what the machine did meanwhile and, in mode max, what each step used of it.
     pub(super) capture_usage: bool,
 }
 
@@ -150,6 +152,8 @@ pub(super) struct Statement {
     pub(super) source: Option<Json>,
     /// The layers of steps, in mode max.
     pub(super) layers: Option<Json>,
+    /// What the machine as a whole did meanwhile.
+    pub(super) machine: Vec<Json>,
 }
 
 /// Attributes that say something about the machine only, and are not repeated.
@@ -184,6 +188,9 @@ impl Job {
                 Some(definition::build_config(&self.graph, &order, target.root, &names, &readings));
             statement.source = definition::source(&self.graph, &order, &names, loaded);
             statement.layers = self.layers(&order, &names).await?;
+        }
+        if let Some(watch) = self.watch.as_ref().filter(|_| provenance.capture_usage) {
+            statement.machine = watch.readings(self.progress.now_ns()).into_iter().map(machine).collect();
         }
         let (predicate_type, predicate) = match provenance.version {
             Version::V1 => (slsa::V1, slsa::v1(&statement)),
@@ -285,6 +292,13 @@ impl Job {
         }
         Ok((!layers.is_empty()).then(|| Json::Object(layers)))
     }
+}
+
+/// How the machine was then.
+fn machine(reading: Reading<Machine>) -> Json {
+    let mut sample = serde_json::Map::from_iter([("timestamp".to_owned(), rfc3339(reading.at_ns).into())]);
+    sample.extend(reading.stats.0);
+    Json::Object(sample)
 }
 
 /// A layer as the tar archive it is. Who makes an image has it point at what the image holds (`image::Assembly`).

@@ -87,6 +87,7 @@ fn metadata(statement: &Statement) -> Value {
         .set_some("vcs", texts(&statement.vcs))
         .set_some("source", statement.source.clone())
         .set_some("layers", statement.layers.clone())
+        .list("sysUsage", statement.machine.clone())
         .done()
 }
 

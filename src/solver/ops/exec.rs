@@ -14,7 +14,7 @@ use super::meter::Meter;
 use super::step::{Equipment, Step};
 use super::times::{self, Touched};
 use crate::error::{Error, Kind, Result};
-use crate::sandbox::{self, Limits, Sandbox, Stdio};
+use crate::sandbox::{self, Cgroup, Limits, Sandbox, Stats, Stdio};
 use crate::solver::devices::{self, Injection};
 use crate::solver::job::{Entitlement, Job, Stop, cancelled};
 use crate::solver::lock;
@@ -197,9 +197,12 @@ async fn attempt(step: Step, reporter: &Reporter, stop: &Stop) -> Result<(Step, 
     let store = step.store().clone();
     let mut meter = Meter::new();
     let now_ns = || step.job.progress.now_ns();
-    let metered = meter.run(sandbox.cgroup().cloned(), now_ns);
+    let cgroup = sandbox.cgroup().cloned();
+    // A few files that the kernel makes when they are read. A group that has just been removed has no counters.
+    let read = || cgroup.as_ref().map(Cgroup::stats).filter(|stats| *stats != Stats::default());
+    let metered = meter.run(read, now_ns);
     let ended = follow(&mut sandbox, timeout, reporter, stop, full(store), metered).await;
-    let used = ended.as_ref().ok().and_then(|ended| ended.exit.usage.as_ref());
+    let used = ended.as_ref().ok().and_then(|ended| ended.exit.usage.clone());
     step.readings = meter.end(step.job.progress.now_ns(), used);
     ended.iter().flat_map(|ended| &ended.exit.warnings).for_each(|warning| reporter.note(warning));
     let end = move || {

@@ -1,9 +1,7 @@
-//! What a step's process uses: read now and then while it runs, and once when it has ended.
+//! What is used: read now and then while something runs, and once when it has ended.
 
 use std::convert::Infallible;
 use std::time::Duration;
-
-use crate::sandbox::{Cgroup, Stats};
 
 /// The time between two readings, at first; BuildKit's.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -11,41 +9,42 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// With more readings than this, every other one goes, and the next ones are as far apart as those that stay.
 const MAX_READINGS: usize = 20;
 
-/// What the processes of a step used until then.
+/// What was used until then.
 #[derive(Clone, Debug)]
-pub(in crate::solver) struct Reading {
+pub(in crate::solver) struct Reading<T> {
     /// In nanoseconds since 1970.
     pub(in crate::solver) at_ns: i64,
-    pub(in crate::solver) stats: Stats,
+    pub(in crate::solver) stats: T,
 }
 
-/// Reads a control group's counters.
-#[derive(Debug)]
-pub(super) struct Meter {
+/// Collects readings of counters.
+#[derive(Clone, Debug)]
+pub(in crate::solver) struct Meter<T> {
     interval: Duration,
-    readings: Vec<Reading>,
+    readings: Vec<Reading<T>>,
 }
 
-impl Meter {
-    pub(super) fn new() -> Self {
+impl<T> Meter<T> {
+    pub(in crate::solver) fn new() -> Self {
         Self { interval: INTERVAL, readings: Vec::new() }
     }
 
-    /// Reads for as long as it is polled.
-    pub(super) async fn run(&mut self, cgroup: Option<Cgroup>, now_ns: impl Fn() -> i64) -> Infallible {
-        let Some(cgroup) = cgroup else { return std::future::pending().await };
+    /// Reads for as long as it is polled; `read` returns nothing when there is nothing to be read.
+    pub(super) async fn run(&mut self, read: impl Fn() -> Option<T>, now_ns: impl Fn() -> i64) -> Infallible {
         loop {
             tokio::time::sleep(self.interval).await;
-            // A few files that the kernel makes when they are read.
-            let stats = cgroup.stats();
-            // A group that has just been removed has no counters.
-            if stats != Stats::default() {
+            if let Some(stats) = read() {
                 self.add(now_ns(), stats);
             }
         }
     }
 
-    fn add(&mut self, at_ns: i64, stats: Stats) {
+    /// The time until the next reading.
+    pub(in crate::solver) fn pause(&self) -> Duration {
+        self.interval
+    }
+
+    pub(in crate::solver) fn add(&mut self, at_ns: i64, stats: T) {
         self.readings.push(Reading { at_ns, stats });
         if self.readings.len() > MAX_READINGS {
             let mut even = true;
@@ -58,8 +57,8 @@ impl Meter {
     }
 
     /// Returns all readings, with the last one.
-    pub(super) fn end(mut self, at_ns: i64, last: Option<&Stats>) -> Vec<Reading> {
-        self.readings.extend(last.cloned().map(|stats| Reading { at_ns, stats }));
+    pub(in crate::solver) fn end(mut self, at_ns: i64, last: Option<T>) -> Vec<Reading<T>> {
+        self.readings.extend(last.map(|stats| Reading { at_ns, stats }));
         self.readings
     }
 }
@@ -75,7 +74,7 @@ mod tests {
         let mut last = Duration::ZERO;
         while at < Duration::from_secs(3600) {
             at += meter.interval;
-            meter.add(i64::try_from(at.as_nanos()).unwrap(), Stats::default());
+            meter.add(i64::try_from(at.as_nanos()).unwrap(), ());
             assert!(meter.interval >= last && meter.readings.len() <= MAX_READINGS);
             last = meter.interval;
         }

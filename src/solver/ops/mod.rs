@@ -15,7 +15,7 @@ mod times;
 
 pub(super) use cache_mount::{CacheMount, Wanted};
 pub(super) use merge::Shortcut;
-pub(super) use meter::Reading;
+pub(super) use meter::{Meter, Reading};
 
 use std::sync::Arc;
 

@@ -13,7 +13,8 @@ use crate::error::{Error, Result, ResultExt as _};
 use crate::network::files::{ExtraHost, HostAddress, Hosts, Reach, hosts, resolv_conf};
 use crate::network::{PooledNetns, namespace};
 use crate::sandbox::{
-    self, Access, CgroupSpec, Devices, Hooks, MissingDir, Network, Process, Sandbox, Source, Spec, Stdio, Stubs, User,
+    self, Access, CgroupSpec, Devices, Hooks, MissingDir, Network, Process, Sandbox, Source, Spec, Stats, Stdio, Stubs,
+    User,
 };
 use crate::solver::devices::Injection;
 use crate::solver::job::Job;
@@ -44,7 +45,7 @@ pub(in crate::solver) struct Step {
     devices: Injection,
     netns: Option<PooledNetns>,
     /// What its last process used.
-    pub(super) readings: Vec<Reading>,
+    pub(super) readings: Vec<Reading<Stats>>,
 }
 
 /// What a step runs with.
