@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(completed("azblob", &[])["container"], "$BUILDKIT_AZURE_STORAGE_CONTAINER");
         let variables = ["AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
         let variables: Vec<(&str, &str)> = variables.iter().map(|name| (*name, *name)).collect();
-        let aws = Aws::of(&Environment::of(crate::config::User::Root, &variables)).unwrap();
+        let aws = Aws::of(&Environment::of(crate::config::User::Root, &variables));
         let mut s3 = BTreeMap::new();
         complete_s3(&mut s3, &aws);
         assert_eq!((s3["region"].as_str(), s3["session_token"].as_str()), ("AWS_REGION", "AWS_SESSION_TOKEN"));
