@@ -156,9 +156,14 @@ pub fn find(connection: &Connection, key: &Key) -> Result<Option<Hit>> {
 /// # Errors
 /// When the database fails.
 pub fn touch(tx: &Connection, ids: &[i64], now_ns: i64) -> Result<()> {
-    let mut statement = tx.prepare_cached("UPDATE step_uses SET used_ns = ?2, uses = uses + 1 WHERE step = ?1")?;
-    for id in ids {
-        statement.execute((id, now_ns))?;
+    let sql = "UPDATE step_uses SET used_ns = ?3, uses = uses + 1 WHERE step BETWEEN ?1 AND ?2";
+    let mut statement = tx.prepare_cached(sql)?;
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    ids.dedup();
+    // The steps of a build were mostly recorded one after the other.
+    for run in ids.chunk_by(|one, next| one + 1 == *next) {
+        statement.execute((run.first(), run.last(), now_ns))?;
     }
     Ok(())
 }
@@ -442,6 +447,12 @@ mod tests {
                 forget(tx, 2)?;
                 let ids: Vec<i64> = all(tx)?.iter().map(|step| step.id).collect();
                 assert_eq!(ids, [3, 1]);
+                for n in 4..=7 {
+                    record(tx, &step_of(&root, n, n))?;
+                }
+                touch(tx, &[6, 1, 4, 5, 4], 11)?;
+                let uses = all(tx)?.iter().map(|step| (step.id, step.used_ns, step.uses)).collect::<Vec<_>>();
+                assert_eq!(uses, [(3, 5, 0), (7, 5, 0), (1, 11, 2), (4, 11, 1), (5, 11, 1), (6, 11, 1)]);
                 Ok(())
             })
             .unwrap();
