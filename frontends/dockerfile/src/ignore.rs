@@ -178,6 +178,9 @@ impl Ignore {
                 return refuse("an exception without a pattern".to_owned());
             }
             let cleaned = path::clean(text);
+            if exception && cleaned == "/" {
+                return refuse("an exception of the root, which is never left out".to_owned());
+            }
             let relative = if cleaned.len() > 1 { cleaned.trim_start_matches('/') } else { &cleaned };
             match Pattern::new(relative.to_owned(), exception, number) {
                 Ok(pattern) => ignore.push(pattern),

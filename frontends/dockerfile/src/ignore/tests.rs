@@ -60,6 +60,7 @@ fn a_file_has_comments_blanks_and_a_byte_order_mark() {
 fn malformed_patterns_are_refused_at_their_place() {
     for (text, place, message) in [
         ("a\n  !  \n", "!", "an exception without a pattern"),
+        ("*\n!/*.txt/..\n", "!/*.txt/..", "an exception of the root, which is never left out"),
         ("[a\n", "[a", "the pattern \"[a\" has a [ that is not closed or is empty"),
     ] {
         let file = SourceFile::new(".dockerignore", text);
