@@ -6,3 +6,5 @@ WORKDIR /
 WORKDIR $UNSET
 USER 5:6
 WORKDIR "/q q"
+RUN true
+WORKDIR /w/./x/..

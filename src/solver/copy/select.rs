@@ -191,6 +191,9 @@ impl Scan<'_> {
         let Some(resolved) = resolve(&self.tree.root, path, follow)?.filter(|path| is_visible(self.tree, path)) else {
             return Ok(Look::Missing);
         };
+        if resolved != path && has_hidden_link(self.tree, path)? {
+            return Ok(Look::Missing);
+        }
         let at = resolved.iter().rposition(|byte| *byte == b'/');
         let (parent, last) = at.map_or((&[][..], resolved.as_slice()), |at| (&resolved[..at], &resolved[at + 1..]));
         if last.is_empty() {
@@ -219,6 +222,21 @@ impl Scan<'_> {
         }
         Ok(Look::Found(Box::new(Match { path, name, top, below })))
     }
+}
+
+/// Says whether a symbolic link on the way or at the end is hidden: then it leads nowhere, whatever is there.
+fn has_hidden_link(tree: &Tree, path: &[u8]) -> Result<bool> {
+    let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()]);
+    for end in ends {
+        let start = path[..end].iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+        let Some(parent) = resolve(&tree.root, &path[..start], true)? else { return Ok(false) };
+        let at = join(&parent, &path[start..end]);
+        let is_link = || open_plain(&tree.root, &at, OFlags::PATH).is_ok_and(|file| tree::read_link(file, c"").is_ok());
+        if is_ignored(tree, &at) && is_link() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Resolves symbolic links on the way, and the last one if it is followed; `None` when there is nothing.

@@ -269,12 +269,13 @@ fn privileged_exceptions_show_nothing_but_what_they_name() {
         for path in ["secret.txt", "shown.md", "hidden/x", "half/x", "half/x.md"] {
             bench.file(path, path);
         }
-        let tree = bench.tree("secret.txt\nhidden\nhalf\n!**/*.md\n");
-        for source in ["/secret.txt", "/hidden"] {
+        symlink("half", bench.source("link")).unwrap();
+        let tree = bench.tree("secret.txt\nhidden\nhalf\nlink\n!**/*.md\n");
+        for source in ["/secret.txt", "/hidden", "/link", "/link/x.md"] {
             let error = bench.layer_from(None, &[copy(source, "/x")], &tree, None).unwrap_err().to_string();
             assert!(error.contains(".dockerignore excludes it"), "{error}");
         }
-        let copies = [copy("/[sh]*", "/all/"), copy("/half", "/half/"), copy("/*/x", "/none/")];
+        let copies = [copy("/[shl]*", "/all/"), copy("/half", "/half/"), copy("/*/x", "/none/")];
         let root = bench.mount(bench.layer_from(None, &copies, &tree, None).unwrap());
         assert_eq!(root.read("/all/shown.md").as_deref(), Some("shown.md"));
         assert_eq!((root.read("/all/secret.txt"), root.read("/all/x"), root.read("/half/x")), (None, None, None));

@@ -50,7 +50,7 @@ impl StageLowering<'_, '_> {
             args,
             env,
             build_args: arguments,
-            cwd: self.working_dir().into_owned(),
+            cwd: self.written_working_dir().into_owned(),
             user: self.state.image.config.user.clone(),
             hostname: request.or_build_arg(&request.hostname, "BUILDKIT_SANDBOX_HOSTNAME").to_owned(),
             root: Root { input, ..Root::default() },

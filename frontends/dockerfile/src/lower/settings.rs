@@ -289,14 +289,19 @@ impl StageLowering<'_, '_> {
             let message = format!("Relative workdir {path} can have unexpected results if the base image changes");
             self.warn(check::WORKDIR_RELATIVE_PATH, word.span, message);
         }
-        let directory = path::absolute(&self.working_dir(), &given);
+        // As BuildKit has it, an absolute path stays as it was written, and only one that is joined is cleaned.
+        let directory = match given.as_str() {
+            "" => self.written_working_dir().into_owned(),
+            _ if given.starts_with('/') => given,
+            _ => path::absolute(&self.working_dir(), &given),
+        };
         self.state.image.config.working_dir.clone_from(&directory);
         let has_layer = directory != "/";
         if has_layer {
             let user = &self.state.image.config.user;
             let owner = (!user.is_empty()).then(|| owner::owner(user));
             let mkdir = FileAction::Mkdir {
-                path: directory.clone(),
+                path: path::clean(&directory),
                 mode: 0o755,
                 parents: true,
                 owner,
@@ -314,7 +319,13 @@ impl StageLowering<'_, '_> {
         Ok(())
     }
 
-    /// The working directory, always absolute.
+    /// The working directory, always absolute, as the configuration has it.
+    pub(super) fn written_working_dir(&self) -> Cow<'_, str> {
+        let written = &self.state.image.config.working_dir;
+        if written.starts_with('/') { Cow::Borrowed(written) } else { self.working_dir() }
+    }
+
+    /// The working directory, always absolute and clean.
     pub(super) fn working_dir(&self) -> Cow<'_, str> {
         let written = &self.state.image.config.working_dir;
         if path::is_clean(written) { Cow::Borrowed(written) } else { Cow::Owned(path::absolute("/", written)) }
