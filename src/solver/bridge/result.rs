@@ -25,7 +25,7 @@ impl Bridge {
     /// Makes the results of a frontend and exports them.
     ///
     /// # Errors
-    /// As for [`Solver::build`].
+    /// As for [`crate::solver::Solver::build`].
     pub async fn export(&self, findings: &Findings) -> Result<Built, Failure> {
         let was_broken = self.is_broken();
         match Box::pin(self.export_once(findings)).await {
