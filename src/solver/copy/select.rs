@@ -191,7 +191,7 @@ impl Scan<'_> {
         let Some(resolved) = resolve(&self.tree.root, path, follow)?.filter(|path| is_visible(self.tree, path)) else {
             return Ok(Look::Missing);
         };
-        if resolved != path && has_hidden_link(self.tree, path)? {
+        if resolved != path && hidden_link(self.tree, path)?.is_some() {
             return Ok(Look::Missing);
         }
         let at = resolved.iter().rposition(|byte| *byte == b'/');
@@ -224,19 +224,19 @@ impl Scan<'_> {
     }
 }
 
-/// Says whether a symbolic link on the way or at the end is hidden: then it leads nowhere, whatever is there.
-fn has_hidden_link(tree: &Tree, path: &[u8]) -> Result<bool> {
+/// Returns a symbolic link on the way or at the end that is hidden: then it leads nowhere, whatever is there.
+fn hidden_link(tree: &Tree, path: &[u8]) -> Result<Option<Vec<u8>>> {
     let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()]);
     for end in ends {
         let start = path[..end].iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
-        let Some(parent) = resolve(&tree.root, &path[..start], true)? else { return Ok(false) };
+        let Some(parent) = resolve(&tree.root, &path[..start], true)? else { return Ok(None) };
         let at = join(&parent, &path[start..end]);
         let is_link = || open_plain(&tree.root, &at, OFlags::PATH).is_ok_and(|file| tree::read_link(file, c"").is_ok());
         if is_ignored(tree, &at) && is_link() {
-            return Ok(true);
+            return Ok(Some(at));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// Resolves symbolic links on the way, and the last one if it is followed; `None` when there is nothing.
@@ -260,7 +260,12 @@ fn real_path(fd: &OwnedFd) -> Result<PathBuf> {
 /// Says that a path is not there, and why that may be.
 fn missing(tree: &Tree, path: &[u8]) -> Error {
     let shown = String::from_utf8_lossy(path);
-    let hint = excluded(tree, &shown).or_else(|| link(tree, path)).or_else(|| similar(tree, path)).unwrap_or_default();
+    let by_link = || excluded(tree, &String::from_utf8_lossy(&hidden_link(tree, path).ok()??));
+    let hint = excluded(tree, &shown)
+        .or_else(by_link)
+        .or_else(|| link(tree, path))
+        .or_else(|| similar(tree, path))
+        .unwrap_or_default();
     Error::not_found(format!("\"/{shown}\": not found in {}{hint}", tree.name))
 }
 
