@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use kiln_graph::Digest;
 
 use super::blob::{Hasher, named, open_locked};
+use super::lease::Leased;
 use super::{Blob, Lease, Store};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 
@@ -38,8 +39,14 @@ impl Store {
         }
         let path = self.partial_path(digest);
         let Some(file) = open_locked(&path)? else { return Ok(IngestState::Busy) };
-        // Its last writer may have finished between the first look and the lock.
-        if let Some(blob) = self.blob(lease, digest)? {
+        // Its last writer may have finished between the first look and the lock. One that has renamed its file and not recorded it
+        // yet is within a write transaction: this one waits for it.
+        let recorded = self.root().db().write(|tx| {
+            let Some((id, blob)) = self.find_blob(tx, digest)? else { return Ok(None) };
+            lease.hold(tx, Leased::Blob, id)?;
+            Ok(Some(blob))
+        })?;
+        if let Some(blob) = recorded {
             std::fs::remove_file(&path).context(|| format!("remove {}", path.display()))?;
             return Ok(IngestState::Exists(blob));
         }
