@@ -113,8 +113,7 @@ fn connect(path: &Path) -> Result<Connection> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Setting the mode again on a database that has it costs one read.
     connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
-    let pragmas = "PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY;";
-    connection.execute_batch(pragmas)?;
+    connection.execute_batch("PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY;")?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     Ok(connection)
 }

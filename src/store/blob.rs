@@ -158,7 +158,17 @@ impl Store {
         if db.read(|connection| lease.holds(connection, kind, id))? {
             return Ok(Some(value));
         }
-        db.write(|tx| match find(tx)? {
+        self.leased_in_turn(lease, kind, find)
+    }
+
+    /// Finds something and leases it when those who write now have ended: what they are about to record is found.
+    pub(super) fn leased_in_turn<T>(
+        &self,
+        lease: &Lease,
+        kind: Leased,
+        find: impl FnOnce(&Connection) -> Result<Option<(i64, T)>>,
+    ) -> Result<Option<T>> {
+        self.root().db().write(|tx| match find(tx)? {
             Some((id, value)) => lease.hold(tx, kind, id).map(|()| Some(value)),
             None => Ok(None),
         })

@@ -39,14 +39,8 @@ impl Store {
         }
         let path = self.partial_path(digest);
         let Some(file) = open_locked(&path)? else { return Ok(IngestState::Busy) };
-        // Its last writer may have finished between the first look and the lock. One that has renamed its file and not recorded it
-        // yet is within a write transaction: this one waits for it.
-        let recorded = self.root().db().write(|tx| {
-            let Some((id, blob)) = self.find_blob(tx, digest)? else { return Ok(None) };
-            lease.hold(tx, Leased::Blob, id)?;
-            Ok(Some(blob))
-        })?;
-        if let Some(blob) = recorded {
+        // Its last writer may have finished between the first look and the lock, or have renamed its file and be about to record it.
+        if let Some(blob) = self.leased_in_turn(lease, Leased::Blob, |connection| self.find_blob(connection, digest))? {
             std::fs::remove_file(&path).context(|| format!("remove {}", path.display()))?;
             return Ok(IngestState::Exists(blob));
         }

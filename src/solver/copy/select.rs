@@ -129,8 +129,8 @@ fn expand(tree: &Tree, pattern: &str, cancel: &Cancel) -> Result<Vec<Vec<u8>>> {
     let components: Vec<&str> = pattern.split('/').collect();
     let plain = components.iter().take_while(|component| !has_wildcards(component)).count();
     let prefix = components[..plain].join("/").into_bytes();
-    let base = resolve(&tree.root, &prefix, true)?.filter(|path| is_visible(tree, path));
-    let mut paths = VecDeque::from([base.ok_or_else(|| missing(tree, &prefix))?]);
+    let base = find(tree, &prefix, true)?.ok_or_else(|| missing(tree, &prefix))?;
+    let mut paths = VecDeque::from([base]);
     for component in &components[plain..] {
         if !has_wildcards(component) {
             let name = unescape(component);
@@ -188,12 +188,7 @@ impl Scan<'_> {
     /// Selects one path.
     fn path(&self, path: &[u8], follow: bool) -> Result<Look> {
         let name = c_name(path.rsplit(|byte| *byte == b'/').next().unwrap_or_default())?;
-        let Some(resolved) = resolve(&self.tree.root, path, follow)?.filter(|path| is_visible(self.tree, path)) else {
-            return Ok(Look::Missing);
-        };
-        if resolved != path && hidden_link(self.tree, path)?.is_some() {
-            return Ok(Look::Missing);
-        }
+        let Some(resolved) = find(self.tree, path, follow)? else { return Ok(Look::Missing) };
         let at = resolved.iter().rposition(|byte| *byte == b'/');
         let (parent, last) = at.map_or((&[][..], resolved.as_slice()), |at| (&resolved[..at], &resolved[at + 1..]));
         if last.is_empty() {
@@ -221,6 +216,14 @@ impl Scan<'_> {
             return Ok(Look::Missing);
         }
         Ok(Look::Found(Box::new(Match { path, name, top, below })))
+    }
+}
+
+/// Resolves a path as [`resolve`] does, unless it, or a link on the way, is hidden.
+fn find(tree: &Tree, path: &[u8], follow: bool) -> Result<Option<Vec<u8>>> {
+    match resolve(&tree.root, path, follow)?.filter(|resolved| is_visible(tree, resolved)) {
+        Some(resolved) if resolved == path || hidden_link(tree, path)?.is_none() => Ok(Some(resolved)),
+        _ => Ok(None),
     }
 }
 

@@ -271,7 +271,7 @@ fn privileged_exceptions_show_nothing_but_what_they_name() {
         }
         symlink("half", bench.source("link")).unwrap();
         let tree = bench.tree("secret.txt\nhidden\nhalf\nlink\n!**/*.md\n");
-        for source in ["/secret.txt", "/hidden", "/link", "/link/x.md"] {
+        for source in ["/secret.txt", "/hidden", "/link", "/link/x.md", "/link/*"] {
             let error = bench.layer_from(None, &[copy(source, "/x")], &tree, None).unwrap_err().to_string();
             assert!(error.contains(".dockerignore excludes it"), "{error}");
         }
